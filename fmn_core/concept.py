@@ -1,0 +1,90 @@
+"""A concept as prompts and as columns of the cross-attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import ForgetError
+from .hosts.base import DiffusionHost, Token
+
+# The original's templates (configs/attn.yaml, `concept_type`); identities used the object's there.
+TEMPLATES = {
+    "object": "a photo of {}",
+    "style": "a photo in the style of {}",
+    "identity": "a photo of {}",
+    "custom": "",
+}
+
+
+@dataclass(frozen=True)
+class Concept:
+    """What is to be forgotten: a name and the prompts that call for it, each holding the name."""
+
+    name: str
+    type: str
+    prompts: tuple[str, ...]
+
+
+def make_concept(name: str, type: str = "object", template: str = "") -> Concept:
+    """Concept from a name, a type (a key of TEMPLATES) and, for `custom`, one template a line with `{}` for the name.
+
+    Raises ForgetError for an empty name, an unknown type and a template without `{}`.
+    """
+    name = " ".join(name.split())
+    if not name:
+        raise ForgetError("The concept is empty: type the name of what the model should forget, for example `cat`.")
+    if type not in TEMPLATES:
+        raise ForgetError(f"The concept type `{type}` is unknown: choose one of {', '.join(TEMPLATES)}.")
+    lines = [line.strip() for line in template.splitlines() if line.strip()] if type == "custom" else [TEMPLATES[type]]
+    if not lines:
+        raise ForgetError("The type `custom` needs a template: one prompt a line, with {} where the concept stands.")
+    for line in lines:
+        if "{}" not in line:
+            raise ForgetError(f"The template `{line}` has no {{}}: put {{}} where the concept's name belongs.")
+    return Concept(name, type, tuple(line.replace("{}", name) for line in lines))
+
+
+def find_tokens(tokens: tuple[Token, ...], sought: tuple[Token, ...]) -> list[list[int]]:
+    """Columns of every mention of `sought` in `tokens`, a list of columns each; special tokens are passed over.
+
+    Reading on past special tokens finds a phrase that the tokenizer has split between two chunks of 77.
+    """
+    words = [(column, token.id) for column, token in enumerate(tokens) if token.kind == "word"]
+    ids = [token.id for token in sought if token.kind == "word"]
+    if not ids:
+        return []
+    return [
+        [column for column, _ in words[start : start + len(ids)]]
+        for start in range(len(words) - len(ids) + 1)
+        if [id for _, id in words[start : start + len(ids)]] == ids
+    ]
+
+
+def concept_columns(host: DiffusionHost, concept: Concept, prompt: str, tokens: str) -> Tensor:
+    """Boolean mask [T] of the columns of `prompt` that are penalised.
+
+    `tokens`: `concept` (the name's own tokens, every mention), `concept and end` (and the end token, once) or
+    `concept onward` (every later column too: a causal text encoder leaks the concept into all of them).
+    Raises ForgetError where the tokenizer cuts the name off.
+    """
+    columns = host.tokenize(prompt)
+    mentions = find_tokens(columns, host.tokenize(concept.name))
+    if not mentions:
+        raise ForgetError(
+            f"The tokenizer cuts `{concept.name}` off in the prompt `{prompt}`, so no column of the attention stands "
+            "for it: use a shorter name, or a template that puts it nearer the start."
+        )
+    mask = torch.zeros(len(columns), dtype=torch.bool)
+    for mention in mentions:
+        mask[mention] = True
+    if tokens == "concept and end":
+        mask[next(column for column, token in enumerate(columns) if token.kind == "end" and column > mentions[-1][-1])] = True
+    elif tokens == "concept onward":
+        mask[mentions[0][0] :] = True
+        mask &= torch.tensor([token.kind != "start" for token in columns])
+    elif tokens != "concept":
+        raise ForgetError(f"`{tokens}` is no choice of tokens: use `concept`, `concept and end` or `concept onward`.")
+    return mask

@@ -1,0 +1,1 @@
+"""What the core may ask of a diffusion host; one module beside this one adapts each host."""

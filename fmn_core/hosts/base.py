@@ -1,0 +1,128 @@
+"""DiffusionHost: everything the core may ask of the program it runs in."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+MATRICES = ("to_q", "to_k", "to_v", "to_out")
+
+# Family of a model -> (ss_base_model_version, modelspec.architecture): what LoRA loaders sort files by.
+FAMILIES = {
+    "sd1": ("sd_v1", "stable-diffusion-v1/lora"),
+    "sd2": ("sd_v2", "stable-diffusion-v2-512/lora"),
+    "sd2_v": ("sd_v2_v", "stable-diffusion-v2-768-v/lora"),
+    "sdxl": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"),
+}
+
+
+@dataclass(frozen=True)
+class CrossAttention:
+    """One cross-attention layer of the UNet: its module, its number of heads, and `down`, `mid` or `up`."""
+
+    name: str
+    module: nn.Module
+    heads: int
+    place: str
+
+    def linear(self, matrix: str) -> nn.Module:
+        """The projection called `matrix` (one of MATRICES); `to_out` is the Linear inside the host's Sequential."""
+        return self.module.to_out[0] if matrix == "to_out" else getattr(self.module, matrix)
+
+
+@dataclass(frozen=True)
+class Token:
+    """One column of the cross-attention map: the tokenizer's piece and its id (-1: an embedding has none)."""
+
+    id: int
+    text: str
+    kind: str  # start, word, end (the first after the words) or padding
+
+    @property
+    def ends_word(self) -> bool:
+        """CLIP's BPE marks a word's last piece with `</w>`; an embedding's columns are words of their own."""
+        return self.text.endswith("</w>") or self.id < 0
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Encoded prompts: embeddings [B, T, D], pooled embeddings [B, P] or None, and T tokens for each prompt."""
+
+    texts: tuple[str, ...]
+    embeddings: Tensor
+    pooled: Tensor | None
+    tokens: tuple[tuple[Token, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, rows: list[int]) -> Prompts:
+        """The prompts at these row numbers, repeats allowed."""
+        return replace(
+            self,
+            texts=tuple(self.texts[r] for r in rows),
+            embeddings=self.embeddings[rows],
+            pooled=None if self.pooled is None else self.pooled[rows],
+            tokens=tuple(self.tokens[r] for r in rows),
+        )
+
+
+class DiffusionHost(ABC):
+    """A text-to-image model with cross-attention inside a host; latents are those the UNet sees."""
+
+    name: str  # of the host, for reports
+    family: str  # a key of FAMILIES
+    device: torch.device
+    alphas_cumprod: Tensor  # [number of timesteps]: the noise schedule
+
+    @abstractmethod
+    def cross_attentions(self) -> dict[str, CrossAttention]:
+        """Layer name -> layer, in forward order."""
+
+    @abstractmethod
+    def tokenize(self, text: str) -> tuple[Token, ...]:
+        """The columns that `text` gets in the cross-attention, by the host's own tokenizer and prompt syntax."""
+
+    @abstractmethod
+    def encode(self, texts: list[str]) -> Prompts:
+        """Embeddings of prompts as the UNet's cross-attention receives them, all of one length."""
+
+    @abstractmethod
+    def predict(self, x_t: Tensor, t: Tensor, prompts: Prompts) -> Tensor:
+        """The UNet's noise estimate epsilon [B, C, h, w] for x_t [B, C, h, w] at integer timesteps t [B]."""
+
+    @abstractmethod
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Latents of images [B, H, W, 3] in 0..1; raises ForgetError where the host was given no VAE."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor | None:
+        """Images [B, H, W, 3] in 0..1, or None where the host was given no VAE."""
+
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a latent of the size the model was made for."""
+
+    @abstractmethod
+    def lora_key(self, layer: str, matrix: str) -> str:
+        """The kohya name of a projection, e.g. `lora_unet_mid_block_attentions_0_..._attn2_to_k`."""
+
+    @abstractmethod
+    def training(self) -> AbstractContextManager[None]:
+        """A context in which autograd works on the host's own, frozen UNet; the host leaves it as it entered."""
+
+    @abstractmethod
+    def progress(self, step: int, total: int, preview: Tensor | None) -> None:
+        """Shows `step` of `total` and, where given, a picture [H, W, 3] in 0..1."""
+
+    @abstractmethod
+    def check_interrupt(self) -> None:
+        """Raises the host's own exception if the user has asked to stop."""
+
+    @abstractmethod
+    def model_name(self) -> str:
+        """What the host calls the model's architecture or file."""

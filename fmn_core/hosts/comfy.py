@@ -1,0 +1,218 @@
+"""ComfyUI as a DiffusionHost: its model patcher, text encoder and VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+import comfy.latent_formats
+import comfy.ldm.modules.attention
+import comfy.lora
+import comfy.model_base
+import comfy.model_management
+import comfy.supported_models
+import comfy.utils
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..errors import ForgetError
+from .base import CrossAttention, DiffusionHost, Prompts, Token
+
+# What a training step holds beyond one forward of the host's own estimate: the activations that backward needs.
+TRAINING_MEMORY_FACTOR = 4
+NATIVE_SIZE = {"sd1": 512, "sd2": 512, "sd2_v": 768, "sdxl": 1024}
+
+
+class ComfyHost(DiffusionHost):
+    """MODEL, CLIP and VAE as they come out of ComfyUI's loaders; LoRAs that the user put on the model stay on it."""
+
+    name = "ComfyUI"
+
+    def __init__(self, model, clip, vae=None, resolution: int = 0):
+        self.patcher = model.clone()
+        self.clip, self.vae = clip, vae
+        self.base = model.model
+        self.resolution = resolution
+        self.bar = None
+        if not self.cross_attentions():
+            raise ForgetError(
+                f"{self.model_name()} has no cross-attention layers (Flux, SD3 and their kind attend jointly): "
+                "load a checkpoint of SD1.x, SD2.x or SDXL."
+            )
+
+    @property
+    def family(self) -> str:
+        if isinstance(self.base, comfy.model_base.SDXL):
+            return "sdxl"
+        if isinstance(self.base.model_config, comfy.supported_models.SD20):
+            return "sd2_v" if self.base.model_type == comfy.model_base.ModelType.V_PREDICTION else "sd2"
+        return "sd1"
+
+    @property
+    def device(self) -> torch.device:
+        return self.patcher.load_device
+
+    @cached_property
+    def alphas_cumprod(self) -> Tensor:
+        return 1 / (1 + self.sigmas.square())
+
+    @cached_property
+    def sigmas(self) -> Tensor:
+        with torch.inference_mode(False):
+            return self.patcher.get_model_object("model_sampling").sigmas.float().cpu().clone()
+
+    def model_name(self) -> str:
+        return type(self.base.model_config).__name__
+
+    def cross_attentions(self) -> dict[str, CrossAttention]:
+        return cross_attentions(self.base.diffusion_model)
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        native = getattr(self.base.model_config, "native_size", NATIVE_SIZE[self.family])
+        side = (self.resolution or native) // 8
+        return self.base.latent_format.latent_channels, side, side
+
+    def tokenize(self, text: str) -> tuple[Token, ...]:
+        return tokenize(self.clip, text)
+
+    def encode(self, texts: list[str]) -> Prompts:
+        tokens, embeddings, pooled = [], [], []
+        with torch.inference_mode(False), torch.no_grad():
+            for text in texts:
+                cond, pool = self.clip.encode_from_tokens(self.clip.tokenize(text), return_pooled=True)
+                tokens.append(self.tokenize(text))
+                embeddings.append(cond[0].clone().to(self.device, torch.float32))
+                pooled.append(None if pool is None else pool[0].clone().to(self.device, torch.float32))
+            # Prompts of unequal length become one batch as in the host's own sampler: tiled to a common one.
+            length = int(np.lcm.reduce([len(e) for e in embeddings]))
+            return Prompts(
+                tuple(texts),
+                torch.stack([e.repeat(length // len(e), 1) for e in embeddings]),
+                None if pooled[0] is None else torch.stack(pooled),
+                tuple(row * (length // len(row)) for row in tokens),
+            )
+
+    def predict(self, x_t: Tensor, t: Tensor, prompts: Prompts) -> Tensor:
+        sigma = self.sigmas.to(x_t)[t]
+        scale = sigma[:, None, None, None]
+        x = x_t * (1 + scale.square()).sqrt()  # the host's x is x0 + sigma * noise
+        conditions = self.base.extra_conds(
+            noise=x,
+            device=x.device,
+            cross_attn=prompts.embeddings,
+            pooled_output=prompts.pooled,
+            width=x.shape[-1] * 8,
+            height=x.shape[-2] * 8,
+            prompt_type="positive",
+        )
+        conditions = {key: c.process_cond(batch_size=len(x), device=x.device, area=None).cond for key, c in conditions.items()}
+        options = {
+            **self.patcher.model_options["transformer_options"],
+            "cond_or_uncond": [0],
+            "sigmas": sigma,
+            "optimized_attention_override": differentiable_attention,
+        }
+        x0 = self.base.apply_model(x, sigma, transformer_options=options, **conditions)
+        return (x - x0) / scale
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        if self.vae is None:
+            raise ForgetError("Pictures need a VAE to train on: connect the checkpoint's VAE, or take the pictures off.")
+        with torch.inference_mode(False), torch.no_grad():
+            latents = self.vae.encode(images).clone()
+            return self.base.process_latent_in(latents).to(self.device, torch.float32)
+
+    def decode(self, latents: Tensor) -> Tensor | None:
+        if self.vae is None:
+            return None
+        with torch.inference_mode(False), torch.no_grad():
+            return self.vae.decode(self.base.process_latent_out(latents)).clone()
+
+    def lora_key(self, layer: str, matrix: str) -> str:
+        weight = f"diffusion_model.{layer}.{'to_out.0' if matrix == 'to_out' else matrix}.weight"
+        return self.kohya_names[weight]
+
+    @cached_property
+    def kohya_names(self) -> dict[str, str]:
+        """Weight -> kohya name: sgm's block names for SDXL, diffusers' for the others, as sd-scripts writes them."""
+        names = comfy.lora.model_lora_keys_unet(self.base, {})
+        blocks = ("lora_unet_input_", "lora_unet_middle_", "lora_unet_output_")
+        sgm = self.family == "sdxl"
+        return {w: n for n, w in names.items() if n.startswith("lora_unet_") and n.startswith(blocks) == sgm}
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        with torch.inference_mode(False), torch.enable_grad():
+            shape = [1, *self.latent_shape()]
+            memory = self.patcher.memory_required(shape) * TRAINING_MEMORY_FACTOR
+            comfy.model_management.load_models_gpu([self.patcher], memory_required=memory)
+            with ordinary_parameters(self.base.diffusion_model):
+                yield
+
+    def progress(self, step: int, total: int, preview: Tensor | None) -> None:
+        if self.bar is None:
+            self.bar = comfy.utils.ProgressBar(total)
+        picture = None
+        if preview is not None:
+            picture = ("JPEG", Image.fromarray((preview.clamp(0, 1) * 255).byte().cpu().numpy()), 512)
+        self.bar.update_absolute(step, total, picture)
+
+    def check_interrupt(self) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def cross_attentions(unet: nn.Module) -> dict[str, CrossAttention]:
+    """Layer name -> cross-attention layer of a UNet with the ldm's block names; empty for other architectures."""
+    places = {"input_blocks": "down", "middle_block": "mid", "output_blocks": "up"}
+    return {
+        name: CrossAttention(name, module, module.heads, places[name.split(".")[0]])
+        for name, module in unet.named_modules()
+        if name.endswith("attn2") and name.split(".")[0] in places
+    }
+
+
+def tokenize(clip, text: str) -> tuple[Token, ...]:
+    """The columns of a prompt; SDXL's two encoders share one axis, and the first names it."""
+    chunks = next(iter(clip.tokenize(text, return_word_ids=True).values()))
+    tokens = []
+    for chunk in chunks:
+        ended = False
+        for place, (id, weight, word) in enumerate(chunk):
+            kind = "word" if word else "start" if place == 0 else "padding" if ended else "end"
+            ended = ended or kind == "end"
+            if isinstance(id, int):
+                tokens.append(Token(id, clip.tokenizer.untokenize([(id, weight)])[0][1], kind))
+            else:
+                tokens.append(Token(-1, "embedding", kind))
+    return tuple(tokens)
+
+
+def differentiable_attention(func, *args, **kwargs):
+    """The host's PyTorch attention in place of backends that have no backward (sage, flash, int8)."""
+    return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
+
+
+@contextmanager
+def ordinary_parameters(module: nn.Module) -> Iterator[None]:
+    """Context in which a module's parameters and buffers are ordinary frozen tensors on the very same memory.
+
+    A model loaded while a graph runs has inference tensors, which autograd refuses to save. A second tensor on the
+    same storage is an ordinary one, costs nothing, and is never written to; the originals come back on leaving.
+    """
+    originals = []
+    try:
+        for part in module.modules():
+            for table in (part._parameters, part._buffers):
+                for name, tensor in table.items():
+                    if type(tensor) in (nn.Parameter, Tensor):
+                        originals.append((table, name, tensor))
+                        alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+                        alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+                        table[name] = nn.Parameter(alias, requires_grad=False) if type(tensor) is nn.Parameter else alias
+        yield
+    finally:
+        for table, name, tensor in originals:
+            table[name] = tensor

@@ -1,0 +1,38 @@
+"""The losses of Forget-Me-Not (Zhang et al., arXiv 2303.17591)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+
+def attention_resteering_loss(maps: Iterable[Tensor], columns: Tensor, regions: Iterable[Tensor] | None = None) -> Tensor:
+    """Attention re-steering loss: the squared norm of what attends to the concept (Algorithm 1).
+
+    sum over layers, heads, pixels and concept columns of A^2, as a mean over the batch. `maps`: one [B, heads, N, T]
+    of probabilities a layer; `columns`: boolean [B, T]; `regions`: one [B, N] in 0..1 a layer, which weights pixels.
+    """
+    if regions is None:
+        squares = ((A.square() * columns[:, None, None, :]).sum() / len(A) for A in maps)
+    else:
+        squares = (
+            (A.square() * columns[:, None, None, :] * M[:, None, :, None]).sum() / len(A) for A, M in zip(maps, regions)
+        )
+    return sum(squares)
+
+
+def predicted_x0(x_t: Tensor, epsilon: Tensor, alpha_bar: Tensor) -> Tensor:
+    """The clean latent that a noise estimate implies: (x_t - sqrt(1 - a) epsilon) / sqrt(a), a = alpha_bar [B]
+    (Ho et al., 2020, eq. 15)."""
+    a = alpha_bar[:, None, None, None]
+    return (x_t - (1 - a).sqrt() * epsilon) / a.sqrt()
+
+
+def visual_denoising_loss(x_t: Tensor, epsilon: Tensor, alpha_bar: Tensor, x0_without: Tensor) -> Tensor:
+    """Visual denoising loss: MSE between the predicted x0 and the counterpart made without attention to the concept.
+
+    x_t noises a latent made with the concept; `x0_without` [B, C, h, w] came from the same noise with the attention
+    to the concept set to zero (the CVPRW 2024 version of the paper).
+    """
+    return (predicted_x0(x_t, epsilon, alpha_bar) - x0_without).square().mean()

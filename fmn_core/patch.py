@@ -1,0 +1,240 @@
+"""The patch file: a LoRA that every loader takes, with what the pack wants to remember in its metadata."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+import struct
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from . import __version__
+from .concept import Concept
+from .errors import ForgetError
+from .hosts.base import FAMILIES, MATRICES, DiffusionHost
+from .lora import CrossAttentionLoRA, balanced
+
+SCHEMA = 1
+DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
+MODULE = re.compile(r"^(?P<layer>lora_unet_\w+_attn2)_to_(q|k|v|out_0)$")
+
+
+class Patch(dict):
+    """A forget patch: tensors by kohya name, as the host's LoRA nodes take them, and `info`, the JSON of `fmn.patch`."""
+
+    def __init__(self, tensors: dict[str, Tensor], info: dict):
+        super().__init__(tensors)
+        self.info = info
+
+    @property
+    def modules(self) -> list[str]:
+        """Names of the patched projections."""
+        return sorted(key[: -len(ALPHA)] for key in self if key.endswith(ALPHA))
+
+    @property
+    def rank(self) -> int:
+        """The one rank of all modules."""
+        return len(self[self.modules[0] + DOWN])
+
+    def delta(self, module: str) -> Tensor:
+        """The change of one projection's weight, fp32 [out, in]."""
+        return self[module + UP].float() @ self[module + DOWN].float() * (self[module + ALPHA].item() / self.rank)
+
+
+def make_patch(
+    host: DiffusionHost, lora: CrossAttentionLoRA, concept: Concept, settings: dict, report: dict, keys: Tensor
+) -> Patch:
+    """Patch from trained adapters: singular values' roots on both sides, fp16, alpha = rank."""
+    tensors = {}
+    for layer, matrix in lora.targets:
+        adapter, name = lora.adapter(layer, matrix), host.lora_key(layer, matrix)
+        up, down = balanced(adapter.up.detach().cpu(), adapter.down.detach().cpu())
+        tensors[name + DOWN] = down.half().contiguous()
+        tensors[name + UP] = up.half().contiguous()
+        tensors[name + ALPHA] = torch.tensor(float(len(down)), dtype=torch.float16)
+    if not all(torch.isfinite(t).all() for t in tensors.values()):
+        raise ForgetError("The training diverged (the weights are no longer finite): lower the learning rate.")
+    info = {
+        "schema": SCHEMA,
+        "version": __version__,
+        "concept": concept.name,
+        "concept_type": concept.type,
+        "prompts": list(concept.prompts),
+        "settings": settings,
+        "base": {"name": host.model_name(), "family": host.family, "hash": fingerprint(host)},
+        "erase_keys": {"shape": list(keys.shape), "fp16": encode_array(keys)},
+        "report": report,
+    }
+    return Patch(dict(sorted(tensors.items())), info)
+
+
+def fingerprint(host: DiffusionHost) -> str:
+    """sha256 of the cross-attention's K and V weights: the same for every copy of a base model."""
+    digest = hashlib.sha256()
+    for layer in host.cross_attentions().values():
+        for matrix in ("to_k", "to_v"):
+            weight = layer.linear(matrix).weight.detach().cpu().contiguous()
+            digest.update(weight.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def encode_array(array: Tensor) -> str:
+    """Base64 of a tensor's values in fp16, little-endian, row by row."""
+    return base64.b64encode(array.detach().cpu().half().numpy().astype("<f2").tobytes()).decode()
+
+
+def decode_array(text: str, shape: list[int]) -> Tensor:
+    """The inverse of encode_array: fp32 of this shape; raises ForgetError where the bytes do not fill it."""
+    values = np.frombuffer(base64.b64decode(text, validate=True), "<f2")
+    if values.size != np.prod(shape):
+        raise ForgetError(f"An array of the patch holds {values.size} values instead of {shape}: the file is damaged.")
+    return torch.from_numpy(values.astype(np.float32)).reshape(shape)
+
+
+def metadata(patch: Patch, name: str) -> dict[str, str]:
+    """What goes into the file beside the tensors: keys that kohya's tools, the webuis and model managers read, and
+    `fmn.patch`. No date: the same patch gives the same file."""
+    info, base = patch.info, patch.info["base"]
+    version, architecture = FAMILIES[base["family"]]
+    title = f"Forget {info['concept']}"
+    return {
+        "ss_base_model_version": version,
+        "ss_v2": str(base["family"].startswith("sd2")),
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(patch.rank),
+        "ss_network_alpha": str(float(patch.rank)),
+        "ss_output_name": name,
+        "ss_seed": str(info["settings"]["seed"]),
+        "ss_steps": str(info["settings"]["steps"]),
+        "ss_learning_rate": str(info["settings"]["learning_rate"]),
+        "ss_training_comment": f"{title}: a patch of Forget-Me-Not {info['version']}",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": architecture,
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": title,
+        "modelspec.description": f"Makes the model forget `{info['concept']}`. Hides it from prompts, deletes nothing.",
+        "modelspec.usage_hint": "Apply at strength 1; no trigger word.",
+        "modelspec.hash_sha256": "0x" + tensor_hash(patch),
+        "sshs_model_hash": tensor_hash(patch),
+        "fmn.patch": json.dumps(info, sort_keys=True),
+    }
+
+
+def serialize(patch: Patch, name: str) -> bytes:
+    """The bytes of a patch file; the same for the same patch and name."""
+    return with_sorted_header(save(dict(patch), metadata(patch, name)))
+
+
+def tensor_hash(patch: Patch) -> str:
+    """sha256 of the tensor data as the file holds it: the hash that the webuis show."""
+    raw = save(dict(patch))
+    return hashlib.sha256(raw[8 + struct.unpack("<Q", raw[:8])[0] :]).hexdigest()
+
+
+def with_sorted_header(raw: bytes) -> bytes:
+    """safetensors writes the metadata in the order of a hash map, which changes from run to run: sorts it."""
+    size = struct.unpack("<Q", raw[:8])[0]
+    header = json.dumps(json.loads(raw[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return struct.pack("<Q", len(header)) + header + raw[8 + size :]
+
+
+def save_patch(patch: Patch, path: Path) -> None:
+    """Writes a patch under a name that must be new: whole or not at all.
+
+    Raises ForgetError where the name is taken or the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".tmp", delete=False) as file:
+            try:
+                file.write(serialize(patch, path.stem))
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
+                publish(Path(file.name), path)
+            finally:
+                file.close()
+                Path(file.name).unlink(missing_ok=True)
+    except OSError as error:
+        raise ForgetError(
+            f"The patch could not be written to {path}: {error.strerror or error}. Nothing was left there; "
+            "free some space or choose another folder, and queue again."
+        ) from error
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Gives a finished file its name; hosts cache by name, so a name in use is never taken over."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise ForgetError(f"{path} exists already, and patches are never overwritten: choose another name.") from None
+    except OSError:  # a file system without hard links
+        if path.exists():
+            raise ForgetError(f"{path} exists already, and patches are never overwritten: choose another name.") from None
+        os.rename(temporary, path)
+
+
+def read_patch(path: Path) -> Patch:
+    """Reads and checks a patch file; raises ForgetError with the file's name and the remedy."""
+    try:
+        with safe_open(path, "pt") as file:
+            stored = (file.metadata() or {}).get("fmn.patch")
+            if stored is None:
+                raise ForgetError(f"{path.name} is no forget patch: use the host's Load LoRA for ordinary LoRA files.")
+            patch = Patch({key: file.get_tensor(key) for key in file.keys()}, json.loads(stored))
+    except FileNotFoundError:
+        raise ForgetError(f"{path.name} is not there any more: refresh the list of patches and choose again.") from None
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise ForgetError(f"{path.name} cannot be read ({error}): it is damaged or no safetensors file; copy it anew.") from error
+    check_patch(patch, path.name)
+    return patch
+
+
+def check_patch(patch: Patch, name: str) -> None:
+    """Raises ForgetError unless this is a patch of a known schema with well-formed, finite tensors."""
+    schema = patch.info.get("schema") if isinstance(patch.info, dict) else None
+    if schema != SCHEMA:
+        raise ForgetError(f"{name} is a patch of schema {schema}, and this version reads {SCHEMA}: update Forget-Me-Not.")
+    modules = patch.modules
+    expected = {module + suffix for module in modules for suffix in (DOWN, UP, ALPHA)}
+    if not modules or set(patch) != expected or not all(MODULE.match(module) for module in modules):
+        raise ForgetError(f"{name} holds other tensors than a forget patch does: it is damaged or was edited; copy it anew.")
+    rank = patch.rank
+    for module in modules:
+        up, down = patch[module + UP], patch[module + DOWN]
+        if down.ndim != 2 or up.ndim != 2 or not len(down) == up.shape[1] == rank or patch[module + ALPHA].ndim:
+            raise ForgetError(f"{name} has tensors of the wrong shape in {module}: it is damaged; copy it anew.")
+        if not all(torch.isfinite(patch[module + suffix]).all() for suffix in (DOWN, UP, ALPHA)):
+            raise ForgetError(f"{name} has values that are not finite in {module}: it is damaged; forget the concept anew.")
+
+
+def check_fits(patch: Patch, shapes: dict[str, tuple[int, int]], model: str) -> None:
+    """Raises ForgetError unless every module of the patch is a projection of the model: name -> (out, in)."""
+    for module in patch.modules:
+        found = shapes.get(module)
+        if found != (len(patch[module + UP]), patch[module + DOWN].shape[1]):
+            base = patch.info["base"]
+            raise ForgetError(
+                f"The patch that forgets `{patch.info['concept']}` was made for {base['name']} ({base['family']}), and "
+                f"this model, {model}, has {'another shape' if found else 'no layer'} at {module}: "
+                "load the checkpoint it was made for, or forget the concept in this one."
+            )
+
+
+def model_shapes(host: DiffusionHost) -> dict[str, tuple[int, int]]:
+    """Kohya name -> (out, in) of every projection a patch may hold."""
+    return {
+        host.lora_key(layer, matrix): tuple(cross.linear(matrix).weight.shape)
+        for layer, cross in host.cross_attentions().items()
+        for matrix in MATRICES
+    }

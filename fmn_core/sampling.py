@@ -1,0 +1,31 @@
+"""A sampler that asks nothing of the host but its noise estimate."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .hosts.base import DiffusionHost, Prompts
+from .losses import predicted_x0
+
+
+@torch.no_grad()
+def sample_ddim(host: DiffusionHost, noise: Tensor, prompts: Prompts, empty: Prompts, steps: int, guidance: float) -> Tensor:
+    """Deterministic DDIM (Song et al., arXiv 2010.02502, eq. 12, sigma = 0) with classifier-free guidance.
+
+    noise [B, C, h, w], prompts and empty of B rows -> latents [B, C, h, w].
+    """
+    alphas = host.alphas_cumprod.to(noise)
+    x = noise
+    timesteps = torch.linspace(len(alphas) - 1, 0, steps, device=noise.device).round().long()
+    for i, t in enumerate(timesteps):
+        host.check_interrupt()
+        ts = t.repeat(len(x))
+        epsilon = host.predict(x, ts, prompts)
+        if guidance != 1:
+            without = host.predict(x, ts, empty)
+            epsilon = without + guidance * (epsilon - without)
+        x0 = predicted_x0(x, epsilon, alphas[ts])
+        a = alphas[timesteps[i + 1]] if i + 1 < steps else torch.ones_like(alphas[0])
+        x = a.sqrt() * x0 + (1 - a).sqrt() * epsilon
+    return x

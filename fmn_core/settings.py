@@ -1,0 +1,75 @@
+"""The settings of forgetting: one dataclass, from which nodes, webui and command line take defaults and help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from .concept import TEMPLATES
+from .errors import ForgetError
+
+
+def setting(default, help: str, *, choices=None, min=None, max=None, step=None, advanced=False, name=""):
+    """A dataclass field that carries its own help, bounds and whether it is for everyday use."""
+    metadata = {"help": help, "choices": choices, "min": min, "max": max, "step": step, "advanced": advanced, "name": name}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class ForgetSettings:
+    """How a concept is forgotten. Defaults of the `paper` method: the original's configs/attn.yaml, but for
+    `learning_rate`, which was 2e-6 for the whole UNet and moves a LoRA nowhere in 35 steps."""
+
+    concept_type: str = setting(
+        "object", "What the concept is; it picks the prompt that is trained on. `custom` uses the template below.",
+        choices=tuple(TEMPLATES),
+    )  # fmt: skip
+    method: str = setting(
+        "paper", "How to forget. `paper`: attention re-steering as published (Forget-Me-Not, Algorithm 1).",
+        choices=("paper",),
+    )  # fmt: skip
+    steps: int = setting(35, "Optimisation steps; the paper uses 35.", min=1, max=1000)
+    learning_rate: float = setting(
+        1e-3, "AdamW's step size for the LoRA. Higher forgets more and harms more.", min=1e-7, max=1e-1, step=1e-5
+    )  # fmt: skip
+    seed: int = setting(
+        0, "Seed of everything random: the same inputs and seed give the same patch.", min=0, max=0xFFFFFFFFFFFFFFFF
+    )  # fmt: skip
+    rank: int = setting(4, "Rank of the LoRA; more room to forget, and a larger file.", min=1, max=128)
+    tokens: str = setting(
+        "concept and end",
+        "Which columns of the attention are penalised: the concept's own tokens, these and the end token (once), or "
+        "every column from the concept on, padding included: the text encoder leaks the concept into all later ones.",
+        choices=("concept", "concept and end", "concept onward"),
+    )  # fmt: skip
+    matrices: str = setting(
+        "q k v", "Which projections of each cross-attention layer get a LoRA.",
+        choices=("q k v", "k v", "k", "q k v out"), advanced=True,
+    )  # fmt: skip
+    template: str = setting(
+        "a photo of {}", "For the type `custom`: one prompt a line, {} where the concept's name belongs.", advanced=True
+    )  # fmt: skip
+    batch_size: int = setting(1, "Pictures in each step; the paper uses 1.", min=1, max=16, advanced=True)
+    visual_weight: float = setting(
+        0.0,
+        "Weight of the visual denoising loss, which pulls pictures of the concept towards what the model makes of the "
+        "same noise without attention to it. 0 leaves it out.",
+        min=0.0, max=100.0, step=0.01, advanced=True,
+    )  # fmt: skip
+    num_pictures: int = setting(
+        4, "How many pictures the model makes for itself where none are given.", min=1, max=64, advanced=True
+    )  # fmt: skip
+    sampling_steps: int = setting(20, "Steps to make each of these pictures.", min=1, max=150, advanced=True)
+    guidance: float = setting(5.0, "Guidance scale (CFG) of these pictures.", min=1.0, max=30.0, step=0.1, advanced=True)
+
+    def __post_init__(self):
+        for f in fields(self):
+            value, limits = getattr(self, f.name), f.metadata
+            if limits["choices"] and value not in limits["choices"]:
+                raise ForgetError(f"`{value}` is no {f.name}: choose one of {', '.join(limits['choices'])}.")
+            if limits["min"] is not None and not limits["min"] <= value <= limits["max"]:
+                raise ForgetError(f"{f.name} is {value}: use a value from {limits['min']} to {limits['max']}.")
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """The module names behind `matrices`."""
+        return tuple(f"to_{matrix}" for matrix in self.matrices.split())
