@@ -67,6 +67,13 @@ def attention_set_to_zero(layers: dict[str, CrossAttention], columns: Tensor) ->
         yield
 
 
+def layer_size(height: int, width: int, pixels: int) -> tuple[int, int]:
+    """Height and width of a layer with this many pixels, in a UNet that halves the latent's, rounding up."""
+    while height * width > pixels:
+        height, width = -(-height // 2), -(-width // 2)
+    return height, width
+
+
 def concept_mass(maps: dict[str, Tensor], columns: Tensor) -> Tensor:
     """Share of attention that goes to the columns [B, T], a mean over layers, heads, pixels and the batch: 0..1."""
     return torch.stack([(A * columns[:, None, None, :]).sum(-1).mean() for A in maps.values()]).mean()

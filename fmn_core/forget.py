@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from .attention import attention_set_to_zero, concept_mass, tapped
+from .attention import attention_set_to_zero, concept_mass, layer_size, tapped
 from .concept import Concept, concept_columns, find_tokens, make_concept
 from .errors import ForgetError
 from .heatmap import overlay
@@ -167,17 +167,9 @@ def add_noise(host: DiffusionHost, x0: Tensor, generator: torch.Generator) -> tu
 
 def region_of(mask: Tensor, shown: list[int], pixels: int, x_t: Tensor) -> Tensor:
     """The pictures' masks at the resolution of a layer that has this many pixels: [B, pixels]."""
-    height, width = layer_size(x_t, pixels)
+    height, width = layer_size(*x_t.shape[-2:], pixels)
     chosen = mask[[i % len(mask) for i in shown], None].to(x_t)
     return rearrange(F.interpolate(chosen, (height, width), mode="area"), "b 1 h w -> b (h w)")
-
-
-def layer_size(x_t: Tensor, pixels: int) -> tuple[int, int]:
-    """Height and width of a layer with this many pixels, in a UNet that halves x_t [B, C, h, w], rounding up."""
-    height, width = x_t.shape[-2:]
-    while height * width > pixels:
-        height, width = -(-height // 2), -(-width // 2)
-    return height, width
 
 
 def make_probe(
@@ -205,7 +197,7 @@ def preview(maps: dict[str, Tensor], columns: Tensor, pictures: Tensor | None, s
     height, width = (x * 8 for x in x_t.shape[-2:])
     heat = torch.zeros(1, 1, height, width)
     for A in maps.values():
-        h, w = layer_size(x_t, A.shape[2])
+        h, w = layer_size(*x_t.shape[-2:], A.shape[2])
         mass = rearrange((A[:1] * columns[:1, None, None, :]).sum(-1).mean(1), "1 (h w) -> 1 1 h w", h=h)
         heat += F.interpolate(mass.cpu(), (height, width), mode="bilinear") / len(maps)
     if pictures is None:

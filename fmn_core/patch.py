@@ -100,6 +100,11 @@ def decode_array(text: str, shape: list[int]) -> Tensor:
     return torch.from_numpy(values.astype(np.float32)).reshape(shape)
 
 
+def slug(name: str) -> str:
+    """A concept's name as part of a file name: letters, digits and hyphens."""
+    return re.sub(r"\W+", "-", name.lower()).strip("-") or "concept"
+
+
 def metadata(patch: Patch, name: str) -> dict[str, str]:
     """What goes into the file beside the tensors: keys that kohya's tools, the webuis and model managers read, and
     `fmn.patch`. No date: the same patch gives the same file."""
@@ -195,7 +200,9 @@ def read_patch(path: Path) -> Patch:
     except FileNotFoundError:
         raise ForgetError(f"{path.name} is not there any more: refresh the list of patches and choose again.") from None
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise ForgetError(f"{path.name} cannot be read ({error}): it is damaged or no safetensors file; copy it anew.") from error
+        raise ForgetError(
+            f"{path.name} cannot be read ({error}): it is damaged or no safetensors file; copy it anew."
+        ) from error
     check_patch(patch, path.name)
     return patch
 

@@ -8,9 +8,9 @@ from .concept import TEMPLATES
 from .errors import ForgetError
 
 
-def setting(default, help: str, *, choices=None, min=None, max=None, step=None, advanced=False, name=""):
+def setting(default, help: str, *, choices=None, min=None, max=None, step=None, advanced=False):
     """A dataclass field that carries its own help, bounds and whether it is for everyday use."""
-    metadata = {"help": help, "choices": choices, "min": min, "max": max, "step": step, "advanced": advanced, "name": name}
+    metadata = {"help": help, "choices": choices, "min": min, "max": max, "step": step, "advanced": advanced}
     return field(default=default, metadata=metadata)
 
 
@@ -29,7 +29,7 @@ class ForgetSettings:
     )  # fmt: skip
     steps: int = setting(35, "Optimisation steps; the paper uses 35.", min=1, max=1000)
     learning_rate: float = setting(
-        1e-3, "AdamW's step size for the LoRA. Higher forgets more and harms more.", min=1e-7, max=1e-1, step=1e-5
+        1e-3, "AdamW's step size for the LoRA. Higher forgets more and harms more.", min=1e-7, max=1e-1, step=1e-6
     )  # fmt: skip
     seed: int = setting(
         0, "Seed of everything random: the same inputs and seed give the same patch.", min=0, max=0xFFFFFFFFFFFFFFFF
@@ -57,6 +57,9 @@ class ForgetSettings:
     )  # fmt: skip
     num_pictures: int = setting(
         4, "How many pictures the model makes for itself where none are given.", min=1, max=64, advanced=True
+    )  # fmt: skip
+    resolution: int = setting(
+        0, "Width and height of these pictures; 0: what the model was made for.", min=0, max=2048, step=64, advanced=True
     )  # fmt: skip
     sampling_steps: int = setting(20, "Steps to make each of these pictures.", min=1, max=150, advanced=True)
     guidance: float = setting(5.0, "Guidance scale (CFG) of these pictures.", min=1.0, max=30.0, step=0.1, advanced=True)

@@ -11,6 +11,7 @@ import comfy.ldm.modules.attention
 import comfy.lora
 import comfy.model_base
 import comfy.model_management
+import comfy.sd
 import comfy.supported_models
 import comfy.utils
 import numpy as np
@@ -19,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import ForgetError
+from ..patch import Patch, check_fits, model_shapes
 from .base import CrossAttention, DiffusionHost, Prompts, Token
 
 # What a training step holds beyond one forward of the host's own estimate: the activations that backward needs.
@@ -37,11 +39,7 @@ class ComfyHost(DiffusionHost):
         self.base = model.model
         self.resolution = resolution
         self.bar = None
-        if not self.cross_attentions():
-            raise ForgetError(
-                f"{self.model_name()} has no cross-attention layers (Flux, SD3 and their kind attend jointly): "
-                "load a checkpoint of SD1.x, SD2.x or SDXL."
-            )
+        require_cross_attention(model)
 
     @property
     def family(self) -> str:
@@ -108,7 +106,9 @@ class ComfyHost(DiffusionHost):
             height=x.shape[-2] * 8,
             prompt_type="positive",
         )
-        conditions = {key: c.process_cond(batch_size=len(x), device=x.device, area=None).cond for key, c in conditions.items()}
+        conditions = {
+            key: c.process_cond(batch_size=len(x), device=x.device, area=None).cond for key, c in conditions.items()
+        }
         options = {
             **self.patcher.model_options["transformer_options"],
             "cond_or_uncond": [0],
@@ -172,6 +172,28 @@ def cross_attentions(unet: nn.Module) -> dict[str, CrossAttention]:
         for name, module in unet.named_modules()
         if name.endswith("attn2") and name.split(".")[0] in places
     }
+
+
+def require_cross_attention(model) -> None:
+    """Raises ForgetError for a MODEL of another architecture than the pack works with."""
+    if not cross_attentions(model.model.diffusion_model):
+        raise ForgetError(
+            f"{type(model.model.model_config).__name__} has no cross-attention layers (Flux, SD3 and their kind attend "
+            "jointly): load a checkpoint of SD1.x, SD2.x or SDXL."
+        )
+
+
+def apply_patch(model, patch: Patch, strength: float):
+    """A clone of MODEL with the patch at this strength, by the host's own LoRA loading; at 0 the model itself.
+
+    Raises ForgetError where the patch was made for another architecture.
+    """
+    require_cross_attention(model)
+    host = ComfyHost(model, None)
+    check_fits(patch, model_shapes(host), host.model_name())
+    if strength == 0:
+        return model
+    return comfy.sd.load_lora_for_models(model, None, dict(patch), strength, 0)[0]
 
 
 def tokenize(clip, text: str) -> tuple[Token, ...]:

@@ -1,0 +1,233 @@
+"""The demo: a concept forgotten in a real ComfyUI through the pack's own nodes, looked at and measured.
+
+Run by `python install.py demo`; `python -m demo.run --help` names the arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from .judge import Judge
+from .server import PACK, ComfyServer, ServerError
+from .workflow import load_workflow
+
+CONCEPT = "cat"
+KEPT = ("dog", "lion", "rabbit", "rose", "house", "car")
+PROMPTS = ("a noto emoji of a {}", "a {} in flat style")
+TILE = 96
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("fmn-demo"))
+    parser.add_argument("--comfyui", type=Path, required=True)
+    parser.add_argument("--python", type=Path, help="the interpreter of ComfyUI")
+    parser.add_argument("--own", action="store_true", help="the ComfyUI is the demo's own and runs in this environment")
+    parser.add_argument("--serve", action="store_true")
+    arguments = parser.parse_args()
+    python = sys.executable if arguments.own else str(arguments.python or find_python(arguments.comfyui))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    seconds: dict[str, float] = {}
+    with timed(seconds, "start"):
+        server = ComfyServer(arguments.comfyui, arguments.out / "comfyui", python).__enter__()
+    try:
+        report = run(server, arguments.out, seconds)
+        (arguments.out / "report.json").write_text(json.dumps(report, indent=1))
+        print_summary(report, arguments.out)
+        if arguments.serve:
+            serve(server)
+    finally:
+        server.__exit__()
+    return 0
+
+
+def find_python(comfyui: Path) -> Path:
+    """The interpreter in an installed ComfyUI's folder, or beside it in the portable build."""
+    places = (".venv/bin/python", "venv/bin/python", ".venv/Scripts/python.exe", "venv/Scripts/python.exe")
+    for path in (*(comfyui / place for place in places), comfyui.parent / "python_embeded/python.exe"):
+        if path.exists():
+            return path
+    sys.exit(f"{comfyui} has no environment of its own: name the interpreter that runs it with --python.")
+
+
+@contextmanager
+def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Adds the time spent in the context to a phase."""
+    start = time.perf_counter()
+    yield
+    seconds[phase] = round(seconds.get(phase, 0) + time.perf_counter() - start, 2)
+
+
+def run(server: ComfyServer, out: Path, seconds: dict[str, float]) -> dict:
+    """The whole job on a running server: forgets, samples before and after, judges; returns the report."""
+    workflow = load_workflow(PACK / "workflows/forget-a-concept.json", server.get("object_info"))
+    id = {node["_meta"]["title"]: key for key, node in workflow.items()}
+    workflow[id["Forget Concept"]]["inputs"]["concept"] = CONCEPT
+
+    def sample(name: str, prompt: str, titles: list[str]) -> dict[str, torch.Tensor]:
+        """Pictures [B, H, W, 3] in 0..1 that the nodes with these titles save for a prompt about `name`."""
+        workflow[id["Prompt"]]["inputs"]["value"] = prompt.format(name)
+        for title in ("Attention before", "Attention after"):
+            workflow[id[title]]["inputs"]["words"] = name
+        outputs = run_with_bar(server, workflow, f"{prompt.format(name)}")
+        return {title: load_pictures(server, outputs[id[title]]["images"]) for title in titles}
+
+    with timed(seconds, "forget and first pictures"):
+        first = sample(CONCEPT, PROMPTS[0], ["Pictures before", "Pictures after", "Heat maps before", "Heat maps after"])
+    saved = max((server.output / "loras").glob("forget-*.safetensors"), key=lambda path: path.stat().st_mtime)
+    with timed(seconds, "pictures"):
+        before, after = {}, {}
+        for name in (CONCEPT, *KEPT):
+            pictures = [sample(name, prompt, ["Pictures before", "Pictures after"]) for prompt in PROMPTS]
+            before[name] = torch.cat([p["Pictures before"] for p in pictures])
+            after[name] = torch.cat([p["Pictures after"] for p in pictures])
+    with timed(seconds, "checks"):
+        zero = with_node(workflow, id["Apply FMN Patch"], strength=0.0)
+        pictures = run_with_bar(server, zero, "strength 0")
+        identical = torch.equal(
+            load_pictures(server, pictures[id["Pictures before"]]["images"]),
+            load_pictures(server, pictures[id["Pictures after"]]["images"]),
+        )
+        unloaded = unloaded_keys(server, workflow, id["Apply FMN Patch"], saved.name)
+    with timed(seconds, "judge"):
+        judge = Judge.load()
+        accuracy = {
+            "before": judge.accuracy(before[CONCEPT], CONCEPT),
+            "after": judge.accuracy(after[CONCEPT], CONCEPT),
+            "kept_before": sum(judge.accuracy(before[name], name) for name in KEPT) / len(KEPT),
+            "kept_after": sum(judge.accuracy(after[name], name) for name in KEPT) / len(KEPT),
+        }
+    draw_grid(before, after).save(out / "before-after.png")
+    draw_heat_maps(first).save(out / "attention.png")
+    patch = out / saved.name
+    shutil.copyfile(saved, patch)
+    return {
+        "host": {"name": "ComfyUI", "version": server.get("system_stats")["system"]["comfyui_version"]},
+        "concept": CONCEPT,
+        "kept": list(KEPT),
+        "accuracy": {key: round(value, 4) for key, value in accuracy.items()},
+        "judge_accuracy_on_held_out_drawings": judge.held_out_accuracy,
+        "patch": {"path": str(patch), "bytes": patch.stat().st_size, **unloaded},
+        "strength_zero_identical": identical,
+        "seconds": seconds,
+    }
+
+
+def run_with_bar(server: ComfyServer, workflow: dict, label: str) -> dict[str, dict]:
+    """Runs a prompt with a progress bar of the node at work."""
+    with tqdm(total=1, desc=label, leave=False, bar_format="{desc:44.44} {bar:30} {n_fmt}/{total_fmt} {postfix}") as bar:
+
+        def show(kind: str, data: dict) -> None:
+            if kind == "progress":
+                bar.total, bar.n = data["max"], data["value"]
+                bar.set_postfix_str(workflow[data["node"]]["_meta"]["title"])
+
+        return server.run(workflow, show)
+
+
+def load_pictures(server: ComfyServer, images: list[dict]) -> torch.Tensor:
+    """A node's saved pictures as [B, H, W, 3] in 0..1."""
+    arrays = [np.asarray(Image.open(io.BytesIO(server.picture(image))).convert("RGB")) for image in images]
+    return torch.from_numpy(np.stack(arrays)).float() / 255
+
+
+def with_node(workflow: dict, id: str, class_type: str | None = None, **inputs) -> dict:
+    """The workflow with one node's inputs changed, or with another node in its place that has these inputs alone."""
+    node = workflow[id]
+    inputs = inputs if class_type else {**node["inputs"], **inputs}
+    return {**workflow, id: {**node, "class_type": class_type or node["class_type"], "inputs": inputs}}
+
+
+def unloaded_keys(server: ComfyServer, workflow: dict, apply: str, name: str) -> dict[str, int]:
+    """Keys of the patch, and how many of them the host's own Load LoRA leaves out, by its log."""
+    seen = len(server.log.read_text())
+    wired = {key: workflow[apply]["inputs"][key] for key in ("model", "clip")}
+    stock = with_node(workflow, apply, "LoraLoader", **wired, lora_name=name, strength_model=1.0, strength_clip=1.0)
+    run_with_bar(server, stock, "the host's own Load LoRA")
+    log = server.log.read_text()[seen:]
+    header = (server.output / "loras" / name).read_bytes()
+    keys = json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])
+    keys.pop("__metadata__")
+    return {"keys": len(keys), "unloaded_keys": log.count("lora key not loaded") + log.count("NOT LOADED")}
+
+
+def draw_grid(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> Image.Image:
+    """Two rows a concept, before and after, one column a seed and prompt; the forgotten concept first."""
+    columns = len(before[CONCEPT])
+    margin, band = 150, 14
+    grid = Image.new("RGB", (margin + columns * TILE, len(before) * (2 * TILE + band)), "white")
+    text = ImageDraw.Draw(grid)
+    large, small = ImageFont.load_default(19), ImageFont.load_default(14)
+    for row, name in enumerate(before):
+        top = row * (2 * TILE + band)
+        text.text((12, top + TILE - 24), name, "black", large)
+        text.text((12, top + TILE), "forgotten" if name == CONCEPT else "kept", "firebrick" if name == CONCEPT else "gray", small)
+        for half, (word, pictures) in enumerate((("before", before[name]), ("after", after[name]))):
+            text.text((margin - 50, top + half * TILE + TILE // 2 - 8), word, "gray", small)
+            for column, picture in enumerate(pictures):
+                grid.paste(tile(picture), (margin + column * TILE, top + half * TILE))
+    return grid
+
+
+def draw_heat_maps(pictures: dict[str, torch.Tensor]) -> Image.Image:
+    """Pictures and where they attend to the concept, before in the upper rows and after in the lower, one scale."""
+    rows = ("Pictures before", "Heat maps before", "Pictures after", "Heat maps after")
+    margin, size = 170, 2 * TILE
+    grid = Image.new("RGB", (margin + len(pictures[rows[0]]) * size, len(rows) * size), "white")
+    text = ImageDraw.Draw(grid)
+    for row, title in enumerate(rows):
+        label = title.replace("Heat maps", f"attention to\n“{CONCEPT}”,\n").replace("Pictures ", "")
+        text.text((12, row * size + size // 2 - 24), label, "black", ImageFont.load_default(18))
+        for column, picture in enumerate(pictures[title]):
+            grid.paste(tile(picture).resize((size, size), Image.Resampling.BICUBIC), (margin + column * size, row * size))
+    return grid
+
+
+def tile(picture: torch.Tensor) -> Image.Image:
+    """A picture [H, W, 3] at the grid's size."""
+    image = Image.fromarray((picture * 255).round().byte().numpy())
+    return image.resize((TILE, TILE), Image.Resampling.BICUBIC)
+
+
+def print_summary(report: dict, out: Path) -> None:
+    """What happened, in a few lines, and where to look."""
+    accuracy, patch = report["accuracy"], report["patch"]
+    print(
+        f"\n{report['host']['name']} {report['host']['version']} forgot `{report['concept']}`:\n"
+        f"  recognised as it    {accuracy['before']:.0%} before, {accuracy['after']:.0%} after\n"
+        f"  kept concepts       {accuracy['kept_before']:.0%} before, {accuracy['kept_after']:.0%} after"
+        f"   (the judge knows {report['judge_accuracy_on_held_out_drawings']:.0%} of unseen real drawings)\n"
+        f"  strength 0          {'identical to the base' if report['strength_zero_identical'] else 'DIFFERS from the base'}\n"
+        f"  patch               {patch['bytes']:,} bytes, {patch['keys']} keys, {patch['unloaded_keys']} not loaded by Load LoRA\n"
+        f"  time                {sum(report['seconds'].values()):.0f} s\n\n"
+        f"{out / 'before-after.png'}\n{out / 'attention.png'}\n{patch['path']}\n{out / 'report.json'}"
+    )
+
+
+def serve(server: ComfyServer) -> None:
+    """Leaves the server up until it is stopped by Ctrl+C."""
+    print(f"\nOpen {server.url}/?template=forget-a-concept&source=forget-me-not   (Ctrl+C stops the server)", flush=True)
+    try:
+        server.process.wait()
+    except KeyboardInterrupt:
+        pass
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ServerError as error:
+        sys.exit(f"The demo failed: {error}")

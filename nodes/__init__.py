@@ -1,0 +1,20 @@
+"""The nodes of Forget-Me-Not for ComfyUI."""
+
+from pathlib import Path
+
+from comfy_api.latest import ComfyExtension, io
+
+from ..fmn_core.hosts import comfy_embedded
+from .attention import RecordTokenAttention, VisualizeTokenAttention
+from .forget import ForgetConcept
+from .patch import ApplyPatch, SavePatch
+
+
+class ForgetMeNotExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [ForgetConcept, SavePatch, ApplyPatch, RecordTokenAttention, VisualizeTokenAttention]
+
+
+async def comfy_entrypoint() -> ForgetMeNotExtension:
+    comfy_embedded.register(Path(__file__).parent.parent / "demo")
+    return ForgetMeNotExtension()

@@ -1,0 +1,56 @@
+"""Forget Concept."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+
+from ..fmn_core.forget import forget
+from ..fmn_core.hosts.comfy import ComfyHost
+from ..fmn_core.settings import ForgetSettings
+from .schema import LoraModel, LossMap, schema, settings_inputs
+
+
+class ForgetConcept(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="FMN_ForgetConcept",
+            display_name="Forget Concept",
+            description="Trains a small LoRA that makes the model forget a concept, by attention re-steering.",
+            search_aliases=["unlearn", "erase concept", "forget-me-not", "concept erasure"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that should forget. It is left as it is."),
+                io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
+                io.String.Input("concept", default="cat", tooltip="The name of what to forget, as a prompt would call it."),
+                *settings_inputs(ForgetSettings),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="Pictures that show the concept (a VAE is needed then). Without them the model makes its own.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where in the pictures the concept is: only there attention counts. "
+                    "One mask for all pictures or one for each, of their size.",
+                ),
+                io.Vae.Input(
+                    "vae", optional=True, tooltip="Needed for pictures; without pictures it only makes previews better."
+                ),
+            ],
+            outputs=[
+                LoraModel.Output(
+                    display_name="lora", tooltip="The patch: for Apply FMN Patch, Save Forget Patch or Load LoRA Model."
+                ),
+                LossMap.Output(display_name="loss_map", tooltip="The loss of each step, for Plot Loss Graph."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, clip, concept, images=None, mask=None, vae=None, **settings) -> io.NodeOutput:
+        with torch.inference_mode(False):  # the graph runs in inference mode, whose tensors autograd refuses
+            images, mask = (None if x is None else x.clone() for x in (images, mask))
+            host = ComfyHost(model, clip, vae, resolution=settings["resolution"])
+            patch, losses = forget(host, concept, ForgetSettings(**settings), images, mask)
+        return io.NodeOutput(patch, {"loss": losses})

@@ -1,0 +1,112 @@
+"""Save Forget Patch, Apply FMN Patch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ..fmn_core.errors import ForgetError
+from ..fmn_core.hosts.comfy import apply_patch
+from ..fmn_core.patch import Patch, read_patch, save_patch, slug
+from .schema import LoraModel, schema
+
+FROM_INPUT = "from the lora input"
+
+
+def as_patch(lora) -> Patch:
+    """The LORA_MODEL of a wire, which must be a forget patch."""
+    if not isinstance(lora, Patch):
+        raise ForgetError(
+            "This LORA_MODEL is no forget patch: connect the lora output of Forget Concept, "
+            "and use the host's Load LoRA Model or Save LoRA Weights for others."
+        )
+    return lora
+
+
+class SavePatch(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="FMN_SavePatch",
+            display_name="Save Forget Patch",
+            description="Writes a patch as a LoRA file into output/loras, where every LoRA loader finds it at once "
+            "(press R to refresh the lists). Files are numbered, never overwritten.",
+            search_aliases=["save lora"],
+            is_output_node=True,
+            inputs=[
+                LoraModel.Input("lora", tooltip="The patch that Forget Concept made."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="forget-%concept%",
+                    tooltip="Name of the file; %concept% becomes the concept's name. A slash makes a folder in output/loras.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="lora_name", tooltip="The file's name as the LoRA loaders list it.")],
+        )
+
+    @classmethod
+    def execute(cls, lora, filename_prefix) -> io.NodeOutput:
+        patch = as_patch(lora)
+        root = Path(folder_paths.get_output_directory(), "loras")
+        root.mkdir(parents=True, exist_ok=True)
+        prefix = filename_prefix.replace("%concept%", slug(patch.info["concept"]))
+        try:
+            folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, str(root))
+        except Exception as error:  # the host raises a bare Exception for a folder outside
+            raise ForgetError(
+                f"`{filename_prefix}` leads out of {root}: use a name, or a folder inside it, without `..` or a drive."
+            ) from error
+        path = Path(folder, f"{name}_{counter:05}_.safetensors")
+        save_patch(patch, path)
+        return io.NodeOutput(str(Path(subfolder, path.name)), ui=ui.PreviewText(f"Saved {path}"))
+
+
+class ApplyPatch(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        files = [name for name in folder_paths.get_filename_list("loras") if name.endswith(".safetensors")]
+        return schema(
+            node_id="FMN_ApplyPatch",
+            display_name="Apply FMN Patch",
+            description="Makes the model forget what a patch forgets. Chain several to forget several concepts.",
+            search_aliases=["load forget patch", "forget lora"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to patch; a patched copy comes out."),
+                io.Clip.Input("clip", tooltip="Passed through: a forget patch changes the UNet alone."),
+                io.Combo.Input(
+                    "patch",
+                    options=[FROM_INPUT, *files],
+                    tooltip="A saved patch, or the one connected to `lora`. Press R after saving to refresh the list.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.01,
+                    tooltip="How much of the patch to apply: 1 as it was made, 0 not at all, below 0 the other way.",
+                ),
+                LoraModel.Input("lora", optional=True, tooltip="A patch straight from Forget Concept."),
+            ],
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="The patched model."),
+                io.Clip.Output(display_name="CLIP", tooltip="The text encoder, as it came in."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, patch, **kwargs):
+        path = None if patch == FROM_INPUT else folder_paths.get_full_path("loras", patch)
+        return path and Path(path).stat().st_mtime_ns
+
+    @classmethod
+    def execute(cls, model, clip, patch, strength, lora=None) -> io.NodeOutput:
+        if patch != FROM_INPUT:
+            chosen = read_patch(Path(folder_paths.get_full_path_or_raise("loras", patch)))
+        elif lora is not None:
+            chosen = as_patch(lora)
+        else:
+            raise ForgetError("There is no patch to apply: choose a file, or connect the lora output of Forget Concept.")
+        return io.NodeOutput(apply_patch(model, chosen, strength), clip)

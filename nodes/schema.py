@@ -1,0 +1,42 @@
+"""What this host's node schema knows, asked in one place, and inputs made from the core's settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+
+from comfy_api.latest import io
+
+CATEGORY = "Forget-Me-Not"
+LoraModel = io.Custom("LORA_MODEL")
+LossMap = io.Custom("LOSS_MAP")
+Recording = io.Custom("FMN_RECORDING")
+
+
+def schema(**kwargs) -> io.Schema:
+    """io.Schema with the fields that this host knows: `search_aliases` came after 0.3.75."""
+    known = {f.name for f in dataclasses.fields(io.Schema)}
+    return io.Schema(category=CATEGORY, **{key: value for key, value in kwargs.items() if key in known})
+
+
+def widget(kind, id: str, *, advanced: bool = False, **kwargs):
+    """An input of `kind` (io.Int ...), marked advanced where the host knows that."""
+    if advanced and "advanced" in inspect.signature(kind.Input.__init__).parameters:
+        kwargs["advanced"] = True
+    return kind.Input(id, **{key: value for key, value in kwargs.items() if value is not None})
+
+
+def settings_inputs(settings: type) -> list:
+    """One widget for each field of a settings dataclass, with its help, default and bounds; advanced ones last."""
+    inputs = []
+    for f in sorted(dataclasses.fields(settings), key=lambda f: f.metadata["advanced"]):
+        common = {"default": f.default, "tooltip": f.metadata["help"], "advanced": f.metadata["advanced"]}
+        if f.metadata["choices"]:
+            inputs.append(widget(io.Combo, f.name, options=list(f.metadata["choices"]), **common))
+        elif isinstance(f.default, str):
+            inputs.append(widget(io.String, f.name, multiline=True, **common))
+        else:
+            kind = io.Int if isinstance(f.default, int) else io.Float
+            bounds = {key: f.metadata[key] for key in ("min", "max", "step")}
+            inputs.append(widget(kind, f.name, **bounds, **common))
+    return inputs
