@@ -1,8 +1,4 @@
-"""Runs ComfyUI's main.py: `python launch_comfyui.py FOLDER ARGUMENTS...`.
-
-Where torchvision's compiled operators do not fit the installed torch (the registry has no CPU build of torchvision),
-it names the two that torchvision asks for at import; nothing that runs here calls them.
-"""
+"""Runs ComfyUI's main.py: `python launch_comfyui.py FOLDER ARGUMENTS...`."""
 
 import importlib.util
 import runpy
@@ -12,22 +8,24 @@ from pathlib import Path
 import torch
 
 
-def operators_load() -> bool:
-    """Whether torchvision's compiled library loads beside this torch."""
-    folder = Path(importlib.util.find_spec("torchvision").origin).parent
+def name_missing_operators() -> None:
+    """Where torchvision's compiled operators do not fit the installed torch (the registry has no CPU build of
+    torchvision), names the two that torchvision asks for at import; nothing that runs here calls them."""
+    torchvision = importlib.util.find_spec("torchvision")
+    if torchvision is None:
+        return
     try:
-        torch.ops.load_library(next(folder.glob("_C.*")))
-        return True
+        torch.ops.load_library(next(Path(torchvision.origin).parent.glob("_C.*")))
     except (OSError, StopIteration):
-        return False
+        missing = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            missing.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        name_missing_operators.library = missing  # it goes when nobody holds it
 
 
-if importlib.util.find_spec("torchvision") and not operators_load():
-    missing = torch.library.Library("torchvision", "DEF")
-    for operator in ("nms", "qnms"):
-        missing.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-folder, *arguments = sys.argv[1:]
-sys.path[0] = folder
-sys.argv = [str(Path(folder, "main.py")), *arguments]
-runpy.run_path(sys.argv[0], run_name="__main__")
+if __name__ == "__main__":
+    name_missing_operators()
+    folder, *arguments = sys.argv[1:]
+    sys.path[0] = folder
+    sys.argv = [str(Path(folder, "main.py")), *arguments]
+    runpy.run_path(sys.argv[0], run_name="__main__")

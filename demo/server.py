@@ -79,6 +79,11 @@ class ComfyServer:
         with urllib.request.urlopen(f"{self.url}/{path}", timeout=60) as response:
             return json.load(response)
 
+    def get_text(self, path: str) -> str:
+        """The text at a path of the server."""
+        with urllib.request.urlopen(f"{self.url}/{path}", timeout=60) as response:
+            return response.read().decode()
+
     def picture(self, image: dict) -> bytes:
         """The file behind an entry of a node's `images`."""
         with urllib.request.urlopen(f"{self.url}/view?{urllib.parse.urlencode(image)}", timeout=60) as response:

@@ -132,6 +132,10 @@ def resteer(
             loss = attention_resteering_loss(maps.values(), columns[rows], regions)
         if settings.visual_weight:
             loss = loss + settings.visual_weight * visual_loss(host, prompts, pairs, settings.batch_size, generator)
+        if not torch.isfinite(loss):
+            raise ForgetError(
+                f"The loss is not finite at step {step + 1}: lower the learning rate, or look for broken pictures."
+            )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(lora.parameters(), MAX_GRAD_NORM)
         optimizer.step()

@@ -29,7 +29,7 @@ class ForgetSettings:
     )  # fmt: skip
     steps: int = setting(35, "Optimisation steps; the paper uses 35.", min=1, max=1000)
     learning_rate: float = setting(
-        1e-3, "AdamW's step size for the LoRA. Higher forgets more and harms more.", min=1e-7, max=1e-1, step=1e-6
+        4e-3, "AdamW's step size for the LoRA. Higher forgets more and harms more.", min=1e-7, max=1e-1, step=1e-6
     )  # fmt: skip
     seed: int = setting(
         0, "Seed of everything random: the same inputs and seed give the same patch.", min=0, max=0xFFFFFFFFFFFFFFFF

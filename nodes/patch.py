@@ -6,6 +6,7 @@ from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import io, ui
+from server import PromptServer
 
 from ..fmn_core.errors import ForgetError
 from ..fmn_core.hosts.comfy import apply_patch
@@ -35,6 +36,7 @@ class SavePatch(io.ComfyNode):
             "(press R to refresh the lists). Files are numbered, never overwritten.",
             search_aliases=["save lora"],
             is_output_node=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 LoraModel.Input("lora", tooltip="The patch that Forget Concept made."),
                 io.String.Input(
@@ -60,6 +62,7 @@ class SavePatch(io.ComfyNode):
             ) from error
         path = Path(folder, f"{name}_{counter:05}_.safetensors")
         save_patch(patch, path)
+        PromptServer.instance.send_progress_text(f"Saved {path}", cls.hidden.unique_id)  # shown on the node
         return io.NodeOutput(str(Path(subfolder, path.name)), ui=ui.PreviewText(f"Saved {path}"))
 
 

@@ -1,0 +1,33 @@
+"""Makes the patches in demo/loras that the example workflows use: `python -m demo.make_patches COMFYUI_FOLDER`.
+
+Runs the pack's own nodes in a real server, at their defaults.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from .server import PACK, ComfyServer
+from .workflow import load_workflow
+
+CONCEPTS = ("cat", "car")
+
+
+def main(comfyui: Path) -> None:
+    with tempfile.TemporaryDirectory() as work, ComfyServer(comfyui, Path(work)) as server:
+        workflow = load_workflow(PACK / "workflows/forget-a-concept.json", server.get("object_info"))
+        nodes = {node["_meta"]["title"]: (id, node["inputs"]) for id, node in workflow.items()}
+        for concept in CONCEPTS:
+            nodes["Forget Concept"][1]["concept"] = concept
+            needed = ("Load Checkpoint", "Forget Concept", "Save Forget Patch")
+            server.run({nodes[title][0]: workflow[nodes[title][0]] for title in needed})
+            saved = next((server.output / "loras").glob(f"forget-{concept}_*.safetensors"))
+            shutil.copyfile(saved, PACK / f"demo/loras/forget-{concept}.safetensors")
+            print(f"demo/loras/forget-{concept}.safetensors  {saved.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve())

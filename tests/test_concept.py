@@ -1,0 +1,75 @@
+"""Concepts, and the columns they take, by the host's own tokenizer."""
+
+from __future__ import annotations
+
+import pytest
+
+from fmn_core.concept import concept_columns, find_tokens, make_concept
+from fmn_core.errors import ForgetError
+from fmn_core.hosts.base import Token
+
+
+@pytest.fixture(scope="module")
+def host(loaded):
+    from fmn_core.hosts.comfy import ComfyHost
+
+    return ComfyHost(*loaded)
+
+
+def columns_of(host, name, prompt, tokens):
+    return concept_columns(host, make_concept(name), prompt, tokens).nonzero().flatten().tolist()
+
+
+def test_columns_of_each_choice(host):
+    prompt = "a photo of a cat here"  # start, a, photo, of, a, cat, here, end, padding
+    assert columns_of(host, "cat", prompt, "concept") == [5]
+    assert columns_of(host, "cat", prompt, "concept and end") == [5, 7]
+    assert columns_of(host, "cat", prompt, "concept onward") == list(range(5, 77))
+
+
+def test_every_mention_and_several_tokens(host):
+    assert columns_of(host, "red cat", "a red cat, a cat, Red Cat", "concept") == [2, 3, 8, 9]
+
+
+def test_weights_and_brackets_do_not_matter(host):
+    assert columns_of(host, "cat", "a (cat:1.3) and ((cat))", "concept") == [2, 4]
+
+
+def test_a_mention_across_two_chunks_is_found(host):
+    filler = "house " * 74  # columns 1 to 74; the last before the end token is 75
+    found = columns_of(host, "red cat", filler + "red cat", "concept")
+    assert len(found) == 2
+    tokens = host.tokenize(filler + "red cat")
+    assert [tokens[c].text for c in found] == ["red</w>", "cat</w>"]
+
+
+def test_a_concept_that_is_cut_off_or_absent_is_named(host):
+    with pytest.raises(ForgetError, match="cuts `cat` off"):
+        columns_of(host, "cat", "a photo of a dog", "concept")
+
+
+def test_special_tokens_never_match():
+    start, end = Token(1, "<start>", "start"), Token(2, "<end>", "end")
+    word = Token(5, "cat</w>", "word")
+    assert find_tokens((start, word, end, end), (start, word, end)) == [[1]]
+    assert find_tokens((start, word, end), (start, end)) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("",), "concept is empty"),
+        (("  \n ",), "concept is empty"),
+        (("cat", "thing"), "type `thing` is unknown"),
+        (("cat", "custom", ""), "needs a template"),
+        (("cat", "custom", "a cat"), "has no {}"),
+    ],
+)
+def test_bad_concepts_get_a_sentence(arguments, message):
+    with pytest.raises(ForgetError, match=message):
+        make_concept(*arguments)
+
+
+def test_templates_of_each_type():
+    assert make_concept("Van  Gogh", "style").prompts == ("a photo in the style of Van Gogh",)
+    assert make_concept("cat", "custom", "a {}\n\n {} and a {} ").prompts == ("a cat", "cat and a cat")

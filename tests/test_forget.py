@@ -1,0 +1,216 @@
+"""Forgetting in the real host: what it does, and what it leaves alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fmn_core.attention import tapped
+from fmn_core.concept import concept_columns, make_concept
+from fmn_core.errors import ForgetError
+from fmn_core.forget import forget
+from fmn_core.lora import CrossAttentionLoRA
+from fmn_core.losses import attention_resteering_loss
+from fmn_core.settings import ForgetSettings
+
+QUICK = ForgetSettings(steps=4, num_pictures=2, sampling_steps=3)
+
+
+@pytest.fixture
+def host(loaded):
+    from fmn_core.hosts.comfy import ComfyHost
+
+    return ComfyHost(*loaded)
+
+
+@pytest.fixture(scope="module")
+def quick_patch(loaded):
+    from fmn_core.hosts.comfy import ComfyHost
+
+    return forget(ComfyHost(*loaded), "cat", QUICK)[0]
+
+
+def weights(host):
+    return [(p, p.detach().clone()) for p in host.base.parameters()]
+
+
+def assert_untouched(host, before):
+    for (parameter, values), now in zip(before, host.base.parameters(), strict=True):
+        assert now is parameter and torch.equal(now, values) and now.grad is None and now.is_inference()
+    assert not any(m._forward_hooks for m in host.base.modules())
+
+
+def test_the_loss_of_paper_is_the_formula_on_the_hosts_own_attention(host):
+    """Sum over layers, heads, pixels and concept tokens of softmax(q k / sqrt(d))^2, computed a row at a time from
+    what the host's projections returned."""
+    concept = make_concept("cat")
+    columns = concept_columns(host, concept, concept.prompts[0], "concept and end")
+    prompts, layers = host.encode(list(concept.prompts)), host.cross_attentions()
+    x, t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
+    outputs, hooks = {}, []
+    for name, layer in layers.items():
+        for matrix in ("to_q", "to_k"):
+
+            def keep(module, args, output, key=(name, matrix)):
+                outputs[key] = output.double()
+
+            hooks.append(layer.linear(matrix).register_forward_hook(keep))
+    with host.training(), torch.no_grad(), tapped(layers) as maps:
+        host.predict(x, t, prompts)
+    for hook in hooks:
+        hook.remove()
+    total = 0.0
+    for name, layer in layers.items():
+        q, k = outputs[name, "to_q"][0], outputs[name, "to_k"][0]
+        d = q.shape[1] // layer.heads
+        for h in range(layer.heads):
+            part = slice(h * d, (h + 1) * d)
+            for pixel in range(len(q)):
+                row = torch.exp(k[:, part] @ q[pixel, part] / d**0.5)
+                for token in columns.nonzero().flatten().tolist():
+                    total += (row[token] / row.sum()).item() ** 2
+    assert attention_resteering_loss(maps.values(), columns[None]).item() == pytest.approx(total, rel=1e-4)
+
+
+def test_the_gradient_of_paper_is_the_slope_of_its_loss(host):
+    """Along a random direction of all adapters, through the host's whole UNet, against a central difference."""
+    layers, generator = host.cross_attentions(), torch.Generator().manual_seed(0)
+    concept = make_concept("cat")
+    columns = concept_columns(host, concept, concept.prompts[0], "concept and end")[None]
+    prompts = host.encode(list(concept.prompts))
+    x, t = torch.randn(1, 4, 8, 8, generator=generator), torch.tensor([500])
+    lora = CrossAttentionLoRA(layers, ("to_q", "to_k", "to_v"), 2, generator)
+    directions = [torch.randn(p.shape, generator=generator) for p in lora.parameters()]
+
+    def loss():
+        with tapped(layers) as maps:
+            host.predict(x, t, prompts)
+            return attention_resteering_loss(maps.values(), columns)
+
+    def moved(amount):
+        with torch.no_grad():
+            for p, direction in zip(lora.parameters(), directions, strict=True):
+                p.add_(direction, alpha=amount)
+            value = loss().item()
+            for p, direction in zip(lora.parameters(), directions, strict=True):
+                p.sub_(direction, alpha=amount)
+        return value
+
+    with host.training(), lora.attached():
+        with torch.no_grad():
+            for p, direction in zip(lora.parameters(), directions, strict=True):
+                p.add_(direction, alpha=0.01)  # away from up = 0, where down has no gradient
+        loss().backward()
+        grads = [p.grad for p in lora.parameters()]  # none for the last layer's values, which no attention depends on
+        slope = sum((g * direction).sum().item() for g, direction in zip(grads, directions, strict=True) if g is not None)
+        difference = (moved(1e-3) - moved(-1e-3)) / 2e-3
+    assert abs(slope) > 1e-2 and slope == pytest.approx(difference, rel=2e-2)
+
+
+def test_the_loss_falls_and_so_does_the_attention(host):
+    patch, losses = forget(host, "cat", ForgetSettings(num_pictures=2, sampling_steps=5))
+    assert len(losses) == 35 and sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    mass = patch.info["report"]["attention_mass"]
+    assert mass["after"] < 0.8 * mass["before"]
+
+
+@pytest.mark.parametrize("failure", [None, "exception", "interrupt"])
+def test_the_host_is_left_as_it_was(host, comfy, loaded, sample, failure, monkeypatch):
+    picture, before = sample(loaded[0], "a cat"), weights(host)
+    options = repr(loaded[0].model_options)
+    if failure == "exception":
+        monkeypatch.setattr(host, "progress", lambda step, total, preview: 1 / 0 if step == 2 else None)
+        with pytest.raises(ZeroDivisionError):
+            forget(host, "cat", QUICK)
+    elif failure == "interrupt":
+        interrupt = comfy.model_management.interrupt_current_processing
+        monkeypatch.setattr(host, "progress", lambda step, total, preview: interrupt() if step == 2 else None)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            forget(host, "cat", QUICK)
+    else:
+        forget(host, "cat", QUICK)
+    assert_untouched(host, before)
+    assert repr(loaded[0].model_options) == options and not loaded[0].patches
+    assert torch.equal(sample(loaded[0], "a cat"), picture)
+
+
+def test_same_inputs_same_patch_and_other_seed_other_patch(loaded, quick_patch):
+    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.patch import serialize
+
+    again, _ = forget(ComfyHost(*loaded), "cat", QUICK)
+    other, _ = forget(ComfyHost(*loaded), "cat", replace(QUICK, seed=1))
+    assert serialize(again, "x") == serialize(quick_patch, "x") != serialize(other, "x")
+
+
+def test_the_global_generator_is_left_alone(host):
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    forget(host, "cat", QUICK)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_pictures_and_masks(host):
+    images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    nowhere, losses = forget(host, "cat", QUICK, images, torch.zeros(1, 64, 64))
+    assert losses == [0] * 4
+    assert all(nowhere.delta(module).abs().max() == 0 for module in nowhere.modules)
+    everywhere, _ = forget(host, "cat", QUICK, images, torch.ones(2, 64, 64))
+    without, _ = forget(host, "cat", QUICK, images)
+    assert all(torch.allclose(everywhere[key], without[key], atol=1e-4) for key in without)
+
+
+def test_sizes_that_do_not_divide(host):
+    images = torch.rand(1, 72, 120, 3, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(1, 72, 120)
+    mask[:, :40] = 1
+    _, losses = forget(host, "cat", QUICK, images, mask)
+    assert all(loss > 0 for loss in losses)
+
+
+def test_visual_denoising_adds_to_the_loss(host):
+    _, plain = forget(host, "cat", QUICK)
+    _, visual = forget(host, "cat", replace(QUICK, visual_weight=1.0))
+    assert visual[0] > plain[0]
+
+
+def test_custom_templates_and_batches(host):
+    patch, losses = forget(
+        host, "cat", replace(QUICK, concept_type="custom", template="a {}\na noto emoji of a {}", batch_size=3, rank=2)
+    )
+    assert patch.info["prompts"] == ["a cat", "a noto emoji of a cat"] and patch.rank == 2 and len(losses) == 4
+
+
+@pytest.mark.parametrize("matrices", ["k", "k v", "q k v out"])
+def test_only_the_chosen_projections_are_patched(host, matrices):
+    patch, _ = forget(host, "cat", replace(QUICK, matrices=matrices))
+    ends = {module.rsplit("attn2_", 1)[1] for module in patch.modules}
+    assert ends == {f"to_{m}".replace("to_out", "to_out_0") for m in matrices.split()}
+
+
+@pytest.mark.parametrize(
+    ("images", "mask", "message"),
+    [
+        (torch.rand(64, 64, 3), None, "connect an IMAGE of shape"),
+        (torch.rand(1, 64, 64, 7), None, "connect an IMAGE of shape"),
+        (torch.rand(1, 64, 64, 3), torch.ones(1, 32, 32), "resize the mask"),
+        (torch.rand(1, 64, 64, 3), torch.ones(3, 64, 64), "one mask for all pictures or one for each"),
+        (None, torch.ones(1, 64, 64), "a mask but no picture"),
+    ],
+)
+def test_bad_pictures_get_a_sentence(host, images, mask, message):
+    with pytest.raises(ForgetError, match=message):
+        forget(host, "cat", QUICK, images, mask)
+
+
+@pytest.mark.parametrize("bad", [{"steps": 0}, {"learning_rate": 1.0}, {"tokens": "all"}, {"method": "magic"}])
+def test_bad_settings_get_a_sentence(bad):
+    with pytest.raises(ForgetError, match=next(iter(bad))):
+        ForgetSettings(**bad)
+
+
+def test_a_loss_that_is_not_finite_is_said(host):
+    with pytest.raises(ForgetError, match="not finite at step 1"):
+        forget(host, "cat", QUICK, torch.full((1, 64, 64, 3), float("nan")))

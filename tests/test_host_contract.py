@@ -1,0 +1,127 @@
+"""What every host adapter owes the core: one test for all of them. A new host adds a maker to HOSTS."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+
+from fmn_core.hosts.base import FAMILIES, MATRICES
+
+
+@pytest.fixture
+def comfy_host(comfy, loaded):
+    from fmn_core.hosts.comfy import ComfyHost
+
+    return ComfyHost(*loaded)
+
+
+HOSTS = ["comfy_host"]
+
+
+@pytest.fixture(params=HOSTS)
+def host(request):
+    return request.getfixturevalue(request.param)
+
+
+@contextlib.contextmanager
+def unchanged(host):
+    """Fails unless the host's UNet is the very same tensors, bits, flags and hooks after the block as before."""
+    unet = next(iter(host.cross_attentions().values())).module
+    modules = {id(m): m for layer in host.cross_attentions().values() for m in layer.module.modules()}
+    before = [(p, p.detach().clone(), p.requires_grad, p.is_inference()) for p in unet.parameters()]
+    yield
+    after = list(unet.parameters())
+    for (parameter, values, requires_grad, inference), now in zip(before, after, strict=True):
+        assert now is parameter and torch.equal(now, values)
+        assert (now.requires_grad, now.is_inference(), now.grad) == (requires_grad, inference, None)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in modules.values())
+
+
+def test_layers_are_complete_and_in_order(host):
+    layers = host.cross_attentions()
+    places = [layer.place for layer in layers.values()]
+    assert places == sorted(places, key=["down", "mid", "up"].index) and set(places) == {"down", "mid", "up"}
+    for layer in layers.values():
+        assert layer.linear("to_q").weight.shape[0] % layer.heads == 0
+        assert layer.linear("to_k").weight.shape == layer.linear("to_v").weight.shape
+
+
+def test_family_and_schedule(host):
+    assert host.family in FAMILIES
+    alphas = host.alphas_cumprod
+    assert alphas.ndim == 1 and (alphas.diff() < 0).all() and 0 < alphas[-1] < alphas[0] < 1
+
+
+def test_tokens_are_columns_of_the_embedding(host):
+    texts = ["a cat", "", "a (red:1.2) rose " * 40]
+    prompts = host.encode(texts)
+    assert prompts.embeddings.shape[:2] == (3, len(prompts.tokens[0]))
+    for text, tokens in zip(texts, prompts.tokens, strict=True):
+        own = host.tokenize(text)
+        assert tokens == own * (len(tokens) // len(own))
+        assert own[0].kind == "start" and own[-1].kind in ("end", "padding")
+    assert [t.text for t in prompts.tokens[0] if t.kind == "word"][:2] == ["a</w>", "cat</w>"]
+    assert not prompts.embeddings.is_inference()
+    assert torch.equal(host.encode(["a cat"]).embeddings, host.encode(["a cat"]).embeddings)
+
+
+def test_predict_is_a_noise_estimate(host):
+    """At the noisiest timestep nearly all is noise, so the estimate must be near it."""
+    noise = torch.randn(2, *host.latent_shape(), generator=torch.Generator().manual_seed(0)).to(host.device)
+    t = torch.full((2,), len(host.alphas_cumprod) - 1, device=host.device)
+    with host.training(), torch.no_grad():
+        epsilon = host.predict(noise, t, host.encode(["a cat", "a rose"]))
+    assert epsilon.shape == noise.shape
+    assert torch.nn.functional.cosine_similarity(epsilon.flatten(), noise.flatten(), 0) > 0.9
+
+
+def test_pictures_survive_encoding_and_decoding(host):
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
+    disc = (x**2 + y**2 < 0.5).float()[..., None]
+    image = (1 - disc + disc * torch.tensor([0.9, 0.2, 0.1]))[None]
+    latents = host.encode_images(image)
+    assert latents.shape[0] == 1 and not latents.is_inference()
+    assert (host.decode(latents) - image).abs().mean() < 0.1
+
+
+def test_lora_keys_are_the_kohya_names(host):
+    keys = [host.lora_key(layer, matrix) for layer in host.cross_attentions() for matrix in MATRICES]
+    assert len(set(keys)) == len(keys)
+    assert all(key.startswith("lora_unet_") and "_attn2_to_" in key for key in keys)
+    blocks = ("down_blocks", "mid_block", "up_blocks")
+    if host.family == "sdxl":
+        blocks = ("input_blocks", "middle_block", "output_blocks")
+    assert all(key.removeprefix("lora_unet_").startswith(blocks) for key in keys)
+
+
+class Stop(BaseException):
+    """As the host's interrupt is one since ComfyUI 0.20."""
+
+
+@pytest.mark.parametrize("failure", [None, RuntimeError, Stop])
+def test_training_differentiates_and_leaves_the_host_as_it_was(host, failure):
+    layer = next(iter(host.cross_attentions().values()))
+    prompts = host.encode(["a cat"])
+    x, t = torch.randn(1, *host.latent_shape()).to(host.device), torch.tensor([500], device=host.device)
+    with unchanged(host), contextlib.suppress(RuntimeError, Stop), host.training():
+        delta = torch.zeros_like(layer.linear("to_k").weight, dtype=torch.float32, requires_grad=True)
+        hook = layer.linear("to_k").register_forward_hook(lambda m, a, out: out + (a[0].float() @ delta.T).to(out.dtype))
+        try:
+            host.predict(x, t, prompts).square().sum().backward()
+        finally:
+            hook.remove()
+        assert delta.grad.abs().sum() > 0
+        if failure is not None:
+            raise failure
+
+
+def test_training_predicts_what_the_host_predicts_otherwise(host):
+    prompts = host.encode(["a cat"])
+    x, t = torch.randn(1, *host.latent_shape()).to(host.device), torch.tensor([300], device=host.device)
+    with host.training():
+        one = host.predict(x, t, prompts).detach()
+        with torch.no_grad():
+            two = host.predict(x, t, prompts)
+    assert torch.allclose(one, two, atol=1e-6)

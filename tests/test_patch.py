@@ -1,0 +1,181 @@
+"""The patch file: written whole, read strictly, taken by the host's own loader."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fmn_core.errors import ForgetError
+from fmn_core.forget import forget
+from fmn_core.patch import ALPHA, DOWN, UP, Patch, decode_array, encode_array, read_patch, save_patch, serialize, slug
+from fmn_core.settings import ForgetSettings
+
+
+@pytest.fixture(scope="module")
+def patch(loaded):
+    from fmn_core.hosts.comfy import ComfyHost
+
+    return forget(ComfyHost(*loaded), "cat", ForgetSettings(steps=4, num_pictures=2, sampling_steps=3))[0]
+
+
+def test_save_and_read_is_identity(patch, tmp_path):
+    path = tmp_path / "a" / "p.safetensors"
+    save_patch(patch, path)
+    again = read_patch(path)
+    assert again.info == patch.info and list(again) == list(patch)
+    assert all(torch.equal(again[key], patch[key]) and again[key].dtype == patch[key].dtype for key in patch)
+    assert [p.name for p in path.parent.iterdir()] == ["p.safetensors"]
+    assert path.read_bytes() == serialize(patch, "p")
+
+
+def test_the_file_holds_what_loaders_ask_for(patch, tmp_path):
+    path = tmp_path / "p.safetensors"
+    save_patch(patch, path)
+    tensors = load_file(path)
+    for module in patch.modules:
+        assert tensors[module + DOWN].dtype == tensors[module + UP].dtype == tensors[module + ALPHA].dtype == torch.float16
+        assert tensors[module + ALPHA].shape == () and tensors[module + ALPHA] == patch.rank == len(tensors[module + DOWN])
+    raw = path.read_bytes()
+    metadata = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"]
+    assert all(isinstance(value, str) for value in metadata.values())
+    assert metadata["ss_base_model_version"] == "sd_v1" and metadata["modelspec.architecture"] == "stable-diffusion-v1/lora"
+    assert metadata["ss_network_dim"] == str(patch.rank) and "ss_v2" in metadata
+
+
+def test_erase_keys_come_back(patch, loaded):
+    _, clip, _ = loaded
+    keys = decode_array(patch.info["erase_keys"]["fp16"], patch.info["erase_keys"]["shape"])
+    embedding = clip.encode(patch.info["prompts"][0])  # start, a, photo, of, cat
+    assert torch.allclose(keys, embedding[0, [4]], atol=1e-2)
+    values = torch.randn(3, 5).half()
+    assert torch.equal(decode_array(encode_array(values), [3, 5]), values.float())
+    with pytest.raises(ForgetError, match="damaged"):
+        decode_array(encode_array(values), [3, 6])
+
+
+def test_a_name_in_use_is_never_taken_over(patch, tmp_path):
+    path = tmp_path / "p.safetensors"
+    path.write_bytes(b"mine")
+    with pytest.raises(ForgetError, match="never overwritten"):
+        save_patch(patch, path)
+    assert path.read_bytes() == b"mine" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX file size limit")
+def test_a_write_that_fails_leaves_nothing(patch, tmp_path):
+    """The operating system refuses the write in the middle, as it does on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(ForgetError, match="Nothing was left there"):
+            save_patch(patch, tmp_path / "p.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+def edited(patch, path, change):
+    """A copy of the file with its info changed."""
+    info = json.loads(json.dumps(patch.info))
+    change(info)
+    save_file(dict(patch), path, {"fmn.patch": json.dumps(info)})
+
+
+def test_files_that_are_no_good_get_a_sentence(patch, tmp_path):
+    path = tmp_path / "p.safetensors"
+    with pytest.raises(ForgetError, match="not there any more"):
+        read_patch(path)
+
+    save_file({"a": torch.ones(1)}, path)
+    with pytest.raises(ForgetError, match="no forget patch"):
+        read_patch(path)
+
+    path.write_bytes(serialize(patch, "p")[:-100])
+    with pytest.raises(ForgetError, match="p.safetensors cannot be read"):
+        read_patch(path)
+
+    path.write_bytes(b"not a file of tensors at all")
+    with pytest.raises(ForgetError, match="cannot be read"):
+        read_patch(path)
+
+    save_file(dict(patch), path, {"fmn.patch": "{"})
+    with pytest.raises(ForgetError, match="cannot be read"):
+        read_patch(path)
+
+    save_file(dict(patch), path, {"fmn.patch": "[]"})
+    with pytest.raises(ForgetError, match="schema None"):
+        read_patch(path)
+
+    edited(patch, path, lambda info: info.update(schema=99))
+    with pytest.raises(ForgetError, match="schema 99.*update"):
+        read_patch(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, m: t.update(extra=torch.ones(1)), "other tensors"),
+        (lambda t, m: t.pop(m + UP), "other tensors"),
+        (lambda t, m: t.update({m + DOWN: t[m + DOWN][:1].clone()}), "wrong shape"),
+        (lambda t, m: t.update({m + UP: torch.full_like(t[m + UP], float("nan"))}), "not finite"),
+        (lambda t, m: t.clear(), "other tensors"),
+    ],
+)
+def test_tensors_that_are_no_good_get_a_sentence(patch, tmp_path, change, message):
+    tensors = dict(patch)
+    change(tensors, patch.modules[-1])
+    save_file(tensors, tmp_path / "p.safetensors", {"fmn.patch": json.dumps(patch.info)})
+    with pytest.raises(ForgetError, match=message):
+        read_patch(tmp_path / "p.safetensors")
+
+
+def test_a_patch_for_another_architecture_is_refused(patch, loaded):
+    from fmn_core.hosts.comfy import apply_patch
+
+    wider = {k: torch.zeros(len(v), 768, dtype=v.dtype) if k.endswith(DOWN) and "to_k" in k else v for k, v in patch.items()}
+    with pytest.raises(ForgetError, match="load the checkpoint it was made for"):
+        apply_patch(loaded[0], Patch(wider, patch.info), 1.0)
+    elsewhere = {k.replace("mid_block", "mid_block_9"): v for k, v in patch.items()}
+    with pytest.raises(ForgetError, match="no layer"):
+        apply_patch(loaded[0], Patch(elsewhere, patch.info), 1.0)
+
+
+def test_applying_is_what_the_hosts_own_loader_does(patch, comfy, loaded, sample, tmp_path, caplog):
+    from fmn_core.hosts.comfy import apply_patch
+
+    save_patch(patch, tmp_path / "p.safetensors")
+    stock = comfy.utils.load_torch_file(str(tmp_path / "p.safetensors"), safe_load=True)
+    theirs, _ = comfy.sd.load_lora_for_models(loaded[0], None, stock, 0.7, 0)
+    assert "not loaded" not in caplog.text.lower()
+    ours = apply_patch(loaded[0], patch, 0.7)
+    assert torch.equal(sample(ours, "a cat"), sample(theirs, "a cat"))
+    assert not torch.equal(sample(ours, "a cat"), sample(loaded[0], "a cat"))
+
+
+def test_strength_zero_is_the_base_and_the_base_is_untouched(patch, loaded, sample):
+    from fmn_core.hosts.comfy import apply_patch
+
+    base = sample(loaded[0], "a cat")
+    assert torch.equal(sample(apply_patch(loaded[0], patch, 0.0), "a cat"), base)
+    sample(apply_patch(loaded[0], patch, 1.0), "a cat")
+    assert torch.equal(sample(loaded[0], "a cat"), base)
+
+
+def test_chained_patches_add_up_in_any_order(patch, loaded, sample):
+    from fmn_core.hosts.comfy import apply_patch
+
+    other = Patch({k: (v * -0.5 if k.endswith(UP) else v) for k, v in patch.items()}, patch.info)
+    one = apply_patch(apply_patch(loaded[0], patch, 1.0), other, 1.0)
+    two = apply_patch(apply_patch(loaded[0], other, 1.0), patch, 1.0)
+    half = apply_patch(loaded[0], patch, 0.5)
+    assert torch.allclose(sample(one, "a cat"), sample(two, "a cat"), atol=1e-4)
+    assert torch.allclose(sample(one, "a cat"), sample(half, "a cat"), atol=1e-3)
+
+
+def test_slugs_are_safe_file_names():
+    assert slug("Van Gogh!") == "van-gogh" and slug("../..") == "concept" and slug("名前") == "名前"

@@ -1,0 +1,271 @@
+"""The pack in a real ComfyUI server, over HTTP and websocket, as a page or a script uses it."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import re
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from demo.judge import Judge
+from demo.server import ComfyServer, ServerError
+from demo.workflow import load_workflow
+
+ROOT = Path(__file__).parent.parent
+NODES = ["FMN_ForgetConcept", "FMN_SavePatch", "FMN_ApplyPatch", "FMN_RecordAttention", "FMN_VisualizeTokenAttention"]
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def info(server):
+    return server.get("object_info")
+
+
+def titled(workflow):
+    return {node["_meta"]["title"]: node["inputs"] for node in workflow.values()}
+
+
+def node_id(workflow, title):
+    return next(id for id, node in workflow.items() if node["_meta"]["title"] == title)
+
+
+def pictures(server, workflow, outputs, title):
+    images = outputs[node_id(workflow, title)]["images"]
+    arrays = [np.asarray(Image.open(io.BytesIO(server.picture(image))).convert("RGB")) for image in images]
+    return torch.from_numpy(np.stack(arrays)).float() / 255
+
+
+@pytest.fixture(scope="module")
+def job(server, info):
+    """The saved workflow of the whole job, run once: its API form, its outputs and the events it sent."""
+    workflow = load_workflow(ROOT / "workflows/forget-a-concept.json", info)
+    events = []
+    outputs = server.run(workflow, lambda kind, data: events.append((kind, data)))
+    return workflow, outputs, events
+
+
+def test_nodes_are_there_with_a_tooltip_on_every_input_and_output(info):
+    for name in NODES:
+        node = info[name]
+        assert node["category"] == "Forget-Me-Not" and node["description"]
+        for group in ("required", "optional"):
+            for input, (_, *options) in node["input"].get(group, {}).items():
+                assert options and options[0].get("tooltip"), f"{name}.{input}"
+        assert all(node["output_tooltips"]), name
+
+
+def test_every_node_has_its_help_page(info, server):
+    for name in NODES:
+        page = (ROOT / f"web/docs/{name}.md").read_text()
+        for group in ("required", "optional"):
+            for input in info[name]["input"].get(group, {}):
+                assert f"`{input}`" in page, f"{name}.md does not say what {input} is"
+        served = server.get_text(f"extensions/forget-me-not/docs/{name}.md")
+        assert served == page
+
+
+def test_the_embedded_model_is_in_the_hosts_loader(info):
+    assert "emoji-sd-64.safetensors" in info["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_use_what_the_server_has_and_carry_a_thumbnail(path, info):
+    workflow = json.loads(path.read_text())
+    assert workflow["version"] == 0.4 and path.with_suffix(".jpg").exists()
+    for node in load_workflow(path, info).values():
+        known = info[node["class_type"]]["input"]
+        assert set(known["required"]) <= set(node["inputs"]) <= set(known["required"]) | set(known.get("optional", {}))
+
+
+def test_templates_are_listed_by_the_server(server):
+    assert sorted(server.get("workflow_templates")["forget-me-not"]) == [path.stem for path in WORKFLOWS]
+
+
+def test_the_concept_is_no_longer_recognised_and_a_kept_one_is(server, job):
+    workflow, outputs, _ = job
+    judge = Judge.load()
+    before, after = (pictures(server, workflow, outputs, f"Pictures {when}") for when in ("before", "after"))
+    assert judge.accuracy(before, "cat") >= 0.75
+    assert judge.accuracy(after, "cat") <= 0.25
+
+    kept = copy.deepcopy(workflow)
+    titled(kept)["Prompt"]["value"] = "a noto emoji of a house"
+    for when in ("before", "after"):
+        titled(kept)[f"Attention {when}"]["words"] = "house"
+    outputs = server.run(kept)
+    before, after = (pictures(server, kept, outputs, f"Pictures {when}") for when in ("before", "after"))
+    assert judge.accuracy(before, "house") >= 0.75
+    assert judge.accuracy(after, "house") >= 0.75
+
+
+def test_less_attention_goes_to_the_concept(server, job):
+    """On one scale, since the maximum of the upper node is wired to the lower one."""
+    workflow, outputs, _ = job
+    sums = []
+    for when in ("before", "after"):
+        heat = pictures(server, workflow, outputs, f"Heat maps {when}") - 0.4 * pictures(server, workflow, outputs, f"Pictures {when}")
+        sums.append(heat.mean())
+    assert sums[1] < sums[0]
+
+
+def test_training_reports_every_step_with_previews(job):
+    workflow, _, events = job
+    forget = node_id(workflow, "Forget Concept")
+    steps = [data["value"] for kind, data in events if kind == "progress" and data["node"] == forget]
+    assert steps[-1] == 35 and steps == sorted(steps)
+    previews = [data["bytes"] for kind, data in events if kind == "preview"]
+    assert len(previews) >= 2
+    Image.open(io.BytesIO(previews[0][previews[0].index(b"\xff\xd8") :])).verify()
+
+
+def test_the_saved_file_loads_through_the_stock_loader_and_gives_the_same_picture(server, info, job):
+    workflow, outputs, _ = job
+    name = outputs[node_id(workflow, "The saved patch")]["text"][0]
+    assert re.search(r"Saved .*forget-cat_\d+_\.safetensors", outputs[node_id(workflow, "Save Forget Patch")]["text"][0])
+    options = server.get("object_info/LoraLoader")["LoraLoader"]["input"]["required"]["lora_name"][0]
+    assert name in options, "the host's loader does not list the new file"
+    apply = node_id(workflow, "Apply FMN Patch")
+    wired = {key: workflow[apply]["inputs"][key] for key in ("model", "clip")}
+    chosen = {"lora_name": name, "strength_model": 1.0, "strength_clip": 1.0}
+    stock = {**workflow, apply: {**workflow[apply], "class_type": "LoraLoader", "inputs": {**wired, **chosen}}}
+    from_file = {**workflow, apply: {**workflow[apply], "inputs": {**wired, "patch": name, "strength": 1.0}}}
+    start = len(server.log.read_text())
+    by_loader, by_file = server.run(stock), server.run(from_file)
+    log = server.log.read_text()[start:]
+    assert "lora key not loaded" not in log and "NOT LOADED" not in log
+    assert torch.equal(pictures(server, stock, by_loader, "Pictures after"), pictures(server, from_file, by_file, "Pictures after"))
+    # The wire hands over the very numbers that the file holds.
+    assert torch.equal(pictures(server, workflow, outputs, "Pictures after"), pictures(server, stock, by_loader, "Pictures after"))
+
+
+def test_strength_zero_is_the_base(server, job):
+    workflow, _, _ = job
+    zero = copy.deepcopy(workflow)
+    titled(zero)["Apply FMN Patch"]["strength"] = 0.0
+    outputs = server.run(zero)
+    assert torch.equal(pictures(server, zero, outputs, "Pictures before"), pictures(server, zero, outputs, "Pictures after"))
+
+
+def test_training_leaves_the_next_picture_as_it_was(server, job):
+    """The base pictures sampled anew, after training, by a sampler that is not in the cache."""
+    workflow, outputs, _ = job
+    again = copy.deepcopy(workflow)
+    titled(again)["Before"]["denoise"] = 0.9999  # another cache entry for the same computation of 20 steps
+    once = server.run(again)
+    titled(again)["Forget Concept"]["seed"] = 1
+    titled(again)["Before"]["denoise"] = 0.99991
+    twice = server.run(again)
+    assert torch.equal(*(pictures(server, again, o, "Pictures before") for o in (once, twice)))
+
+
+@pytest.mark.parametrize("name", ["apply-a-saved-patch", "stack-two-patches", "look-at-token-attention"])
+def test_the_other_workflows_run(server, info, name):
+    workflow = load_workflow(ROOT / f"workflows/{name}.json", info)
+    outputs = server.run(workflow)
+    judge = Judge.load()
+    if name == "apply-a-saved-patch":
+        assert judge.accuracy(pictures(server, workflow, outputs, "Pictures before"), "cat") >= 0.75
+        assert judge.accuracy(pictures(server, workflow, outputs, "Pictures after"), "cat") <= 0.25
+    elif name == "stack-two-patches":
+        assert judge.accuracy(pictures(server, workflow, outputs, "Pictures of cat"), "cat") <= 0.25
+        assert judge.accuracy(pictures(server, workflow, outputs, "Pictures of car"), "car") <= 0.25
+        assert judge.accuracy(pictures(server, workflow, outputs, "Pictures of house"), "house") >= 0.75
+    else:
+        assert pictures(server, workflow, outputs, "Heat maps").shape[0] == 6
+        assert pictures(server, workflow, outputs, "Masks").amax() == 1
+
+
+def test_an_interrupt_stops_training_and_the_next_job_runs(server, job):
+    workflow, _, _ = job
+    long = copy.deepcopy(workflow)
+    titled(long)["Forget Concept"] |= {"steps": 1000, "seed": 3}
+    forget, seen = node_id(long, "Forget Concept"), []
+
+    def stop_once(kind, data):
+        if kind == "progress" and data["node"] == forget:
+            seen.append(data["value"])
+            if len(seen) == 2:
+                threading.Thread(target=server.interrupt).start()
+
+    with pytest.raises(ServerError, match="interrupted"):
+        server.run(long, stop_once)
+    assert seen[-1] < 900
+    short = copy.deepcopy(workflow)
+    titled(short)["Forget Concept"] |= {"steps": 2, "seed": 4}
+    assert server.run(short)
+
+
+@pytest.mark.parametrize(
+    ("title", "change", "message"),
+    [
+        ("Forget Concept", {"concept": "  "}, "The concept is empty"),
+        ("Forget Concept", {"concept_type": "custom", "template": "a cat"}, "has no {}"),
+        ("Save Forget Patch", {"filename_prefix": "../../outside"}, "leads out of"),
+        ("Save Forget Patch", {"filename_prefix": "/tmp/outside"}, "leads out of"),
+        ("Attention before", {"words": "dog"}, "`dog` is not in the recorded prompt"),
+        ("Apply FMN Patch", {"patch": "emoji-sd-64.safetensors"}, "Value not in list"),
+    ],
+)
+def test_bad_input_gets_a_sentence(server, job, title, change, message):
+    bad = copy.deepcopy(job[0])
+    titled(bad)[title] |= change
+    with pytest.raises(ServerError, match=re.escape(message)):
+        server.run(bad)
+
+
+def test_a_file_that_is_no_patch_gets_a_sentence(server, job):
+    from safetensors.torch import save_file
+
+    save_file({"lora_unet_x.alpha": torch.ones(())}, server.output / "loras/plain.safetensors")
+    bad = copy.deepcopy(job[0])
+    titled(bad)["Apply FMN Patch"]["patch"] = "plain.safetensors"
+    with pytest.raises(ServerError, match="plain.safetensors is no forget patch"):
+        server.run(bad)
+
+
+def test_pictures_from_the_graph_train_too(server, job):
+    """IMAGE and MASK come out of other nodes as inference tensors."""
+    workflow = copy.deepcopy(job[0])
+    decode, forget = node_id(workflow, "Before: decode"), node_id(workflow, "Forget Concept")
+    workflow["900"] = {
+        "class_type": "SolidMask",
+        "inputs": {"value": 1.0, "width": 64, "height": 64},
+        "_meta": {"title": "mask"},
+    }
+    workflow[forget]["inputs"] |= {"images": [decode, 0], "mask": ["900", 0], "steps": 3}
+    assert server.run(workflow)
+    workflow["900"]["inputs"]["width"] = 32
+    with pytest.raises(ServerError, match="resize the mask"):
+        server.run(workflow)
+    del workflow[forget]["inputs"]["vae"]
+    workflow["900"]["inputs"]["width"] = 64
+    with pytest.raises(ServerError, match="Pictures need a VAE"):
+        server.run(workflow)
+
+
+def test_importing_the_pack_is_quick(server):
+    """The host's own measurement at start-up, in a process that has torch already."""
+    seconds = float(re.search(r"([\d.]+) seconds: .*forget-me-not", server.log.read_text())[1])
+    assert seconds < 0.3
+
+
+def test_another_installed_comfyui_runs_the_job(tmp_path):
+    """Set FMN_COMFYUI_NEWER to the folder of a newer ComfyUI, with its own environment in it."""
+    import os
+
+    from demo.run import find_python
+
+    folder = os.environ.get("FMN_COMFYUI_NEWER")
+    if not folder:
+        pytest.skip("FMN_COMFYUI_NEWER is not set: it names the folder of a newer ComfyUI to test with")
+    with ComfyServer(Path(folder), tmp_path, str(find_python(Path(folder)))) as server:
+        workflow = load_workflow(ROOT / "workflows/forget-a-concept.json", server.get("object_info"))
+        outputs = server.run(workflow)
+        assert Judge.load().accuracy(pictures(server, workflow, outputs, "Pictures after"), "cat") <= 0.25
