@@ -39,7 +39,7 @@ def widget_names(info: dict) -> list[str | None]:
             options = options[0] if options else {}
             if (isinstance(kind, list) or kind in WIDGETS) and not options.get("forceInput"):
                 names.append(name)
-                if options.get("control_after_generate") or name in ("seed", "noise_seed"):
+                if options.get("control_after_generate", name in ("seed", "noise_seed")):
                     names.append(None)
     return names
 

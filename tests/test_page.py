@@ -56,8 +56,10 @@ def open_page(page, server, query=""):
 
 
 def plain(errors):
-    """Errors without what differs from one load to the next: ports, queries, places in bundles."""
-    return {re.sub(r"127.0.0.1:\d+|\?\S*|:\d+:\d+", "", error) for error in errors}
+    """Errors without what differs from one load to the next: ports, queries, places in bundles; and without the
+    page's questions to ComfyUI's registry about every custom node, which do not get out of here."""
+    own = (error for error in errors if "https://api.comfy.org/" not in error)
+    return {re.sub(r"127.0.0.1:\d+|\?\S*|:\d+:\d+", "", error) for error in own}
 
 
 @pytest.fixture(scope="module")
@@ -143,11 +145,11 @@ def test_the_template_browser_shows_the_workflows(page, server, screenshots):
 def test_a_new_forget_node_keeps_its_seed(page, server):
     """A control that randomises the seed would train anew at every queueing."""
     open_page(page, server)
-    values = page.evaluate(
+    names = page.evaluate(
         """() => {
             const node = LiteGraph.createNode('FMN_ForgetConcept')
             app.graph.add(node)
-            return node.widgets.map(w => [w.name, w.value])
+            return node.widgets.map(w => w.name)
         }"""
     )
-    assert "fixed" == dict(values).get("control_after_generate"), values
+    assert names[names.index("seed") + 1] == "rank", names
