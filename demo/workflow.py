@@ -42,4 +42,3 @@ def widget_names(info: dict) -> list[str | None]:
                 if options.get("control_after_generate", name in ("seed", "noise_seed")):
                     names.append(None)
     return names
-

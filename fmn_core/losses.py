@@ -13,13 +13,10 @@ def attention_resteering_loss(maps: Iterable[Tensor], columns: Tensor, regions: 
     sum over layers, heads, pixels and concept columns of A^2, as a mean over the batch. `maps`: one [B, heads, N, T]
     of probabilities a layer; `columns`: boolean [B, T]; `regions`: one [B, N] in 0..1 a layer, which weights pixels.
     """
-    if regions is None:
-        squares = ((A.square() * columns[:, None, None, :]).sum() / len(A) for A in maps)
-    else:
-        squares = (
-            (A.square() * columns[:, None, None, :] * M[:, None, :, None]).sum() / len(A) for A, M in zip(maps, regions)
-        )
-    return sum(squares)
+    squares = [A.square() * columns[:, None, None, :] for A in maps]
+    if regions is not None:
+        squares = [square * M[:, None, :, None] for square, M in zip(squares, regions, strict=True)]
+    return sum(square.sum() for square in squares) / len(columns)
 
 
 def predicted_x0(x_t: Tensor, epsilon: Tensor, alpha_bar: Tensor) -> Tensor:

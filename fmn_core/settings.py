@@ -29,14 +29,14 @@ class ForgetSettings:
     )  # fmt: skip
     steps: int = setting(35, "Optimisation steps; the paper uses 35.", min=1, max=1000)
     learning_rate: float = setting(
-        4e-3, "AdamW's step size for the LoRA. Higher forgets more and harms more.", min=1e-7, max=1e-1, step=1e-6
+        5e-3, "AdamW's step size for the LoRA. Higher forgets more and harms more.", min=1e-7, max=1e-1, step=1e-6
     )  # fmt: skip
     seed: int = setting(
         0, "Seed of everything random: the same inputs and seed give the same patch.", min=0, max=0xFFFFFFFFFFFFFFFF
     )  # fmt: skip
     rank: int = setting(4, "Rank of the LoRA; more room to forget, and a larger file.", min=1, max=128)
     tokens: str = setting(
-        "concept and end",
+        "concept",
         "Which columns of the attention are penalised: the concept's own tokens, these and the end token (once), or "
         "every column from the concept on, padding included: the text encoder leaks the concept into all later ones.",
         choices=("concept", "concept and end", "concept onward"),

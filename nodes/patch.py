@@ -42,7 +42,8 @@ class SavePatch(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="forget-%concept%",
-                    tooltip="Name of the file; %concept% becomes the concept's name. A slash makes a folder in output/loras.",
+                    tooltip="Name of the file; %concept% becomes the concept's name. "
+                    "A slash makes a folder in output/loras.",
                 ),
             ],
             outputs=[io.String.Output(display_name="lora_name", tooltip="The file's name as the LoRA loaders list it.")],
@@ -107,7 +108,10 @@ class ApplyPatch(io.ComfyNode):
     @classmethod
     def execute(cls, model, clip, patch, strength, lora=None) -> io.NodeOutput:
         if patch != FROM_INPUT:
-            chosen = read_patch(Path(folder_paths.get_full_path_or_raise("loras", patch)))
+            path = folder_paths.get_full_path("loras", patch)
+            if path is None:
+                raise ForgetError(f"{patch} is in none of the host's LoRA folders: press R to refresh, and choose again.")
+            chosen = read_patch(Path(path))
         elif lora is not None:
             chosen = as_patch(lora)
         else:

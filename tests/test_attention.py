@@ -27,7 +27,7 @@ def record(loaded):
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 9), st.integers(1, 9), st.integers(1, 5), st.integers(0, 99))
 def test_probabilities_are_the_softmax(batch, heads, pixels, tokens, d, seed):
     generator = torch.Generator().manual_seed(seed)
-    q, k = torch.randn(batch, pixels, heads * d, generator=generator), torch.randn(batch, tokens, heads * d, generator=generator)
+    q, k = (torch.randn(batch, n, heads * d, generator=generator) for n in (pixels, tokens))
     A = attention_probabilities(q, k, heads)
     assert torch.allclose(A.sum(-1), torch.ones(batch, heads, pixels), atol=1e-5)
     for b in range(batch):
@@ -141,7 +141,8 @@ def test_the_watched_model_is_a_clone(record, loaded):
 
 
 def tokens(*pieces):
-    return (Token(0, "<start>", "start"), *(Token(5, p, "word") for p in pieces), Token(1, "<end>", "end"), Token(1, "", "padding"))
+    words = (Token(5, piece, "word") for piece in pieces)
+    return (Token(0, "<start>", "start"), *words, Token(1, "<end>", "end"), Token(1, "<end>", "padding"))
 
 
 def test_pieces_of_words_are_merged_and_phrases_found():
@@ -181,7 +182,8 @@ def test_visualize(record, sample, loaded):
 
 def test_an_empty_recording_is_said():
     with pytest.raises(ForgetError, match="Nothing was recorded"):
-        visualize(AttentionRecording("a cat", tokens("a</w>", "cat</w>")), torch.zeros(1, 8, 8, 3), "cat", 0.0, 0.5, "inferno")
+        recording = AttentionRecording("a cat", tokens("a</w>", "cat</w>"))
+        visualize(recording, torch.zeros(1, 8, 8, 3), "cat", 0.0, 0.5, "inferno")
 
 
 @pytest.mark.parametrize("name", COLOR_MAPS)

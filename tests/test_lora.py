@@ -14,7 +14,8 @@ from fmn_core.lora import CrossAttentionLoRA, balanced
 class Attention(nn.Module):
     def __init__(self):
         super().__init__()
-        self.to_q, self.to_k, self.to_v = nn.Linear(8, 8, bias=False), nn.Linear(6, 8, bias=False), nn.Linear(6, 8, bias=False)
+        self.to_q = nn.Linear(8, 8, bias=False)
+        self.to_k, self.to_v = nn.Linear(6, 8, bias=False), nn.Linear(6, 8, bias=False)
         self.to_out = nn.Sequential(nn.Linear(8, 8), nn.Identity())
 
 
