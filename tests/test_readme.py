@@ -1,0 +1,72 @@
+"""Every command in the README, run; and the house's own rules."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_run(command, comfyui, tmp_path):
+    words = shlex.split(command)
+    assert words[:2] == ["python", "install.py"]
+    run = [sys.executable, *words[1:]]
+    if words[2:] == ["test"]:  # this very run, so only that it reaches pytest
+        run += ["--collect-only", "-q", "tests/test_losses.py"]
+    elif words[2:] == ["demo"]:
+        run += ["--out", str(tmp_path)]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=590)
+    assert done.returncode == 0, done.stdout + done.stderr
+    if words[2:] == ["demo"]:
+        check_demo(tmp_path)
+
+
+def check_demo(out):
+    """What the README says of the demo, on what it wrote."""
+    report = json.loads((out / "report.json").read_text())
+    accuracy = report["accuracy"]
+    assert report["host"]["name"] == "ComfyUI" and report["concept"] == "cat"
+    assert accuracy["before"] >= 0.9 and accuracy["after"] <= 0.1
+    assert accuracy["kept_before"] >= 0.9 and accuracy["kept_after"] >= 0.9
+    patch = report["patch"]
+    assert Path(patch["path"]).stat().st_size == patch["bytes"] < 100_000
+    assert patch["keys"] == 90 and patch["unloaded_keys"] == 0
+    assert report["strength_zero_identical"] is True
+    assert sum(report["seconds"].values()) < 180
+    assert (out / "before-after.png").exists() and (out / "attention.png").exists()
+
+
+def test_pictures_and_links_of_the_readme_exist():
+    links = re.findall(r"\]\((?!http)([^)]+)\)", README)
+    assert len(links) > 8
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_ruff_is_clean():
+    for command in (["check"], ["format", "--check"]):
+        done = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+
+
+def test_the_core_knows_no_host_outside_its_adapters():
+    hosts = re.compile(r"^\s*(import|from) (comfy|comfy_api|folder_paths|modules|gradio|diffusers)\b", re.MULTILINE)
+    for path in (ROOT / "fmn_core").rglob("*.py"):
+        assert path.parent.name == "hosts" or not hosts.search(path.read_text()), path
+
+
+def test_the_pack_runs_nothing_and_calls_nobody():
+    """In what a host loads: no subprocess, network, eval or pickle."""
+    banned = re.compile(r"\b(subprocess|urllib|requests|socket|pickle|eval|exec|torch\.load|os\.system)\b")
+    for path in (ROOT / "__init__.py", *(ROOT / "nodes").rglob("*.py"), *(ROOT / "fmn_core").rglob("*.py")):
+        assert not banned.search(path.read_text()), path
