@@ -39,17 +39,22 @@ def forget(
     """
     concept = make_concept(concept_name, settings.concept_type, settings.template)
     check_pictures(images, mask)
+    if images is not None:
+        _, height, width = host.latent_shape()
+        images, mask = fit_pictures(images, mask, height * width * 64)
     layers = host.cross_attentions()
-    columns = torch.stack([concept_columns(host, concept, p, settings.tokens) for p in concept.prompts]).to(host.device)
     generator = torch.Generator().manual_seed(settings.seed)
 
     # The text encoder and the VAE do their work outside the training context: loading them may move the UNet.
+    columns = [concept_columns(host, concept, prompt, settings.tokens) for prompt in concept.prompts]
     prompts, empty = host.encode(list(concept.prompts)), host.encode([""])
+    length = prompts.embeddings.shape[1]  # of the longest; shorter ones are tiled to it
+    columns = torch.stack([column.repeat(length // len(column)) for column in columns]).to(host.device)
     pairs = None
     if images is None or settings.visual_weight:
         with host.training():
             pairs = sample_pairs(host, prompts, empty, columns, settings, generator)
-    latents = pairs[0] if images is None else host.encode_images(images[..., :3])
+    latents = pairs[0] if images is None else host.encode_images(images)
     pictures = host.decode(latents) if images is None else images
 
     with host.training():
@@ -78,6 +83,22 @@ def check_pictures(images: Tensor | None, mask: Tensor | None) -> None:
             f"The mask has the shape {tuple(mask.shape)} and the pictures {tuple(images.shape)}: "
             "resize the mask to the pictures' height and width, one mask for all pictures or one for each."
         )
+
+
+def fit_pictures(images: Tensor, mask: Tensor | None, area: int) -> tuple[Tensor, Tensor | None]:
+    """Pictures [P, H, W, 3 or 4] and masks brought to about this many pixels, sides a multiple of 8: [P, h, w, 3].
+
+    A photograph of ten megapixels would otherwise train at ten megapixels; the original resizes to 512.
+    """
+    height, width = images.shape[1:3]
+    scale = (area / (height * width)) ** 0.5
+    size = [max(round(side * scale / 8) * 8, 8) for side in (height, width)]
+
+    def resize(x: Tensor) -> Tensor:
+        return x if list(x.shape[2:]) == size else F.interpolate(x, size, mode="bilinear", antialias=True)
+
+    fitted = resize(images[..., :3].movedim(-1, 1).float()).movedim(1, -1)
+    return fitted, None if mask is None else resize(mask[:, None].float())[:, 0]
 
 
 def sample_pairs(
@@ -207,7 +228,7 @@ def preview(maps: dict[str, Tensor], columns: Tensor, pictures: Tensor | None, s
     if pictures is None:
         picture = torch.zeros(height, width, 3)
     else:
-        picture = F.interpolate(pictures[shown[0], :, :, :3].permute(2, 0, 1)[None].float().cpu(), (height, width))
+        picture = F.interpolate(pictures[shown[0]].permute(2, 0, 1)[None].cpu(), (height, width))
         picture = rearrange(picture, "1 c h w -> h w c")
     return overlay(picture, heat[0, 0], opacity=0.6)
 
@@ -217,7 +238,7 @@ def concept_keys(host: DiffusionHost, concept: Concept, prompts: Prompts) -> Ten
     name = host.tokenize(concept.name)
     rows = [
         prompts.embeddings[row, mention]
-        for row, tokens in enumerate(prompts.tokens)
-        for mention in find_tokens(tokens, name)
+        for row, prompt in enumerate(concept.prompts)
+        for mention in find_tokens(host.tokenize(prompt), name)
     ]
     return torch.cat(rows)

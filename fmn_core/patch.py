@@ -80,9 +80,9 @@ def make_patch(
 def fingerprint(host: DiffusionHost) -> str:
     """sha256 of the cross-attention's K and V weights: the same for every copy of a base model."""
     digest = hashlib.sha256()
-    for layer in host.cross_attentions().values():
+    for layer in host.cross_attentions():
         for matrix in ("to_k", "to_v"):
-            weight = layer.linear(matrix).weight.detach().cpu().contiguous()
+            weight = host.weight(layer, matrix).detach().cpu().contiguous()
             digest.update(weight.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 

@@ -28,4 +28,5 @@ def sample_ddim(host: DiffusionHost, noise: Tensor, prompts: Prompts, empty: Pro
         x0 = predicted_x0(x, epsilon, alphas[ts])
         a = alphas[timesteps[i + 1]] if i + 1 < steps else torch.ones_like(alphas[0])
         x = a.sqrt() * x0 + (1 - a).sqrt() * epsilon
+        host.progress(i + 1, steps, None)
     return x

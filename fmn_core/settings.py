@@ -59,7 +59,9 @@ class ForgetSettings:
         4, "How many pictures the model makes for itself where none are given.", min=1, max=64, advanced=True
     )  # fmt: skip
     resolution: int = setting(
-        0, "Width and height of these pictures; 0: what the model was made for.", min=0, max=2048, step=64, advanced=True
+        0,
+        "Width and height of these pictures, and about the size that given pictures are brought to. 0: what the model "
+        "was made for.", min=0, max=2048, step=64, advanced=True
     )  # fmt: skip
     sampling_steps: int = setting(20, "Steps to make each of these pictures.", min=1, max=150, advanced=True)
     guidance: float = setting(5.0, "Guidance scale (CFG) of these pictures.", min=1.0, max=30.0, step=0.1, advanced=True)

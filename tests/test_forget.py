@@ -10,7 +10,7 @@ import torch
 from fmn_core.attention import tapped
 from fmn_core.concept import concept_columns, make_concept
 from fmn_core.errors import ForgetError
-from fmn_core.forget import forget
+from fmn_core.forget import fit_pictures, forget
 from fmn_core.lora import CrossAttentionLoRA
 from fmn_core.losses import attention_resteering_loss
 from fmn_core.settings import ForgetSettings
@@ -170,6 +170,17 @@ def test_sizes_that_do_not_divide(host):
     assert all(loss > 0 for loss in losses)
 
 
+@pytest.mark.parametrize("size", [(3000, 2000), (8, 8), (70, 65), (4, 300)])
+def test_pictures_of_any_size_are_brought_to_the_models(size):
+    images, mask = torch.rand(1, *size, 4), torch.ones(1, *size)
+    fitted, fitted_mask = fit_pictures(images, mask, 64 * 64)
+    assert fitted.shape[1] % 8 == fitted.shape[2] % 8 == 0 and fitted.shape[3] == 3
+    assert fitted_mask.shape == fitted.shape[:3] and torch.allclose(fitted_mask, torch.ones(()))
+    assert fitted.shape[1] * fitted.shape[2] < 1.6 * 64 * 64
+    same, _ = fit_pictures(torch.rand(2, 64, 64, 3), None, 64 * 64)
+    assert same.shape == (2, 64, 64, 3)
+
+
 def test_visual_denoising_adds_to_the_loss(host):
     _, plain = forget(host, "cat", QUICK)
     _, visual = forget(host, "cat", replace(QUICK, visual_weight=1.0))
@@ -181,6 +192,21 @@ def test_custom_templates_and_batches(host):
         host, "cat", replace(QUICK, concept_type="custom", template="a {}\na noto emoji of a {}", batch_size=3, rank=2)
     )
     assert patch.info["prompts"] == ["a cat", "a noto emoji of a cat"] and patch.rank == 2 and len(losses) == 4
+
+
+def test_prompts_of_unequal_length_train_together(host):
+    template = "a {}\n" + "a house and a tree " * 20 + "and a {}"
+    patch, losses = forget(host, "cat", replace(QUICK, concept_type="custom", template=template, tokens="concept and end"))
+    assert all(loss > 0 for loss in losses) and patch.info["erase_keys"]["shape"] == [2, 96]
+
+
+def test_the_base_hash_does_not_change_with_a_lora_on_the_model(quick_patch, loaded):
+    from fmn_core.hosts.comfy import ComfyHost, apply_patch
+
+    patched = apply_patch(loaded[0], quick_patch, 1.0)
+    on_top, _ = forget(ComfyHost(patched, *loaded[1:]), "cat", QUICK)
+    assert on_top.info["base"] == quick_patch.info["base"]
+    assert not torch.equal(*(p[p.modules[0] + ".lora_up.weight"] for p in (on_top, quick_patch)))
 
 
 @pytest.mark.parametrize("matrices", ["k", "k v", "q k v out"])

@@ -125,3 +125,9 @@ def test_training_predicts_what_the_host_predicts_otherwise(host):
         with torch.no_grad():
             two = host.predict(x, t, prompts)
     assert torch.allclose(one, two, atol=1e-6)
+
+
+def test_weights_are_those_of_the_projections(host):
+    for name, layer in host.cross_attentions().items():
+        for matrix in MATRICES:
+            assert torch.equal(host.weight(name, matrix), layer.linear(matrix).weight)

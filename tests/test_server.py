@@ -118,8 +118,10 @@ def test_less_attention_goes_to_the_concept(server, job):
 def test_training_reports_every_step_with_previews(job):
     workflow, _, events = job
     forget = node_id(workflow, "Forget Concept")
-    steps = [data["value"] for kind, data in events if kind == "progress" and data["node"] == forget]
-    assert steps[-1] == 35 and steps == sorted(steps)
+    steps = [(data["value"], data["max"]) for kind, data in events if kind == "progress" and data["node"] == forget]
+    sampling, training = ([value for value, total in steps if total == wanted] for wanted in (20, 35))
+    assert sampling == sorted(sampling) and training == sorted(training)
+    assert steps[0][1] == 20 and steps[-1] == (35, 35)
     previews = [data["bytes"] for kind, data in events if kind == "preview"]
     assert len(previews) >= 2
     Image.open(io.BytesIO(previews[0][previews[0].index(b"\xff\xd8") :])).verify()

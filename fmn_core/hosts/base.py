@@ -112,6 +112,10 @@ class DiffusionHost(ABC):
         """The kohya name of a projection, e.g. `lora_unet_mid_block_attentions_0_..._attn2_to_k`."""
 
     @abstractmethod
+    def weight(self, layer: str, matrix: str) -> Tensor:
+        """A projection's weight [out, in] without the LoRAs that are on the model."""
+
+    @abstractmethod
     def training(self) -> AbstractContextManager[None]:
         """A context in which autograd works on the host's own, frozen UNet; the host leaves it as it entered."""
 

@@ -132,8 +132,12 @@ class ComfyHost(DiffusionHost):
             return self.vae.decode(self.base.process_latent_out(latents)).clone()
 
     def lora_key(self, layer: str, matrix: str) -> str:
-        weight = f"diffusion_model.{layer}.{'to_out.0' if matrix == 'to_out' else matrix}.weight"
-        return self.kohya_names[weight]
+        return self.kohya_names[weight_key(layer, matrix)]
+
+    def weight(self, layer: str, matrix: str) -> Tensor:
+        key = weight_key(layer, matrix)
+        backup = self.patcher.backup.get(key)  # where the host keeps what a LoRA was merged into
+        return comfy.utils.get_attr(self.base, key) if backup is None else backup.weight
 
     @cached_property
     def kohya_names(self) -> dict[str, str]:
@@ -162,6 +166,11 @@ class ComfyHost(DiffusionHost):
 
     def check_interrupt(self) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def weight_key(layer: str, matrix: str) -> str:
+    """The host's name of a projection's weight."""
+    return f"diffusion_model.{layer}.{'to_out.0' if matrix == 'to_out' else matrix}.weight"
 
 
 def cross_attentions(unet: nn.Module) -> dict[str, CrossAttention]:
