@@ -41,9 +41,11 @@ def venv_python() -> Path:
 
 def set_up(*names: str) -> None:
     """Makes .venv with the pinned packages of these folders' requirements.txt; a second call finds it done."""
-    if sys.version_info < (3, 10):  # noqa: UP036 (whoever runs this has whatever Python they have)
-        sys.exit(f"Forget-Me-Not needs Python 3.10 or later; this is {sys.version.split()[0]}.")
-    if not venv_python().exists():
+    if sys.version_info < (3, 11):
+        sys.exit(
+            f"The demo and the tests need Python 3.11 or later (the pack itself 3.10); this is {sys.version.split()[0]}."
+        )
+    if not any(VENV.glob("installed-*")):  # not begun, or cut off: making it again repairs it
         print(f"Making {VENV}", flush=True)
         venv.create(VENV, with_pip=True)
     for name in names:
@@ -57,9 +59,10 @@ def set_up(*names: str) -> None:
 
 
 def pip_install(*arguments: str) -> None:
-    """Runs pip in .venv."""
+    """Runs pip in .venv; ends the program where it fails, with pip's own words before."""
     pip = [str(venv_python()), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, *arguments], check=True)
+    if subprocess.call([*pip, *arguments]):
+        sys.exit("pip could not install what is needed (see above): is there a network? Run the same command again.")
 
 
 def own_comfyui() -> Path:
@@ -97,9 +100,11 @@ def main() -> int:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     set_up("demo")
     comfyui = (arguments.comfyui or own_comfyui()).resolve()
+    if not (comfyui / "main.py").exists():
+        sys.exit(f"There is no ComfyUI in {comfyui}: --comfyui takes the folder that holds its main.py.")
     command = [str(venv_python()), "-m", "demo.run", "--out", str(arguments.out.resolve()), "--comfyui", str(comfyui)]
     command += ["--concept", arguments.concept]
-    command += ["--python", str(arguments.python)] if arguments.python else []
+    command += ["--python", str(arguments.python.absolute())] if arguments.python else []
     command += ["--own"] if arguments.comfyui is None else []
     command += ["--serve"] if arguments.serve else []
     return subprocess.call(command, cwd=ROOT)

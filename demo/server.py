@@ -139,6 +139,8 @@ def pack_link(comfyui: Path) -> Path:
         if entry.resolve() == PACK.resolve():
             return entry
     link = nodes / "forget-me-not"
+    if link.exists():
+        raise ServerError(f"{link} is another copy of the pack: run the demo from there, or move it away.")
     try:
         link.symlink_to(PACK, target_is_directory=True)
     except OSError as error:  # Windows without developer mode

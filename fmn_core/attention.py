@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -69,8 +70,13 @@ def attention_set_to_zero(layers: dict[str, CrossAttention], columns: Tensor) ->
 
 def layer_size(height: int, width: int, pixels: int) -> tuple[int, int]:
     """Height and width of a layer with this many pixels, in a UNet that halves the latent's, rounding up."""
+    ratio = height / width
     while height * width > pixels:
         height, width = -(-height // 2), -(-width // 2)
+    if height * width != pixels:  # another pack has shrunk it by some other factor: what fits the picture's shape best
+        heights = (h for h in range(1, pixels + 1) if pixels % h == 0)
+        height = min(heights, key=lambda h: abs(math.log(h * h / pixels / ratio)))
+        width = pixels // height
     return height, width
 
 
@@ -83,16 +89,22 @@ def concept_mass(maps: dict[str, Tensor], columns: Tensor) -> Tensor:
 class AttentionRecording:
     """What one prompt's words attended to while a picture was sampled: a running mean over steps, for each layer.
 
-    `maps`: layer name -> [B, h, w, T], the mean over heads and steps. `tokens`: the prompt's T columns.
+    `maps`: layer name -> [B, h, w, T], the mean over heads and steps. `tokens`: the prompt's T columns. `samplers`:
+    who sampled with it in the job `job`, by the host's names.
     """
 
     text: str
     tokens: tuple[Token, ...]
     maps: dict[str, Tensor] = field(default_factory=dict)
     steps: dict[str, int] = field(default_factory=dict)
+    job: str | None = None
+    samplers: set[str | None] = field(default_factory=set)
 
-    def clear(self) -> None:
+    def begin(self, job: str | None, sampler: str | None) -> None:
         """Forgets what was recorded: a new sampling starts."""
+        if job != self.job:
+            self.job, self.samplers = job, set()
+        self.samplers.add(sampler)
         self.maps.clear()
         self.steps.clear()
 
@@ -100,18 +112,21 @@ class AttentionRecording:
         """Takes in one forward of one layer: probabilities [B, heads, N, T] with N = height * width.
 
         A prompt that the host tiled to a common length comes back to its own: a column is the sum of its repeats.
+        Where a layer is run for parts of the picture besides, the first size counts.
         """
         mean = probabilities.detach().mean(1)
         mean = rearrange(mean, "b (h w) (r t) -> b h w r t", h=height, t=len(self.tokens)).sum(-2)
         n = self.steps.get(layer, 0)
+        if n and mean.shape != self.maps[layer].shape:
+            return
         self.maps[layer] = mean if n == 0 else self.maps[layer].lerp(mean, 1 / (n + 1))
         self.steps[layer] = n + 1
 
-    def global_heat_map(self, height: int, width: int) -> Tensor:
-        """DAAM's global heat map [B, T, height, width] on the CPU: layers up-sampled bicubically, clamped at zero,
-        averaged (Tang et al., arXiv 2210.04885, section 3)."""
-        total = None
+    def heat_maps(self, columns: list[int], height: int, width: int) -> Tensor:
+        """Those columns of DAAM's global heat map, [B, columns, height, width] on the CPU: layers up-sampled
+        bicubically, clamped at zero, averaged (Tang et al., arXiv 2210.04885, section 3)."""
+        total = 0
         for map in self.maps.values():
-            heat = F.interpolate(map.permute(0, 3, 1, 2).float(), (height, width), mode="bicubic").clamp(min=0)
-            total = heat if total is None else total + heat
+            heat = map[..., columns].permute(0, 3, 1, 2).float()
+            total = total + F.interpolate(heat, (height, width), mode="bicubic").clamp(min=0)
         return (total / len(self.maps)).cpu()

@@ -74,8 +74,8 @@ def concept_columns(host: DiffusionHost, concept: Concept, prompt: str, tokens: 
     mentions = find_tokens(columns, host.tokenize(concept.name))
     if not mentions:
         raise ForgetError(
-            f"The tokenizer cuts `{concept.name}` off in the prompt `{prompt}`, so no column of the attention stands "
-            "for it: use a shorter name, or a template that puts it nearer the start."
+            f"No column of the attention stands for `{concept.name}` in the prompt `{prompt}`: the tokenizer cuts it off, "
+            "joins it to a neighbour or drops it. Use a shorter name in words, with spaces around {} in the template."
         )
     mask = torch.zeros(len(columns), dtype=torch.bool)
     for mention in mentions:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from .attention import attention_set_to_zero, concept_mass, layer_size, tapped
+from .attention import concept_mass, layer_size, tapped
 from .concept import Concept, concept_columns, find_tokens, make_concept
 from .errors import ForgetError
 from .heatmap import overlay
@@ -22,6 +22,7 @@ from .sampling import sample_ddim
 from .settings import ForgetSettings
 
 MAX_GRAD_NORM = 1.0  # the original's max_grad_norm
+SAMPLED_AT_ONCE = 4  # pictures: more would need more memory than the training that follows
 PROBES = 8  # fixed noisy latents on which the attention to the concept is measured before and after
 
 
@@ -52,12 +53,12 @@ def forget(
     columns = torch.stack([column.repeat(length // len(column)) for column in columns]).to(host.device)
     pairs = None
     if images is None or settings.visual_weight:
-        with host.training():
+        with host.training((SAMPLED_AT_ONCE, *host.latent_shape())):
             pairs = sample_pairs(host, prompts, empty, columns, settings, generator)
     latents = pairs[0] if images is None else host.encode_images(images)
     pictures = host.decode(latents) if images is None else images
 
-    with host.training():
+    with host.training((settings.batch_size, *latents.shape[1:])):
         lora = CrossAttentionLoRA(layers, settings.projections, settings.rank, generator).to(host.device)
         probe = make_probe(host, latents, prompts, columns, generator)
         mass_before = probe()
@@ -70,7 +71,7 @@ def forget(
 
 def check_pictures(images: Tensor | None, mask: Tensor | None) -> None:
     """Raises ForgetError for pictures or masks that are not what their names say."""
-    if images is not None and (images.ndim != 4 or images.shape[-1] not in (3, 4)):
+    if images is not None and (images.ndim != 4 or images.shape[-1] not in (3, 4) or not images.numel()):
         raise ForgetError(
             f"The pictures have the shape {tuple(images.shape)}: connect an IMAGE of shape [pictures, height, width, 3]."
         )
@@ -83,6 +84,8 @@ def check_pictures(images: Tensor | None, mask: Tensor | None) -> None:
             f"The mask has the shape {tuple(mask.shape)} and the pictures {tuple(images.shape)}: "
             "resize the mask to the pictures' height and width, one mask for all pictures or one for each."
         )
+    if mask.max() <= 0:
+        raise ForgetError("The mask is empty, so nothing would be forgotten: paint where the concept is, or take it off.")
 
 
 def fit_pictures(images: Tensor, mask: Tensor | None, area: int) -> tuple[Tensor, Tensor | None]:
@@ -113,16 +116,18 @@ def sample_pairs(
     it makes of the same noise with the attention to the concept set to zero: [P, C, h, w] each."""
     rows = [i % len(prompts) for i in range(settings.num_pictures)]
     noise = torch.randn(len(rows), *host.latent_shape(), generator=generator).to(host.device)
-    empty = empty.take([0] * len(rows))
 
-    def sample() -> Tensor:
-        return sample_ddim(host, noise, prompts.take(rows), empty, settings.sampling_steps, settings.guidance)
+    def sample(ignored: Tensor | None = None) -> Tensor:
+        parts = []
+        for start in range(0, len(rows), SAMPLED_AT_ONCE):
+            part = slice(start, start + SAMPLED_AT_ONCE)
+            x, asked = noise[part], prompts.take(rows[part])
+            without = None if ignored is None else ignored[part]
+            nothing = empty.take([0] * len(asked))
+            parts.append(sample_ddim(host, x, asked, nothing, settings.sampling_steps, settings.guidance, without))
+        return torch.cat(parts)
 
-    latents = sample()
-    if not settings.visual_weight:
-        return latents, None
-    with attention_set_to_zero(host.cross_attentions(), columns[rows]):
-        return latents, sample()
+    return sample(), sample(columns[rows]) if settings.visual_weight else None
 
 
 def resteer(

@@ -83,10 +83,16 @@ def word_heat_maps(recording: AttentionRecording, phrases: list[str], height: in
     """
     if not recording.maps:
         raise ForgetError(
-            "Nothing was recorded: connect the MODEL output of Record Token Attention to the sampler whose picture this is."
+            f"Nothing was recorded of the prompt `{recording.text}`: connect the MODEL output of Record Token Attention to "
+            "the sampler whose picture this is, and give it the same text and CLIP as the sampler's positive prompt."
         )
-    heat = recording.global_heat_map(height, width)
-    return torch.stack([heat[:, find_phrase(recording.tokens, phrase)].mean(1) for phrase in phrases])
+    if len(recording.samplers) > 1:
+        raise ForgetError(
+            "Several samplers ran on one recording, and it holds the last one's attention: use a Record Token Attention "
+            "of its own for each sampler."
+        )
+    columns = [find_phrase(recording.tokens, phrase) for phrase in phrases]
+    return torch.stack([recording.heat_maps(c, height, width).mean(1) for c in columns])
 
 
 def visualize(
@@ -99,13 +105,16 @@ def visualize(
     """
     phrases = [phrase.strip() for phrase in re.split(r"[,\n]", words) if phrase.strip()]
     phrases = phrases or list(dict.fromkeys(word for word, _ in words_of(recording.tokens)))
+    if not phrases:
+        raise ForgetError("The recorded prompt has no words: wire the prompt's text to Record Token Attention.")
     heat = word_heat_maps(recording, phrases, *image.shape[1:3])
     if heat.shape[1] != len(image):
         raise ForgetError(
             f"The recording is of {heat.shape[1]} pictures and the image input has {len(image)}: "
             "connect the pictures of the sampler that recorded."
         )
+    heat = heat.nan_to_num()  # a model that overflows in fp16 attends to nothing in particular
     maximum = maximum or heat.max().item()
-    masks = rearrange(heat / maximum, "w b y x -> (w b) y x").clamp(0, 1)
+    masks = rearrange(heat / max(maximum, 1e-12), "w b y x -> (w b) y x").clamp(0, 1)
     pictures = repeat(image[..., :3].float().cpu(), "b y x c -> (w b) y x c", w=len(phrases))
     return overlay(pictures, masks, opacity, color_map), masks, maximum

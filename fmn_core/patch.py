@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
 import os
@@ -102,7 +103,7 @@ def decode_array(text: str, shape: list[int]) -> Tensor:
 
 def slug(name: str) -> str:
     """A concept's name as part of a file name: letters, digits and hyphens."""
-    return re.sub(r"\W+", "-", name.lower()).strip("-") or "concept"
+    return re.sub(r"\W+", "-", name.lower()).strip("-")[:60] or "concept"
 
 
 def metadata(patch: Patch, name: str) -> dict[str, str]:
@@ -171,9 +172,10 @@ def save_patch(patch: Patch, path: Path) -> None:
                 file.close()
                 Path(file.name).unlink(missing_ok=True)
     except OSError as error:
+        remedy = "choose a shorter name" if error.errno == errno.ENAMETOOLONG else "free some space or choose another folder"
         raise ForgetError(
             f"The patch could not be written to {path}: {error.strerror or error}. Nothing was left there; "
-            "free some space or choose another folder, and queue again."
+            f"{remedy}, and queue again."
         ) from error
 
 
@@ -199,7 +201,9 @@ def read_patch(path: Path) -> Patch:
             patch = Patch({key: file.get_tensor(key) for key in file.keys()}, json.loads(stored))
     except FileNotFoundError:
         raise ForgetError(f"{path.name} is not there any more: refresh the list of patches and choose again.") from None
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+    except (SafetensorError, ValueError, RecursionError, OSError) as error:
+        if isinstance(error, ForgetError):
+            raise
         raise ForgetError(
             f"{path.name} cannot be read ({error}): it is damaged or no safetensors file; copy it anew."
         ) from error
@@ -209,9 +213,15 @@ def read_patch(path: Path) -> Patch:
 
 def check_patch(patch: Patch, name: str) -> None:
     """Raises ForgetError unless this is a patch of a known schema with well-formed, finite tensors."""
-    schema = patch.info.get("schema") if isinstance(patch.info, dict) else None
-    if schema != SCHEMA:
-        raise ForgetError(f"{name} is a patch of schema {schema}, and this version reads {SCHEMA}: update Forget-Me-Not.")
+    info = patch.info if isinstance(patch.info, dict) else {}
+    if info.get("schema") != SCHEMA:
+        raise ForgetError(
+            f"{name} is a patch of schema {info.get('schema')}, and this version reads {SCHEMA}: update Forget-Me-Not."
+        )
+    base = info.get("base")
+    known = isinstance(base, dict) and base.get("family") in FAMILIES and isinstance(base.get("name"), str)
+    if not known or not isinstance(info.get("concept"), str) or not isinstance(info.get("settings"), dict):
+        raise ForgetError(f"{name} does not say what it forgets or for which model: it is damaged; copy it anew.")
     modules = patch.modules
     expected = {module + suffix for module in modules for suffix in (DOWN, UP, ALPHA)}
     if not modules or set(patch) != expected or not all(MODULE.match(module) for module in modules):
@@ -219,9 +229,12 @@ def check_patch(patch: Patch, name: str) -> None:
     rank = patch.rank
     for module in modules:
         up, down = patch[module + UP], patch[module + DOWN]
-        if down.ndim != 2 or up.ndim != 2 or not len(down) == up.shape[1] == rank or patch[module + ALPHA].ndim:
+        alpha = patch[module + ALPHA]
+        if down.ndim != 2 or up.ndim != 2 or alpha.ndim or not len(down) == up.shape[1] == rank > 0:
             raise ForgetError(f"{name} has tensors of the wrong shape in {module}: it is damaged; copy it anew.")
-        if not all(torch.isfinite(patch[module + suffix]).all() for suffix in (DOWN, UP, ALPHA)):
+        if not up.dtype == down.dtype == alpha.dtype == torch.float16 or alpha != rank:
+            raise ForgetError(f"{name} is not fp16 with alpha = rank in {module}: it was edited; copy the original anew.")
+        if not (torch.isfinite(up).all() and torch.isfinite(down).all()):
             raise ForgetError(f"{name} has values that are not finite in {module}: it is damaged; forget the concept anew.")
 
 

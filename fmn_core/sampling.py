@@ -5,23 +5,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .attention import attention_set_to_zero
 from .hosts.base import DiffusionHost, Prompts
 from .losses import predicted_x0
 
 
 @torch.no_grad()
-def sample_ddim(host: DiffusionHost, noise: Tensor, prompts: Prompts, empty: Prompts, steps: int, guidance: float) -> Tensor:
+def sample_ddim(
+    host: DiffusionHost,
+    noise: Tensor,
+    prompts: Prompts,
+    empty: Prompts,
+    steps: int,
+    guidance: float,
+    ignored: Tensor | None = None,
+) -> Tensor:
     """Deterministic DDIM (Song et al., arXiv 2010.02502, eq. 12, sigma = 0) with classifier-free guidance.
 
-    noise [B, C, h, w], prompts and empty of B rows -> latents [B, C, h, w].
+    noise [B, C, h, w], prompts and empty of B rows -> latents [B, C, h, w]. Nothing attends to the columns of the
+    prompts that are in `ignored` [B, T].
     """
+    if ignored is None:
+        ignored = torch.zeros(len(prompts), prompts.embeddings.shape[1], dtype=torch.bool, device=noise.device)
     alphas = host.alphas_cumprod.to(noise)
     x = noise
     timesteps = torch.linspace(len(alphas) - 1, 0, steps, device=noise.device).round().long()
     for i, t in enumerate(timesteps):
         host.check_interrupt()
         ts = t.repeat(len(x))
-        epsilon = host.predict(x, ts, prompts)
+        with attention_set_to_zero(host.cross_attentions(), ignored):
+            epsilon = host.predict(x, ts, prompts)
         if guidance != 1:
             without = host.predict(x, ts, empty)
             epsilon = without + guidance * (epsilon - without)

@@ -74,6 +74,9 @@ class ForgetSettings:
             if limits["min"] is not None and not limits["min"] <= value <= limits["max"]:
                 raise ForgetError(f"{f.name} is {value}: use a value from {limits['min']} to {limits['max']}.")
 
+        if 0 < self.resolution < 64:
+            raise ForgetError(f"resolution is {self.resolution}: use 0 for the model's own, or 64 and more.")
+
     @property
     def projections(self) -> tuple[str, ...]:
         """The module names behind `matrices`."""

@@ -52,19 +52,37 @@ class SavePatch(io.ComfyNode):
     @classmethod
     def execute(cls, lora, filename_prefix) -> io.NodeOutput:
         patch = as_patch(lora)
-        root = Path(folder_paths.get_output_directory(), "loras")
-        root.mkdir(parents=True, exist_ok=True)
-        prefix = filename_prefix.replace("%concept%", slug(patch.info["concept"]))
-        try:
-            folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, str(root))
-        except Exception as error:  # the host raises a bare Exception for a folder outside
-            raise ForgetError(
-                f"`{filename_prefix}` leads out of {root}: use a name, or a folder inside it, without `..` or a drive."
-            ) from error
-        path = Path(folder, f"{name}_{counter:05}_.safetensors")
+        path, name = new_path(filename_prefix, slug(patch.info["concept"]))
         save_patch(patch, path)
         PromptServer.instance.send_progress_text(f"Saved {path}", cls.hidden.unique_id)  # shown on the node
-        return io.NodeOutput(str(Path(subfolder, path.name)), ui=ui.PreviewText(f"Saved {path}"))
+        return io.NodeOutput(name, ui=ui.PreviewText(f"Saved {path}"))
+
+
+def new_path(prefix: str, concept: str) -> tuple[Path, str]:
+    """A numbered path below output/loras that no file has, and its name in the LoRA loaders' lists, which no file in
+    any LoRA folder of the host has: loaders ask by that name and take the first they find.
+
+    Raises ForgetError for a prefix that leads elsewhere.
+    """
+    root = Path(folder_paths.get_output_directory(), "loras")
+    prefix = prefix.replace("%concept%", concept)
+    if not Path(prefix).name or prefix.endswith(("/", "\\")):
+        prefix += f"forget-{concept}"
+    if not prefix.isprintable():
+        raise ForgetError(f"{prefix!r} holds characters that no file name should: use letters, digits and hyphens.")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, str(root))
+        while True:
+            path = Path(folder, f"{stem}_{counter:05}_.safetensors")
+            name = str(Path(subfolder, path.name))
+            if not path.exists() and folder_paths.get_full_path("loras", name) is None:
+                return path, name
+            counter += 1
+    except OSError as error:
+        raise ForgetError(f"`{prefix}` cannot be used below {root}: {error.strerror}. Choose another name.") from error
+    except Exception as error:  # the host raises a bare Exception for a folder outside
+        raise ForgetError(f"`{prefix}` leads out of {root}: use a name, or a folder inside it, without `..`.") from error
 
 
 class ApplyPatch(io.ComfyNode):
@@ -82,7 +100,8 @@ class ApplyPatch(io.ComfyNode):
                 io.Combo.Input(
                     "patch",
                     options=[FROM_INPUT, *files],
-                    tooltip="A saved patch, or the one connected to `lora`. Press R after saving to refresh the list.",
+                    tooltip="A saved patch, which goes before the one connected to `lora`, or that one. "
+                    "Press R after saving to refresh the list.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -102,7 +121,7 @@ class ApplyPatch(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, patch, **kwargs):
-        path = None if patch == FROM_INPUT else folder_paths.get_full_path("loras", patch)
+        path = folder_paths.get_full_path("loras", patch) if isinstance(patch, str) and patch != FROM_INPUT else None
         return path and Path(path).stat().st_mtime_ns
 
     @classmethod

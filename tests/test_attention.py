@@ -94,16 +94,90 @@ def test_a_new_sampling_starts_a_new_recording(record, sample):
 def test_prompts_tiled_to_a_common_length_come_back_to_their_own(record, sample):
     long = "a house and a tree " * 20
     watched, recording = record()
-    sample(watched, PROMPT, negative=long, steps=2)
-    tiled = recording.maps
-    for map in tiled.values():
-        assert map.shape[-1] == 77 and torch.allclose(map.sum(-1), torch.ones(map.shape[:-1]), atol=1e-5)
+    alone, separate = record()
+    sample(watched, PROMPT, negative=long, steps=1)
+    sample(alone, PROMPT, steps=1)
+    assert len(recording.maps) == 10
+    for name, map in recording.maps.items():
+        assert map.shape[-1] == 77 and torch.allclose(map, separate.maps[name], atol=1e-5)
 
 
-def test_another_text_than_the_samplers_is_said(record, sample):
-    watched, _ = record("a cat")
-    with pytest.raises(ForgetError, match="give both the same text"):
-        sample(watched, "a house and a tree " * 20)
+@pytest.mark.parametrize("other", ["a house and a tree " * 20, "a noto emoji of a dog"])
+def test_another_text_than_the_samplers_is_said_and_spoils_no_picture(record, sample, loaded, other):
+    watched, recording = record()
+    assert torch.equal(sample(watched, other), sample(loaded[0], other))
+    with pytest.raises(ForgetError, match="give it the same text and CLIP"):
+        visualize(recording, torch.zeros(2, 64, 64, 3), "cat", 0.0, 0.5, "inferno")
+
+
+def test_only_the_recorded_text_is_recorded_among_several(comfy, record, loaded, sample):
+    """Two positive prompts on parts of the picture, as regional prompting makes them, in any order."""
+    _, clip, _ = loaded
+    watched, recording = record()
+    with torch.inference_mode():
+        prompts = [clip.encode_from_tokens_scheduled(clip.tokenize(t)) for t in ("a house", PROMPT, "")]
+        area = {"area": (8, 4, 0, 0), "strength": 1.0}
+        both = [[prompts[0][0][0], {**prompts[0][0][1], **area}], *prompts[1]]
+        noise = comfy.sample.prepare_noise(torch.zeros(2, 4, 8, 8), 1)
+
+        def run(model):
+            return comfy.sample.sample(
+                model, noise, 3, 3.0, "euler", "normal", both, prompts[2], torch.zeros(2, 4, 8, 8), seed=1, disable_pbar=True
+            )
+
+        assert torch.equal(run(watched), run(loaded[0]))
+    assert {map.shape[0] for map in recording.maps.values()} == {2}
+    assert set(recording.steps.values()) == {3}
+
+
+def test_layers_shrunk_by_another_pack_are_recorded(record, sample):
+    """As Deep Shrink does: by factors that are no halvings."""
+    watched, recording = record()
+
+    def shrink(h, transformer_options):
+        number = transformer_options["block"][1]
+        return torch.nn.functional.interpolate(h, size=(6, 6)) if number == 1 else h
+
+    def grow(h, skip, transformer_options):
+        return torch.nn.functional.interpolate(h, size=skip.shape[2:]), skip
+
+    watched.set_model_input_block_patch(shrink)
+    watched.set_model_output_block_patch(grow)
+    sample(watched, PROMPT)
+    assert {tuple(map.shape[1:3]) for map in recording.maps.values()} >= {(8, 8), (3, 3)}
+
+
+def test_a_recording_of_two_samplers_is_refused():
+    recording = AttentionRecording("a cat", tokens("a</w>", "cat</w>"))
+    for sampler in ("5", "6"):
+        recording.begin("job", sampler)
+        recording.add("x", torch.rand(1, 2, 4, 5), 2, 2)
+    with pytest.raises(ForgetError, match="of its own for each sampler"):
+        visualize(recording, torch.zeros(1, 8, 8, 3), "cat", 0.0, 0.5, "inferno")
+    recording.begin("next job", "6")
+    recording.add("x", torch.rand(1, 2, 4, 5), 2, 2)
+    assert visualize(recording, torch.zeros(1, 8, 8, 3), "cat", 0.0, 0.5, "inferno")
+
+
+def test_training_on_a_watched_model_records_nothing(record, loaded):
+    from fmn_core.forget import forget
+    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.settings import ForgetSettings
+
+    watched, recording = record("a photo of cat")
+    forget(ComfyHost(watched, *loaded[1:]), "cat", ForgetSettings(steps=2, num_pictures=1, sampling_steps=2))
+    assert not recording.maps
+
+
+def test_heat_maps_are_means_over_layers():
+    recording = AttentionRecording("a cat", tokens("a</w>", "cat</w>"))
+    for layer, side in (("x", 2), ("y", 4)):
+        recording.add(layer, torch.rand(1, 2, side * side, 5), side, side)
+    expected = sum(
+        torch.nn.functional.interpolate(m.permute(0, 3, 1, 2), (8, 8), mode="bicubic").clamp(min=0)
+        for m in recording.maps.values()
+    )
+    assert torch.allclose(recording.heat_maps([2, 1], 8, 8), expected[:, [2, 1]] / 2)
 
 
 def test_patches_that_are_there_go_on_working(record, loaded, sample):
@@ -130,7 +204,7 @@ def test_patches_that_are_there_go_on_working(record, loaded, sample):
     assert len(calls) == 2 * count and len(recording.maps) == 10
     later = watched.clone()
     later.set_model_attn2_replace(replacement, "output", 1)
-    recording.clear()
+    recording.maps.clear()
     sample(later, PROMPT)
     assert len(recording.maps) == 10
 

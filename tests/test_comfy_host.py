@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fmn_core.errors import ForgetError
+from fmn_core.sampling import sample_ddim
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def test_predict_equals_the_hosts_own_denoiser(comfy, loaded, host):
     model, _, _ = loaded
     prompts = host.encode(["a noto emoji of a cat"])
     x_t, t = torch.randn(1, 4, 8, 8), torch.tensor([400])
-    with host.training(), torch.no_grad():
+    with host.training(x_t.shape), torch.no_grad():
         epsilon = host.predict(x_t, t, prompts)
     sigma = model.model.model_sampling.sigmas[t]
     x = x_t * (1 + sigma**2).sqrt()
@@ -36,11 +37,9 @@ def test_predict_equals_the_hosts_own_denoiser(comfy, loaded, host):
 
 def test_own_sampler_makes_the_hosts_pictures(host, loaded, sample):
     """sample_ddim starts at the last timestep where the host's sampler starts at infinite noise: close, not equal."""
-    from fmn_core.sampling import sample_ddim
-
     prompts, empty = host.encode(["a noto emoji of a cat"]), host.encode([""])
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-    with host.training():
+    with host.training(noise.shape):
         ours = sample_ddim(host, noise, prompts, empty, 20, 3.0)
     from demo.judge import Judge
 
@@ -51,7 +50,7 @@ def test_training_loads_the_model_through_the_host_on_a_clone(comfy, loaded, hos
     model = loaded[0]
     assert host.patcher is not model and host.patcher.is_clone(model)
     options = repr(model.model_options)
-    with host.training():
+    with host.training((1, 4, 8, 8)):
         assert comfy.model_management.loaded_models()[0].is_clone(model)
     assert repr(model.model_options) == options and not model.patches
 
@@ -74,6 +73,68 @@ def test_a_vae_is_asked_for_where_pictures_need_one(loaded):
         ComfyHost(loaded[0], loaded[1]).encode_images(torch.rand(1, 64, 64, 3))
 
 
+def test_training_asks_for_memory_by_the_batch(comfy, host, monkeypatch):
+    asked = []
+    load = comfy.model_management.load_models_gpu
+    monkeypatch.setattr(
+        comfy.model_management, "load_models_gpu", lambda m, memory_required: asked.append(memory_required) or load(m)
+    )
+    for shape in ((1, 4, 8, 8), (4, 4, 8, 8), (1, 4, 16, 16)):
+        with host.training(shape):
+            pass
+    assert asked[1] == asked[2] == 4 * asked[0] > 4 * host.patcher.memory_required([1, 4, 8, 8])
+
+
+def test_latents_have_the_variance_the_model_was_trained_on(host):
+    prompts, empty = host.encode(["a noto emoji of a cat"]), host.encode([""])
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    with host.training(noise.shape):
+        latents = sample_ddim(host, noise, prompts, empty, 20, 3.0)
+    again = host.encode_images(host.decode(latents))
+    assert 0.5 < again.std() < 2 and (again - latents).abs().mean() < 0.5
+
+
+def test_patches_of_other_packs_act_in_training(host):
+    calls = []
+
+    def patch(n, context, value, extra):
+        calls.append(extra["block"])
+        return n, context, value
+
+    host.patcher.set_model_attn2_patch(patch)
+    with host.training((1, 4, 8, 8)):
+        host.predict(torch.randn(1, 4, 8, 8), torch.tensor([500]), host.encode(["a cat"]))
+    assert len(calls) == 10
+
+
+def test_partners_that_do_not_belong_get_a_sentence(comfy, loaded, host):
+    from fmn_core.hosts.comfy import ComfyHost
+
+    model, clip, vae = loaded
+    with pytest.raises(ForgetError, match="no CLIP"):
+        ComfyHost(model, None, vae).encode(["a cat"])
+    other = clip.clone()
+    other.cond_stage_model = comfy.sd1_clip.SD1ClipModel(device="cpu", dtype=torch.float32)
+    other.patcher = comfy.model_patcher.ModelPatcher(other.cond_stage_model, torch.device("cpu"), torch.device("cpu"))
+    with pytest.raises(ForgetError, match="connect the CLIP that belongs to the model"):
+        ComfyHost(model, other, vae).encode(["a cat"])
+
+
+def test_embeddings_are_told_apart(comfy, loaded, tmp_path):
+    from safetensors.torch import save_file
+
+    from fmn_core.concept import find_tokens
+    from fmn_core.hosts.comfy import tokenize
+
+    for name in ("bar", "baz"):
+        save_file({"emb_params": torch.randn(2, 96)}, tmp_path / f"{name}.safetensors")
+    clip = loaded[1].clone()
+    clip.tokenizer = type(clip.tokenizer)(embedding_directory=[str(tmp_path)])
+    clip.tokenizer.clip_l.embedding_size = 96
+    tokens = tokenize(clip, "embedding:bar and embedding:baz and embedding:baz")
+    assert find_tokens(tokens, tokenize(clip, "embedding:baz")) == [[4, 5], [7, 8]]
+
+
 def test_a_model_without_cross_attention_is_refused(comfy, loaded):
     """A real Flux, built small: joint attention, no attn2."""
     from comfy.ldm.flux.model import Flux
@@ -88,5 +149,5 @@ def test_a_model_without_cross_attention_is_refused(comfy, loaded):
         mlp_ratio=2, num_heads=2, depth=1, depth_single_blocks=1, axes_dim=[4, 6, 6], theta=10000, qkv_bias=True,
         guidance_embed=False, device="cpu", dtype=torch.float32, operations=comfy.ops.manual_cast,
     )  # fmt: skip
-    with pytest.raises(ForgetError, match="load a checkpoint of SD1.x, SD2.x or SDXL"):
+    with pytest.raises(ForgetError, match="works on the text cross-attention of SD1.x, SD2.x and SDXL"):
         ComfyHost(flux, loaded[1])

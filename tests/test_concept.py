@@ -27,6 +27,11 @@ def test_columns_of_each_choice(host):
     assert columns_of(host, "cat", prompt, "concept onward") == list(range(5, 77))
 
 
+def test_a_start_token_is_never_penalised(host):
+    found = columns_of(host, "cat", "a cat " + "house " * 80, "concept onward")
+    assert 77 not in found and set(found) == set(range(2, 154)) - {77}
+
+
 def test_every_mention_and_several_tokens(host):
     assert columns_of(host, "red cat", "a red cat, a cat, Red Cat", "concept") == [2, 3, 8, 9]
 
@@ -44,7 +49,7 @@ def test_a_mention_across_two_chunks_is_found(host):
 
 
 def test_a_concept_that_is_cut_off_or_absent_is_named(host):
-    with pytest.raises(ForgetError, match="cuts `cat` off"):
+    with pytest.raises(ForgetError, match="No column of the attention stands for `cat`"):
         columns_of(host, "cat", "a photo of a dog", "concept")
 
 

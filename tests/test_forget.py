@@ -6,13 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from einops import rearrange
 
-from fmn_core.attention import tapped
+from demo.judge import Judge
+from fmn_core.attention import attention_probabilities, attention_set_to_zero, tapped
 from fmn_core.concept import concept_columns, make_concept
 from fmn_core.errors import ForgetError
-from fmn_core.forget import fit_pictures, forget
+from fmn_core.forget import add_noise, fit_pictures, forget, region_of, sample_pairs
 from fmn_core.lora import CrossAttentionLoRA
 from fmn_core.losses import attention_resteering_loss
+from fmn_core.patch import fingerprint
 from fmn_core.settings import ForgetSettings
 
 QUICK = ForgetSettings(steps=4, num_pictures=2, sampling_steps=3)
@@ -23,6 +26,13 @@ def host(loaded):
     from fmn_core.hosts.comfy import ComfyHost
 
     return ComfyHost(*loaded)
+
+
+@pytest.fixture
+def ordinary_parameters(comfy):
+    from fmn_core.hosts.comfy import ordinary_parameters
+
+    return ordinary_parameters
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +67,7 @@ def test_the_loss_of_paper_is_the_formula_on_the_hosts_own_attention(host):
                 outputs[key] = output.double()
 
             hooks.append(layer.linear(matrix).register_forward_hook(keep))
-    with host.training(), torch.no_grad(), tapped(layers) as maps:
+    with host.training(x.shape), torch.no_grad(), tapped(layers) as maps:
         host.predict(x, t, prompts)
     for hook in hooks:
         hook.remove()
@@ -98,7 +108,7 @@ def test_the_gradient_of_paper_is_the_slope_of_its_loss(host):
                 p.sub_(direction, alpha=amount)
         return value
 
-    with host.training(), lora.attached():
+    with host.training(x.shape), lora.attached():
         with torch.no_grad():
             for p, direction in zip(lora.parameters(), directions, strict=True):
                 p.add_(direction, alpha=0.01)  # away from up = 0, where down has no gradient
@@ -114,6 +124,15 @@ def test_the_loss_falls_and_so_does_the_attention(host):
     assert len(losses) == 35 and sum(losses[-5:]) < 0.7 * sum(losses[:5])
     mass = patch.info["report"]["attention_mass"]
     assert mass["after"] < 0.8 * mass["before"]
+
+
+def test_an_interrupt_stops_the_making_of_pictures_too(host, comfy, monkeypatch):
+    seen = []
+    interrupt = comfy.model_management.interrupt_current_processing
+    monkeypatch.setattr(host, "progress", lambda step, total, preview: seen.append(step) or interrupt())
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        forget(host, "cat", QUICK)
+    assert seen == [1]
 
 
 @pytest.mark.parametrize("failure", [None, "exception", "interrupt"])
@@ -154,10 +173,9 @@ def test_the_global_generator_is_left_alone(host):
 
 def test_pictures_and_masks(host):
     images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
-    nowhere, losses = forget(host, "cat", QUICK, images, torch.zeros(1, 64, 64))
-    assert losses == [0] * 4
-    assert all(nowhere.delta(module).abs().max() == 0 for module in nowhere.modules)
-    everywhere, _ = forget(host, "cat", QUICK, images, torch.ones(2, 64, 64))
+    everywhere, losses = forget(host, "cat", QUICK, images, torch.ones(2, 64, 64))
+    _, half = forget(host, "cat", QUICK, images, torch.full((1, 64, 64), 0.5))
+    assert half[0] == pytest.approx(losses[0] / 2, rel=1e-4)
     without, _ = forget(host, "cat", QUICK, images)
     assert all(torch.allclose(everywhere[key], without[key], atol=1e-4) for key in without)
 
@@ -184,7 +202,61 @@ def test_pictures_of_any_size_are_brought_to_the_models(size):
 def test_visual_denoising_adds_to_the_loss(host):
     _, plain = forget(host, "cat", QUICK)
     _, visual = forget(host, "cat", replace(QUICK, visual_weight=1.0))
-    assert visual[0] > plain[0]
+    _, double = forget(host, "cat", replace(QUICK, visual_weight=2.0))
+    assert double[0] - plain[0] == pytest.approx(2 * (visual[0] - plain[0]), rel=1e-4)
+
+
+def test_the_visual_target_is_made_without_attention_to_the_concept(host):
+    """Of the same noise; the columns of the empty prompt stay as they are."""
+    settings = replace(QUICK, visual_weight=1.0, sampling_steps=8)
+    prompts, empty = host.encode(["a photo of a cat"]), host.encode([""])
+    columns = torch.zeros(1, 77, dtype=torch.bool)
+    columns[:, 5:] = True
+
+    def pairs(columns):
+        with host.training((2, 4, 8, 8)):
+            return sample_pairs(host, prompts, empty, columns, settings, torch.Generator().manual_seed(0))
+
+    made, without = pairs(columns)
+    again, untouched = pairs(torch.zeros_like(columns))
+    assert torch.equal(made, again) and torch.equal(made, untouched)
+    judge = Judge.load()
+    assert judge.accuracy(host.decode(made), "cat") == 1 and judge.accuracy(host.decode(without), "cat") == 0
+
+
+def test_zeroed_columns_are_probabilities_of_zero(host, ordinary_parameters):
+    layers = host.cross_attentions()
+    name, layer = next(iter(layers.items()))
+    context, x = torch.randn(1, 77, 96), torch.randn(1, 4, layer.linear("to_q").weight.shape[1])
+    columns = torch.zeros(1, 77, dtype=torch.bool)
+    columns[:, [3, 9]] = True
+    with torch.no_grad(), ordinary_parameters(host.base.diffusion_model):
+        with attention_set_to_zero(layers, columns):
+            zeroed = layer.module(x, context)
+        q, k, v = layer.module.to_q(x), layer.module.to_k(context), layer.module.to_v(context)
+        A = attention_probabilities(q, k, layer.heads) * ~columns[:, None, None]
+        expected = layer.module.to_out(
+            rearrange(A @ rearrange(v, "b t (h d) -> b h t d", h=layer.heads), "b h n d -> b n (h d)")
+        )
+    assert torch.allclose(zeroed, expected, atol=1e-5)
+
+
+def test_noise_is_added_by_the_schedule(host):
+    x0, generator = torch.full((2000, 1, 1, 1), 2.0), torch.Generator().manual_seed(0)
+    x_t, t = add_noise(host, x0, generator)
+    a = host.alphas_cumprod[t]
+    noise = (x_t.flatten() - a.sqrt() * 2) / (1 - a).sqrt()
+    assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1
+    assert t.min() < 20 and t.max() > 980 and abs(t.float().mean() - 499.5) < 30
+
+
+def test_a_region_lies_where_the_mask_does():
+    mask = torch.zeros(1, 32, 96)
+    mask[0, :8, 48:] = 1
+    region = region_of(mask, [0], 4 * 12, torch.zeros(1, 4, 4, 12)).reshape(4, 12)
+    expected = torch.zeros(4, 12)
+    expected[0, 6:] = 1
+    assert torch.equal(region, expected)
 
 
 def test_custom_templates_and_batches(host):
@@ -200,12 +272,15 @@ def test_prompts_of_unequal_length_train_together(host):
     assert all(loss > 0 for loss in losses) and patch.info["erase_keys"]["shape"] == [2, 96]
 
 
-def test_the_base_hash_does_not_change_with_a_lora_on_the_model(quick_patch, loaded):
+def test_the_base_hash_does_not_change_with_a_lora_on_the_model(quick_patch, loaded, monkeypatch):
     from fmn_core.hosts.comfy import ComfyHost, apply_patch
 
     patched = apply_patch(loaded[0], quick_patch, 1.0)
     on_top, _ = forget(ComfyHost(patched, *loaded[1:]), "cat", QUICK)
     assert on_top.info["base"] == quick_patch.info["base"]
+    host = ComfyHost(*loaded)
+    monkeypatch.setattr(host, "weight", lambda layer, matrix: torch.ones(2, 2))
+    assert fingerprint(host) != quick_patch.info["base"]["hash"]
     assert not torch.equal(*(p[p.modules[0] + ".lora_up.weight"] for p in (on_top, quick_patch)))
 
 
@@ -224,6 +299,8 @@ def test_only_the_chosen_projections_are_patched(host, matrices):
         (torch.rand(1, 64, 64, 3), torch.ones(1, 32, 32), "resize the mask"),
         (torch.rand(1, 64, 64, 3), torch.ones(3, 64, 64), "one mask for all pictures or one for each"),
         (None, torch.ones(1, 64, 64), "a mask but no picture"),
+        (torch.rand(1, 64, 64, 3), torch.zeros(1, 64, 64), "The mask is empty"),
+        (torch.rand(0, 64, 64, 3), None, "connect an IMAGE of shape"),
     ],
 )
 def test_bad_pictures_get_a_sentence(host, images, mask, message):

@@ -111,6 +111,16 @@ def test_files_that_are_no_good_get_a_sentence(patch, tmp_path):
     with pytest.raises(ForgetError, match="schema None"):
         read_patch(path)
 
+    for deep in ("[" * 100_000, "1" * 5000):
+        save_file(dict(patch), path, {"fmn.patch": deep})
+        with pytest.raises(ForgetError, match="cannot be read|schema None"):
+            read_patch(path)
+
+    for change in ({"base": "x"}, {"base": {}}, {"concept": None}, {"settings": []}):
+        edited(patch, path, lambda info, change=change: info.update(change))
+        with pytest.raises(ForgetError, match="does not say what it forgets"):
+            read_patch(path)
+
     edited(patch, path, lambda info: info.update(schema=99))
     with pytest.raises(ForgetError, match="schema 99.*update"):
         read_patch(path)
@@ -124,6 +134,8 @@ def test_files_that_are_no_good_get_a_sentence(patch, tmp_path):
         (lambda t, m: t.update({m + DOWN: t[m + DOWN][:1].clone()}), "wrong shape"),
         (lambda t, m: t.update({m + UP: torch.full_like(t[m + UP], float("nan"))}), "not finite"),
         (lambda t, m: t.clear(), "other tensors"),
+        (lambda t, m: t.update({m + ALPHA: torch.tensor(0, dtype=torch.float16)}), "alpha = rank"),
+        (lambda t, m: t.update({m + UP: t[m + UP].float()}), "not fp16"),
     ],
 )
 def test_tensors_that_are_no_good_get_a_sentence(patch, tmp_path, change, message):
@@ -179,3 +191,9 @@ def test_chained_patches_add_up_in_any_order(patch, loaded, sample):
 
 def test_slugs_are_safe_file_names():
     assert slug("Van Gogh!") == "van-gogh" and slug("../..") == "concept" and slug("名前") == "名前"
+    assert len(slug("cat " * 100)) <= 60
+
+
+def test_a_name_too_long_gets_its_own_remedy(patch, tmp_path):
+    with pytest.raises(ForgetError, match="choose a shorter name"):
+        save_patch(patch, tmp_path / ("x" * 300 + ".safetensors"))

@@ -161,12 +161,12 @@ def test_training_leaves_the_next_picture_as_it_was(server, job):
     """The base pictures sampled anew, after training, by a sampler that is not in the cache."""
     workflow, outputs, _ = job
     again = copy.deepcopy(workflow)
-    titled(again)["Before"]["denoise"] = 0.9999  # another cache entry for the same computation of 20 steps
-    once = server.run(again)
     titled(again)["Forget Concept"]["seed"] = 1
-    titled(again)["Before"]["denoise"] = 0.99991
-    twice = server.run(again)
-    assert torch.equal(*(pictures(server, again, o, "Pictures before") for o in (once, twice)))
+    titled(again)["Before"]["denoise"] = 0.99999  # another cache entry, and the host takes it for 1
+    anew = server.run(again)
+    assert torch.equal(
+        pictures(server, workflow, outputs, "Pictures before"), pictures(server, again, anew, "Pictures before")
+    )
 
 
 @pytest.mark.parametrize("name", ["apply-a-saved-patch", "stack-two-patches", "look-at-token-attention"])
@@ -213,6 +213,9 @@ def test_an_interrupt_stops_training_and_the_next_job_runs(server, job):
         ("Forget Concept", {"concept_type": "custom", "template": "a cat"}, "has no {}"),
         ("Save Forget Patch", {"filename_prefix": "../../outside"}, "leads out of"),
         ("Save Forget Patch", {"filename_prefix": "/tmp/outside"}, "leads out of"),
+        ("Save Forget Patch", {"filename_prefix": "a\0b"}, "holds characters that no file name should"),
+        ("Save Forget Patch", {"filename_prefix": "x" * 300}, "File name too long. Choose another name"),
+        ("Forget Concept", {"resolution": 8}, "use 0 for the model's own"),
         ("Attention before", {"words": "dog"}, "`dog` is not in the recorded prompt"),
         ("Apply FMN Patch", {"patch": "../checkpoints/emoji-sd-64.safetensors"}, "is in none of the host's LoRA folders"),
     ],
@@ -232,6 +235,22 @@ def test_a_file_that_is_no_patch_gets_a_sentence(server, job):
     titled(bad)["Apply FMN Patch"]["patch"] = "plain.safetensors"
     with pytest.raises(ServerError, match="plain.safetensors is no forget patch"):
         server.run(bad)
+
+
+@pytest.mark.parametrize("prefix", ["", "folder/", "deep/er/x", "forget-%concept%"])
+def test_every_save_gets_a_name_that_no_lora_has(server, job, prefix):
+    """Not in any of the host's LoRA folders: loaders ask by name and take the first they find."""
+    workflow = copy.deepcopy(job[0])
+    titled(workflow)["Save Forget Patch"]["filename_prefix"] = prefix
+    names = []
+    for strength in (0.1, 0.2):  # saves anew although the patch is the same
+        titled(workflow)["Save Forget Patch"]["filename_prefix"] = prefix + " " * len(names) if prefix else ""
+        titled(workflow)["Forget Concept"] |= {"steps": 2, "seed": len(names) + 10}
+        titled(workflow)["Apply FMN Patch"]["strength"] = strength
+        outputs = server.run(workflow)
+        names.append(outputs[node_id(workflow, "The saved patch")]["text"][0])
+    listed = server.get("object_info/LoraLoader")["LoraLoader"]["input"]["required"]["lora_name"][0]
+    assert len(set(names)) == 2 and all(listed.count(name) == 1 for name in names)
 
 
 def test_pictures_from_the_graph_train_too(server, job):

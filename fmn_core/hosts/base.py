@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -36,7 +37,7 @@ class CrossAttention:
 
 @dataclass(frozen=True)
 class Token:
-    """One column of the cross-attention map: the tokenizer's piece and its id (-1: an embedding has none)."""
+    """One column of the cross-attention map: the tokenizer's piece and its id, below zero for an embedding's."""
 
     id: int
     text: str
@@ -116,8 +117,11 @@ class DiffusionHost(ABC):
         """A projection's weight [out, in] without the LoRAs that are on the model."""
 
     @abstractmethod
-    def training(self) -> AbstractContextManager[None]:
-        """A context in which autograd works on the host's own, frozen UNet; the host leaves it as it entered."""
+    def training(self, shape: Sequence[int]) -> AbstractContextManager[None]:
+        """A context in which autograd works on the host's own, frozen UNet; the host leaves it as it entered.
+
+        `shape` [B, C, h, w] is the largest batch of latents that it has to hold.
+        """
 
     @abstractmethod
     def progress(self, step: int, total: int, preview: Tensor | None) -> None:

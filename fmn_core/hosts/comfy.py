@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -39,15 +40,7 @@ class ComfyHost(DiffusionHost):
         self.base = model.model
         self.resolution = resolution
         self.bar = None
-        require_cross_attention(model)
-
-    @property
-    def family(self) -> str:
-        if isinstance(self.base, comfy.model_base.SDXL):
-            return "sdxl"
-        if isinstance(self.base.model_config, comfy.supported_models.SD20):
-            return "sd2_v" if self.base.model_type == comfy.model_base.ModelType.V_PREDICTION else "sd2"
-        return "sd1"
+        self.family = require_family(model.model)
 
     @property
     def device(self) -> torch.device:
@@ -77,10 +70,17 @@ class ComfyHost(DiffusionHost):
         return tokenize(self.clip, text)
 
     def encode(self, texts: list[str]) -> Prompts:
+        require_clip(self.clip)
+        width = next(iter(self.cross_attentions().values())).linear("to_k").weight.shape[1]
         tokens, embeddings, pooled = [], [], []
         with torch.inference_mode(False), torch.no_grad():
             for text in texts:
                 cond, pool = self.clip.encode_from_tokens(self.clip.tokenize(text), return_pooled=True)
+                if cond.shape[-1] != width:
+                    raise ForgetError(
+                        f"The CLIP makes embeddings of width {cond.shape[-1]} and {self.model_name()} takes {width}: "
+                        "connect the CLIP that belongs to the model."
+                    )
                 tokens.append(self.tokenize(text))
                 embeddings.append(cond[0].clone().to(self.device, torch.float32))
                 pooled.append(None if pool is None else pool[0].clone().to(self.device, torch.float32))
@@ -99,6 +99,7 @@ class ComfyHost(DiffusionHost):
         x = x_t * (1 + scale.square()).sqrt()  # the host's x is x0 + sigma * noise
         conditions = self.base.extra_conds(
             noise=x,
+            latent_image=torch.zeros_like(x),  # what an inpainting model is to keep: nothing
             device=x.device,
             cross_attn=prompts.embeddings,
             pooled_output=prompts.pooled,
@@ -123,6 +124,12 @@ class ComfyHost(DiffusionHost):
             raise ForgetError("Pictures need a VAE to train on: connect the checkpoint's VAE, or take the pictures off.")
         with torch.inference_mode(False), torch.no_grad():
             latents = self.vae.encode(images).clone()
+            channels = self.base.latent_format.latent_channels
+            if latents.ndim != 4 or latents.shape[1] != channels:
+                raise ForgetError(
+                    f"The VAE makes latents of shape {tuple(latents.shape)} and {self.model_name()} takes {channels} "
+                    "channels: connect the VAE that belongs to the model."
+                )
             return self.base.process_latent_in(latents).to(self.device, torch.float32)
 
     def decode(self, latents: Tensor) -> Tensor | None:
@@ -148,10 +155,9 @@ class ComfyHost(DiffusionHost):
         return {w: n for n, w in names.items() if n.startswith("lora_unet_") and n.startswith(blocks) == sgm}
 
     @contextmanager
-    def training(self) -> Iterator[None]:
+    def training(self, shape: Sequence[int]) -> Iterator[None]:
         with torch.inference_mode(False), torch.enable_grad():
-            shape = [1, *self.latent_shape()]
-            memory = self.patcher.memory_required(shape) * TRAINING_MEMORY_FACTOR
+            memory = self.patcher.memory_required(list(shape)) * TRAINING_MEMORY_FACTOR
             comfy.model_management.load_models_gpu([self.patcher], memory_required=memory)
             with ordinary_parameters(self.base.diffusion_model):
                 yield
@@ -183,13 +189,25 @@ def cross_attentions(unet: nn.Module) -> dict[str, CrossAttention]:
     }
 
 
-def require_cross_attention(model) -> None:
-    """Raises ForgetError for a MODEL of another architecture than the pack works with."""
-    if not cross_attentions(model.model.diffusion_model):
-        raise ForgetError(
-            f"{type(model.model.model_config).__name__} has no cross-attention layers (Flux, SD3 and their kind attend "
-            "jointly): load a checkpoint of SD1.x, SD2.x or SDXL."
-        )
+def require_family(base) -> str:
+    """The key of FAMILIES that a loaded model belongs to; raises ForgetError for any other architecture."""
+    config = base.model_config
+    if isinstance(base, comfy.model_base.SDXL):
+        return "sdxl"
+    if isinstance(config, comfy.supported_models.SD20):
+        return "sd2_v" if base.model_type == comfy.model_base.ModelType.V_PREDICTION else "sd2"
+    if isinstance(config, comfy.supported_models.SD15):
+        return "sd1"
+    raise ForgetError(
+        f"Forget-Me-Not works on the text cross-attention of SD1.x, SD2.x and SDXL, and this model is "
+        f"{type(config).__name__} (Flux, SD3 and their kind have no such layers): load a checkpoint of one of these."
+    )
+
+
+def require_clip(clip) -> None:
+    """Raises ForgetError where there is no text encoder."""
+    if clip is None:
+        raise ForgetError("There is no CLIP: the checkpoint holds no text encoder; load one with the host's Load CLIP.")
 
 
 def apply_patch(model, patch: Patch, strength: float):
@@ -197,7 +215,6 @@ def apply_patch(model, patch: Patch, strength: float):
 
     Raises ForgetError where the patch was made for another architecture.
     """
-    require_cross_attention(model)
     host = ComfyHost(model, None)
     check_fits(patch, model_shapes(host), host.model_name())
     if strength == 0:
@@ -217,7 +234,8 @@ def tokenize(clip, text: str) -> tuple[Token, ...]:
             if isinstance(id, int):
                 tokens.append(Token(id, clip.tokenizer.untokenize([(id, weight)])[0][1], kind))
             else:
-                tokens.append(Token(-1, "embedding", kind))
+                digest = hashlib.sha256(id.detach().float().cpu().numpy().tobytes()).digest()
+                tokens.append(Token(-1 - int.from_bytes(digest[:6], "big"), "embedding", kind))
     return tuple(tokens)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from comfy.patcher_extension import CallbacksMP
+from comfy_execution.utils import get_executing_context
+from torch import Tensor
 
 from ..attention import AttentionRecording, attention_probabilities, layer_size
-from ..errors import ForgetError
-from .comfy import cross_attentions, require_cross_attention, tokenize
+from .comfy import cross_attentions, require_clip, require_family, tokenize
 
 KEY = "forget_me_not.recording"
+# A context is the recorded text's if it is this near, relatively: the host casts it to the model's dtype on the way.
+SAME_TEXT = 0.02
 
 
 def record_attention(model, clip, text: str):
@@ -17,28 +19,40 @@ def record_attention(model, clip, text: str):
 
     It uses the host's list of attn2 patches, to which any number of packs may add, and not the single place for a
     replacement. What it gives back is what it got, so the picture is the same. The recording starts anew with each
-    sampling and covers the conditional rows.
+    sampling and covers the conditional rows whose context is that of `text`, in whatever order and company they come.
     """
-    require_cross_attention(model)
+    require_family(model.model)
+    require_clip(clip)
     layers = {block_of(name): (name, layer) for name, layer in cross_attentions(model.model.diffusion_model).items()}
     recording = AttentionRecording(text, tokenize(clip, text))
+    embedding = clip.encode_from_tokens(clip.tokenize(text))
+    sampling = False
 
     def watch(n, context, value, extra):
-        kinds = extra.get("cond_or_uncond") or [0]
-        chunk = len(n) // len(kinds)
-        rows = [row for i, kind in enumerate(kinds) if kind == 0 for row in range(i * chunk, (i + 1) * chunk)]
         name, layer = layers.get((*extra["block"], extra["block_index"]), (None, None))
-        if rows and name is not None and not torch.is_grad_enabled():
-            check_length(recording, context[rows])
-            probabilities = attention_probabilities(
-                layer.module.to_q(n[rows]), layer.module.to_k(context[rows]), layer.heads
-            )
-            recording.add(name, probabilities, *layer_size(*extra["original_shape"][-2:], n.shape[1]))
+        if sampling and name is not None:
+            rows = conditional_rows(len(n), extra.get("cond_or_uncond") or [0])
+            rows = [row for row in rows if is_text(context[row], embedding[0])]
+            if rows:
+                q, k = layer.module.to_q(n[rows]), layer.module.to_k(context[rows])
+                size = layer_size(*extra["original_shape"][-2:], n.shape[1])
+                recording.add(name, attention_probabilities(q, k, layer.heads), *size)
         return n, context, value
+
+    def begin(patcher):
+        nonlocal sampling
+        sampling = True
+        who = get_executing_context()
+        recording.begin(*((who.prompt_id, who.node_id) if who else (None, None)))
+
+    def end(patcher):
+        nonlocal sampling
+        sampling = False
 
     watched = model.clone()
     watched.set_model_attn2_patch(watch)
-    watched.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEY, lambda patcher: recording.clear())
+    watched.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEY, begin)
+    watched.add_callback_with_key(CallbacksMP.ON_CLEANUP, KEY, end)
     return watched, recording
 
 
@@ -49,14 +63,17 @@ def block_of(layer: str) -> tuple[str, int, int]:
     return parts[0].split("_")[0], number, int(parts[-2])
 
 
-def check_length(recording: AttentionRecording, context: torch.Tensor) -> None:
-    """Raises ForgetError unless the sampler's context [B, T, D] is as long as the recorded text, or that text tiled."""
-    length, expected = context.shape[1], len(recording.tokens)
-    tiled = length % expected == 0 and all(
-        torch.equal(context[:, :expected], context[:, start : start + expected]) for start in range(0, length, expected)
-    )
-    if not tiled:
-        raise ForgetError(
-            f"The sampler's prompt has {length} tokens and the text given to Record Token Attention has {expected}: "
-            "give both the same text."
-        )
+def conditional_rows(batch: int, kinds: list[int]) -> list[int]:
+    """Rows of the batch that are conditional, by the host's list: a chunk an entry, 0 for conditional."""
+    chunk = batch // len(kinds)
+    return [row for i, kind in enumerate(kinds) if kind == 0 for row in range(i * chunk, (i + 1) * chunk)]
+
+
+def is_text(context: Tensor, embedding: Tensor) -> bool:
+    """Whether a context [R * T, D] is the embedding [T, D], or that tiled R times to a length common to the batch."""
+    length, expected = len(context), len(embedding)
+    if length % expected or context.shape[1] != embedding.shape[1]:
+        return False
+    tiles = context.float().reshape(-1, *embedding.shape)
+    wanted = embedding.to(tiles)
+    return bool(((tiles - wanted).norm(dim=(1, 2)) <= SAME_TEXT * wanted.norm()).all())
