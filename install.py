@@ -95,7 +95,7 @@ def main() -> int:
     if arguments.command == "test":
         set_up("demo", "tests")
         environment = {"FMN_COMFYUI": str(own_comfyui()), **os.environ}
-        return subprocess.call([str(venv_python()), "-m", "pytest", "tests", *rest], cwd=ROOT, env=environment)
+        return run([str(venv_python()), "-m", "pytest", "tests", *rest], environment)
     if rest:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     set_up("demo")
@@ -107,7 +107,17 @@ def main() -> int:
     command += ["--python", str(arguments.python.absolute())] if arguments.python else []
     command += ["--own"] if arguments.comfyui is None else []
     command += ["--serve"] if arguments.serve else []
-    return subprocess.call(command, cwd=ROOT)
+    return run(command, {**os.environ})
+
+
+def run(command: list[str], environment: dict[str, str]) -> int:
+    """Runs a command in the project's folder; Ctrl+C reaches it too, and it is waited for while it tidies up."""
+    process = subprocess.Popen(command, cwd=ROOT, env=environment)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue
 
 
 if __name__ == "__main__":

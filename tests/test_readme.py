@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -29,6 +33,26 @@ def test_commands_run(command, comfyui, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     if words[2:] == ["demo"]:
         check_demo(tmp_path)
+
+
+def test_the_demo_takes_an_installed_comfyui_serves_and_says_when_it_fails_to_erase(comfyui, tmp_path):
+    """`--comfyui`, `--python`, `--serve` and `--concept rose`, in one run."""
+    options = ["--concept", "rose", "--comfyui", str(comfyui), "--python", sys.executable, "--serve", "--out", str(tmp_path)]
+    command = [sys.executable, "install.py", "demo", *options]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        url = next(re.search(r"Open (\S+)", line)[1] for line in process.stdout if line.startswith("Open "))
+        base, query = url.split("/?")
+        assert query == "template=forget-a-concept&source=forget-me-not"
+        with urllib.request.urlopen(f"{base}/api/workflow_templates/forget-me-not/forget-a-concept.json") as answer:
+            assert json.load(answer) == json.loads((ROOT / "workflows/forget-a-concept.json").read_text())
+    finally:
+        os.killpg(process.pid, signal.SIGINT)  # Ctrl+C in a terminal
+        assert process.wait(60) == 0
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(base, timeout=5)
+    accuracy = json.loads((tmp_path / "report.json").read_text())["accuracy"]
+    assert accuracy["after"] > 0.25, "the README says that roses withstand it"
 
 
 def check_demo(out):
