@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from fmn_core.errors import ForgetError
+from fmn_core.forget import forget
 from fmn_core.sampling import sample_ddim
+from fmn_core.settings import ForgetSettings
 
 
 @pytest.fixture
@@ -112,7 +114,7 @@ def test_partners_that_do_not_belong_get_a_sentence(comfy, loaded, host):
 
     model, clip, vae = loaded
     with pytest.raises(ForgetError, match="no CLIP"):
-        ComfyHost(model, None, vae).encode(["a cat"])
+        forget(ComfyHost(model, None, vae), "cat", ForgetSettings())
     other = clip.clone()
     other.cond_stage_model = comfy.sd1_clip.SD1ClipModel(device="cpu", dtype=torch.float32)
     other.patcher = comfy.model_patcher.ModelPatcher(other.cond_stage_model, torch.device("cpu"), torch.device("cpu"))

@@ -70,18 +70,17 @@ class ComfyHost(DiffusionHost):
         return tokenize(self.clip, text)
 
     def encode(self, texts: list[str]) -> Prompts:
-        require_clip(self.clip)
         width = next(iter(self.cross_attentions().values())).linear("to_k").weight.shape[1]
         tokens, embeddings, pooled = [], [], []
         with torch.inference_mode(False), torch.no_grad():
             for text in texts:
+                tokens.append(self.tokenize(text))
                 cond, pool = self.clip.encode_from_tokens(self.clip.tokenize(text), return_pooled=True)
                 if cond.shape[-1] != width:
                     raise ForgetError(
                         f"The CLIP makes embeddings of width {cond.shape[-1]} and {self.model_name()} takes {width}: "
                         "connect the CLIP that belongs to the model."
                     )
-                tokens.append(self.tokenize(text))
                 embeddings.append(cond[0].clone().to(self.device, torch.float32))
                 pooled.append(None if pool is None else pool[0].clone().to(self.device, torch.float32))
             # Prompts of unequal length become one batch as in the host's own sampler: tiled to a common one.
@@ -204,12 +203,6 @@ def require_family(base) -> str:
     )
 
 
-def require_clip(clip) -> None:
-    """Raises ForgetError where there is no text encoder."""
-    if clip is None:
-        raise ForgetError("There is no CLIP: the checkpoint holds no text encoder; load one with the host's Load CLIP.")
-
-
 def apply_patch(model, patch: Patch, strength: float):
     """A clone of MODEL with the patch at this strength, by the host's own LoRA loading; at 0 the model itself.
 
@@ -223,7 +216,12 @@ def apply_patch(model, patch: Patch, strength: float):
 
 
 def tokenize(clip, text: str) -> tuple[Token, ...]:
-    """The columns of a prompt; SDXL's two encoders share one axis, and the first names it."""
+    """The columns of a prompt; SDXL's two encoders share one axis, and the first names it.
+
+    Raises ForgetError where there is no text encoder.
+    """
+    if clip is None:
+        raise ForgetError("There is no CLIP: the checkpoint holds no text encoder; load one with the host's Load CLIP.")
     chunks = next(iter(clip.tokenize(text, return_word_ids=True).values()))
     tokens = []
     for chunk in chunks:

@@ -7,7 +7,7 @@ from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ..attention import AttentionRecording, attention_probabilities, layer_size
-from .comfy import cross_attentions, require_clip, require_family, tokenize
+from .comfy import cross_attentions, require_family, tokenize
 
 KEY = "forget_me_not.recording"
 # A context is the recorded text's if it is this near, relatively: the host casts it to the model's dtype on the way.
@@ -22,7 +22,6 @@ def record_attention(model, clip, text: str):
     sampling and covers the conditional rows whose context is that of `text`, in whatever order and company they come.
     """
     require_family(model.model)
-    require_clip(clip)
     layers = {block_of(name): (name, layer) for name, layer in cross_attentions(model.model.diffusion_model).items()}
     recording = AttentionRecording(text, tokenize(clip, text))
     embedding = clip.encode_from_tokens(clip.tokenize(text))
