@@ -137,19 +137,15 @@ def test_embeddings_are_told_apart(comfy, loaded, tmp_path):
     assert find_tokens(tokens, tokenize(clip, "embedding:baz")) == [[4, 5], [7, 8]]
 
 
-def test_a_model_without_cross_attention_is_refused(comfy, loaded):
-    """A real Flux, built small: joint attention, no attn2."""
-    from comfy.ldm.flux.model import Flux
+@pytest.mark.parametrize("other", ["Flux", "SD3", "SVD_img2vid", "SDXLRefiner", "Stable_Cascade_C"])
+def test_models_of_other_architectures_are_refused(comfy, loaded, other):
+    from fmn_core.hosts.comfy import ComfyHost, apply_patch
+    from fmn_core.hosts.comfy_attention import record_attention
 
-    from fmn_core.hosts.comfy import ComfyHost
-
-    flux = loaded[0].clone()
-    flux.model = torch.nn.Module()
-    flux.model.model_config = comfy.supported_models.Flux({})
-    flux.model.diffusion_model = Flux(
-        image_model="flux", in_channels=16, out_channels=16, patch_size=2, vec_in_dim=8, context_in_dim=8, hidden_size=32,
-        mlp_ratio=2, num_heads=2, depth=1, depth_single_blocks=1, axes_dim=[4, 6, 6], theta=10000, qkv_bias=True,
-        guidance_embed=False, device="cpu", dtype=torch.float32, operations=comfy.ops.manual_cast,
-    )  # fmt: skip
-    with pytest.raises(ForgetError, match="works on the text cross-attention of SD1.x, SD2.x and SDXL"):
-        ComfyHost(flux, loaded[1])
+    model = loaded[0].clone()
+    model.model = torch.nn.Module()
+    model.model.model_config = getattr(comfy.supported_models, other).__new__(getattr(comfy.supported_models, other))
+    for use in (lambda: ComfyHost(model, loaded[1]), lambda: record_attention(model, loaded[1], "a cat"),
+                lambda: apply_patch(model, None, 1.0)):  # fmt: skip
+        with pytest.raises(ForgetError, match=f"SD1.x, SD2.x and SDXL, and this model is {other}"):
+            use()

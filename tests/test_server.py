@@ -217,7 +217,6 @@ def test_an_interrupt_stops_training_and_the_next_job_runs(server, job):
         ("Save Forget Patch", {"filename_prefix": "x" * 300}, "File name too long. Choose another name"),
         ("Forget Concept", {"resolution": 8}, "use 0 for the model's own"),
         ("Attention before", {"words": "dog"}, "`dog` is not in the recorded prompt"),
-        ("Apply FMN Patch", {"patch": "../checkpoints/emoji-sd-64.safetensors"}, "is in none of the host's LoRA folders"),
     ],
 )
 def test_bad_input_gets_a_sentence(server, job, title, change, message):
