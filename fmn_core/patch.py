@@ -46,10 +46,6 @@ class Patch(dict):
         """The one rank of all modules."""
         return len(self[self.modules[0] + DOWN])
 
-    def delta(self, module: str) -> Tensor:
-        """The change of one projection's weight, fp32 [out, in]."""
-        return self[module + UP].float() @ self[module + DOWN].float() * (self[module + ALPHA].item() / self.rank)
-
 
 def make_patch(
     host: DiffusionHost, lora: CrossAttentionLoRA, concept: Concept, settings: dict, report: dict, keys: Tensor
@@ -79,7 +75,7 @@ def make_patch(
 
 
 def fingerprint(host: DiffusionHost) -> str:
-    """sha256 of the cross-attention's K and V weights: the same for every copy of a base model."""
+    """sha256 of the cross-attention's K and V weights: the same for every copy of a base model in one precision."""
     digest = hashlib.sha256()
     for layer in host.cross_attentions():
         for matrix in ("to_k", "to_v"):

@@ -75,7 +75,6 @@ class Prompts:
 class DiffusionHost(ABC):
     """A text-to-image model with cross-attention inside a host; latents are those the UNet sees."""
 
-    name: str  # of the host, for reports
     family: str  # a key of FAMILIES
     device: torch.device
     alphas_cumprod: Tensor  # [number of timesteps]: the noise schedule

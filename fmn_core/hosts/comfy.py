@@ -32,8 +32,6 @@ NATIVE_SIZE = {"sd1": 512, "sd2": 512, "sd2_v": 768, "sdxl": 1024}
 class ComfyHost(DiffusionHost):
     """MODEL, CLIP and VAE as they come out of ComfyUI's loaders; LoRAs that the user put on the model stay on it."""
 
-    name = "ComfyUI"
-
     def __init__(self, model, clip, vae=None, resolution: int = 0):
         self.patcher = model.clone()
         self.clip, self.vae = clip, vae
