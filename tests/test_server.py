@@ -65,8 +65,9 @@ def test_every_node_has_its_help_page(info, server):
     for name in NODES:
         page = (ROOT / f"web/docs/{name}.md").read_text()
         for group in ("required", "optional"):
-            for input in info[name]["input"].get(group, {}):
-                assert f"`{input}`" in page, f"{name}.md does not say what {input} is"
+            for input, (_, options) in info[name]["input"].get(group, {}).items():
+                row = next((line for line in page.splitlines() if line.startswith(f"| `{input}`")), "")
+                assert options["tooltip"] in row, f"{name}.md does not say of {input} what its tooltip says"
         served = server.get_text(f"extensions/forget-me-not/docs/{name}.md")
         assert served == page
 
