@@ -107,10 +107,10 @@ def main() -> int:
     command += ["--python", str(arguments.python.absolute())] if arguments.python else []
     command += ["--own"] if arguments.comfyui is None else []
     command += ["--serve"] if arguments.serve else []
-    return run(command, {**os.environ})
+    return run(command)
 
 
-def run(command: list[str], environment: dict[str, str]) -> int:
+def run(command: list[str], environment: dict[str, str] | None = None) -> int:
     """Runs a command in the project's folder; Ctrl+C reaches it too, and it is waited for while it tidies up."""
     process = subprocess.Popen(command, cwd=ROOT, env=environment)
     while True:

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from .server import PACK, ComfyServer
-from .workflow import load_workflow
+from .workflow import by_title, load_workflow
 
 CONCEPTS = ("cat", "car")
 
@@ -19,11 +19,11 @@ CONCEPTS = ("cat", "car")
 def main(comfyui: Path) -> None:
     with tempfile.TemporaryDirectory() as work, ComfyServer(comfyui, Path(work)) as server:
         workflow = load_workflow(PACK / "workflows/forget-a-concept.json", server.get("object_info"))
-        nodes = {node["_meta"]["title"]: (id, node["inputs"]) for id, node in workflow.items()}
+        ids = by_title(workflow)
+        needed = [ids[title] for title in ("Load Checkpoint", "Forget Concept", "Save Forget Patch")]
         for concept in CONCEPTS:
-            nodes["Forget Concept"][1]["concept"] = concept
-            needed = ("Load Checkpoint", "Forget Concept", "Save Forget Patch")
-            server.run({nodes[title][0]: workflow[nodes[title][0]] for title in needed})
+            workflow[ids["Forget Concept"]]["inputs"]["concept"] = concept
+            server.run({id: workflow[id] for id in needed})
             saved = next((server.output / "loras").glob(f"forget-{concept}_*.safetensors"))
             shutil.copyfile(saved, PACK / f"demo/loras/forget-{concept}.safetensors")
             print(f"demo/loras/forget-{concept}.safetensors  {saved.stat().st_size:,} bytes")

@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .judge import Judge
 from .server import PACK, ComfyServer, ServerError
-from .workflow import load_workflow
+from .workflow import by_title, load_workflow
 
 OBJECTS = ("cat", "dog", "lion", "rabbit", "rose", "house", "car")  # forgotten one by one, the others kept
 PROMPTS = ("a noto emoji of a {}", "a {} in flat style")
@@ -41,16 +41,14 @@ def main() -> int:
     python = sys.executable if arguments.own else str(arguments.python or find_python(arguments.comfyui))
     arguments.out.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
-    with timed(seconds, "start"):
-        server = ComfyServer(arguments.comfyui, arguments.out / "comfyui", python).__enter__()
-    try:
+    with ExitStack() as stack:
+        with timed(seconds, "start"):
+            server = stack.enter_context(ComfyServer(arguments.comfyui, arguments.out / "comfyui", python))
         report = run(server, arguments.concept, arguments.out, seconds)
         (arguments.out / "report.json").write_text(json.dumps(report, indent=1))
         print_summary(report, arguments.out)
         if arguments.serve:
             serve(server)
-    finally:
-        server.__exit__()
     return 0
 
 
@@ -75,7 +73,7 @@ def run(server: ComfyServer, concept: str, out: Path, seconds: dict[str, float])
     """The whole job on a running server: forgets, samples before and after, judges; returns the report."""
     kept = [name for name in OBJECTS if name != concept]
     workflow = load_workflow(PACK / "workflows/forget-a-concept.json", server.get("object_info"))
-    id = {node["_meta"]["title"]: key for key, node in workflow.items()}
+    id = by_title(workflow)
     workflow[id["Forget Concept"]]["inputs"]["concept"] = concept
 
     def sample(name: str, prompt: str, titles: list[str]) -> dict[str, torch.Tensor]:

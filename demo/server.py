@@ -34,13 +34,14 @@ class ComfyServer:
         self.output = work / "output"
 
     def __enter__(self) -> ComfyServer:
-        for name in ("output", "temp", "user", "input"):
-            (self.work / name).mkdir(parents=True, exist_ok=True)
+        folders = {name: self.work / name for name in ("output", "temp", "user", "input")}
+        for folder in folders.values():
+            folder.mkdir(parents=True, exist_ok=True)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        folders = [f"--{name}-directory={self.work / name}" for name in ("output", "temp", "user", "input")]
+        places = [f"--{name}-directory={folder}" for name, folder in folders.items()]
         packs = [
             "--disable-api-nodes",
             "--disable-all-custom-nodes",
@@ -51,7 +52,7 @@ class ComfyServer:
         with open(self.log, "w") as log:
             offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
             self.process = subprocess.Popen(
-                [*command, *folders, *packs], cwd=self.folder, stdout=log, stderr=log, env=offline
+                [*command, *places, *packs], cwd=self.folder, stdout=log, stderr=log, env=offline
             )
         try:
             self._wait()
@@ -80,20 +81,18 @@ class ComfyServer:
                 time.sleep(0.2)
         raise ServerError(f"ComfyUI did not answer within {seconds:.0f} s: see {self.log}")
 
+    def read(self, path: str) -> bytes:
+        """What the server answers at a path."""
+        with urllib.request.urlopen(f"{self.url}/{path}", timeout=60) as response:
+            return response.read()
+
     def get(self, path: str) -> dict:
         """The JSON at a path of the server."""
-        with urllib.request.urlopen(f"{self.url}/{path}", timeout=60) as response:
-            return json.load(response)
-
-    def get_text(self, path: str) -> str:
-        """The text at a path of the server."""
-        with urllib.request.urlopen(f"{self.url}/{path}", timeout=60) as response:
-            return response.read().decode()
+        return json.loads(self.read(path))
 
     def picture(self, image: dict) -> bytes:
         """The file behind an entry of a node's `images`."""
-        with urllib.request.urlopen(f"{self.url}/view?{urllib.parse.urlencode(image)}", timeout=60) as response:
-            return response.read()
+        return self.read(f"view?{urllib.parse.urlencode(image)}")
 
     def run(self, prompt: dict, on_event: Callable[[str, dict], None] = lambda kind, data: None) -> dict[str, dict]:
         """Queues an API-format prompt, follows the websocket to its end and returns each node's `ui` outputs.

@@ -30,6 +30,11 @@ def load_workflow(path: Path, object_info: dict) -> dict[str, dict]:
     return prompt
 
 
+def by_title(prompt: dict[str, dict]) -> dict[str, str]:
+    """Title of a node -> its id in an API-format prompt."""
+    return {node["_meta"]["title"]: id for id, node in prompt.items()}
+
+
 def widget_names(info: dict) -> list[str | None]:
     """A node's widgets in order; None stands for the page's own control after a seed."""
     names: list[str | None] = []

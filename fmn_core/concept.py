@@ -81,9 +81,8 @@ def concept_columns(host: DiffusionHost, concept: Concept, prompt: str, tokens: 
     for mention in mentions:
         mask[mention] = True
     if tokens == "concept and end":
-        mask[next(column for column, token in enumerate(columns) if token.kind == "end" and column > mentions[-1][-1])] = (
-            True
-        )
+        ends = [column for column, token in enumerate(columns) if token.kind == "end"]
+        mask[next(end for end in ends if end > mentions[-1][-1])] = True
     elif tokens == "concept onward":
         mask[mentions[0][0] :] = True
         mask &= torch.tensor([token.kind != "start" for token in columns])

@@ -19,6 +19,10 @@ COLOR_MAPS = {
     "magma": "000004 1d1147 51127c 832681 b73779 e75263 fc8961 fec488 fcfdbf",
 }
 
+# The vocabulary writes bytes without a printable character as those from 256 on (Radford et al., 2019, GPT-2's encoder).
+PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
+BYTE_OF = {chr(b): b for b in PRINTABLE} | {chr(256 + i): b for i, b in enumerate(sorted({*range(256)} - {*PRINTABLE}))}
+
 
 def colorize(heat: Tensor, color_map: str = "inferno") -> Tensor:
     """Colours [..., 3] in 0..1 of values [...] in 0..1."""
@@ -48,12 +52,8 @@ def words_of(tokens: tuple[Token, ...]) -> list[tuple[str, list[int]]]:
 
 
 def readable(pieces: str) -> str:
-    """Text of byte-level BPE pieces: the vocabulary writes bytes without a printable character as those from 256 on
-    (Radford et al., 2019, GPT-2's encoder)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    byte_of = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-    return bytes(byte_of.get(c, 63) for c in pieces).decode("utf-8", "replace")
+    """Text of byte-level BPE pieces."""
+    return bytes(BYTE_OF.get(c, ord("?")) for c in pieces).decode("utf-8", "replace")
 
 
 def find_phrase(tokens: tuple[Token, ...], phrase: str) -> list[int]:

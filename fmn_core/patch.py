@@ -107,7 +107,7 @@ def metadata(patch: Patch, name: str) -> dict[str, str]:
     `fmn.patch`. No date: the same patch gives the same file."""
     info, base = patch.info, patch.info["base"]
     version, architecture = FAMILIES[base["family"]]
-    title = f"Forget {info['concept']}"
+    title, digest = f"Forget {info['concept']}", tensor_hash(patch)
     return {
         "ss_base_model_version": version,
         "ss_v2": str(base["family"].startswith("sd2")),
@@ -125,8 +125,8 @@ def metadata(patch: Patch, name: str) -> dict[str, str]:
         "modelspec.title": title,
         "modelspec.description": f"Makes the model forget `{info['concept']}`. Hides it from prompts, deletes nothing.",
         "modelspec.usage_hint": "Apply at strength 1; no trigger word.",
-        "modelspec.hash_sha256": "0x" + tensor_hash(patch),
-        "sshs_model_hash": tensor_hash(patch),
+        "modelspec.hash_sha256": "0x" + digest,
+        "sshs_model_hash": digest,
         "fmn.patch": json.dumps(info, sort_keys=True),
     }
 
@@ -197,9 +197,9 @@ def read_patch(path: Path) -> Patch:
             patch = Patch({key: file.get_tensor(key) for key in file.keys()}, json.loads(stored))
     except FileNotFoundError:
         raise ForgetError(f"{path.name} is not there any more: refresh the list of patches and choose again.") from None
+    except ForgetError:
+        raise
     except (SafetensorError, ValueError, RecursionError, OSError) as error:
-        if isinstance(error, ForgetError):
-            raise
         raise ForgetError(
             f"{path.name} cannot be read ({error}): it is damaged or no safetensors file; copy it anew."
         ) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -25,15 +27,14 @@ def sample_ddim(
     noise [B, C, h, w], prompts and empty of B rows -> latents [B, C, h, w]. Nothing attends to the columns of the
     prompts that are in `ignored` [B, T].
     """
-    if ignored is None:
-        ignored = torch.zeros(len(prompts), prompts.embeddings.shape[1], dtype=torch.bool, device=noise.device)
+    layers = host.cross_attentions()
     alphas = host.alphas_cumprod.to(noise)
     x = noise
     timesteps = torch.linspace(len(alphas) - 1, 0, steps, device=noise.device).round().long()
     for i, t in enumerate(timesteps):
         host.check_interrupt()
         ts = t.repeat(len(x))
-        with attention_set_to_zero(host.cross_attentions(), ignored):
+        with nullcontext() if ignored is None else attention_set_to_zero(layers, ignored):
             epsilon = host.predict(x, ts, prompts)
         if guidance != 1:
             without = host.predict(x, ts, empty)

@@ -17,7 +17,8 @@ def setting(default, help: str, *, choices=None, min=None, max=None, step=None, 
 @dataclass(frozen=True)
 class ForgetSettings:
     """How a concept is forgotten. Defaults of the `paper` method: the original's configs/attn.yaml, but for
-    `learning_rate`, which was 2e-6 for the whole UNet and moves a LoRA nowhere in 35 steps."""
+    `learning_rate`, which was 2e-6 for the whole UNet and moves a LoRA nowhere in 35 steps, and `tokens`, which took
+    the end token in and harmed more than it forgot."""
 
     concept_type: str = setting(
         "object", "What the concept is; it picks the prompt that is trained on. `custom` uses the template below.",

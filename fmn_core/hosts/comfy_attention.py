@@ -26,12 +26,19 @@ def record_attention(model, clip, text: str):
     recording = AttentionRecording(text, tokenize(clip, text))
     embedding = clip.encode_from_tokens(clip.tokenize(text))
     sampling = False
+    matched = (None, None, [])  # a forward gives all layers one context: its rows are matched once
+
+    def rows_of_text(context, kinds):
+        nonlocal matched
+        if matched[0] is not context or matched[1] != kinds:
+            rows = [row for row in conditional_rows(len(context), kinds) if is_text(context[row], embedding[0])]
+            matched = (context, kinds, rows)
+        return matched[2]
 
     def watch(n, context, value, extra):
         name, layer = layers.get((*extra["block"], extra["block_index"]), (None, None))
         if sampling and name is not None:
-            rows = conditional_rows(len(n), extra.get("cond_or_uncond") or [0])
-            rows = [row for row in rows if is_text(context[row], embedding[0])]
+            rows = rows_of_text(context, extra.get("cond_or_uncond") or [0])
             if rows:
                 q, k = layer.module.to_q(n[rows]), layer.module.to_k(context[rows])
                 size = layer_size(*extra["original_shape"][-2:], n.shape[1])
@@ -45,8 +52,8 @@ def record_attention(model, clip, text: str):
         recording.begin(*((who.prompt_id, who.node_id) if who else (None, None)))
 
     def end(patcher):
-        nonlocal sampling
-        sampling = False
+        nonlocal sampling, matched
+        sampling, matched = False, (None, None, [])
 
     watched = model.clone()
     watched.set_model_attn2_patch(watch)
