@@ -13,8 +13,9 @@ import torch
 
 from fmn_core.hosts.taesd import WIDTH
 
-from .recipe.autoencoder import LATENT_CHANNELS
-from .recipe.checkpoint import CHECKPOINT, read_checkpoint
+from .host import CHECKPOINT
+from .recipe.autoencoder import LATENT_CHANNELS, SCALE
+from .recipe.checkpoint import read_checkpoint
 from .recipe.text_encoder import CONFIG as TEXT
 from .recipe.text_encoder import CLIPTextConfig, CLIPTextModel, make_tokenizer
 from .recipe.unet import BETAS, HEADS, WIDTHS, make_schedule, make_unet
@@ -37,7 +38,7 @@ model:
     cond_stage_trainable: false
     conditioning_key: crossattn
     monitor: val/simple_loss_ema
-    scale_factor: 0.18215
+    scale_factor: {scale}
     use_ema: false
     unet_config:
       target: ldm.modules.diffusionmodules.openaimodel.UNetModel
@@ -107,7 +108,7 @@ def export_webui(folder: Path, checkpoint: Path = CHECKPOINT, autoencoder: str |
     make_text_encoder({key: weight.float() for key, weight in read_checkpoint(checkpoint)[1].items()}).save_pretrained(text)
     shutil.copyfile(checkpoint, folder / checkpoint.name)
     config = WEBUI_CONFIG.format(
-        start=BETAS[0], end=BETAS[1], latent_channels=LATENT_CHANNELS, channels=WIDTHS[0],
+        start=BETAS[0], end=BETAS[1], scale=SCALE, latent_channels=LATENT_CHANNELS, channels=WIDTHS[0],
         resolutions=[2**level for level in range(len(WIDTHS))], multipliers=[width // WIDTHS[0] for width in WIDTHS],
         heads=HEADS, context=TEXT["hidden_size"], autoencoder=autoencoder, text_encoder=text.resolve(),
     )  # fmt: skip

@@ -8,9 +8,9 @@ from safetensors.torch import load_file, save
 
 from fmn_core.patch import with_sorted_header
 
+from ..host import CHECKPOINT
 from .autoencoder import SCALE, padded
 
-CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "emoji-sd-128.safetensors"
 UNET, TEXT, VAE = "model.diffusion_model.", "cond_stage_model.transformer.text_model.", "first_stage_model."
 METADATA = {
     "modelspec.sai_model_spec": "1.0.0",

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from ..host import CHECKPOINT
 from ..vocabulary import PEOPLE, STYLES, with_article
 from .autoencoder import Autoencoder, encode_all, normalise, psnr, train_autoencoder, train_decoder
-from .checkpoint import CHECKPOINT, save_checkpoint
+from .checkpoint import save_checkpoint
 from .dataset import make_dataset, read_dataset
 from .drawings import default_cache
 from .text_encoder import Words, hidden_states, make_text_encoder, make_tokenizer, train_text_encoder, with_full_table
@@ -36,9 +37,6 @@ class Run:
 
     def normal(self, shape):
         return torch.randn(shape, generator=self.dice).to(self.device)
-
-    def uniform(self, shape):
-        return torch.rand(shape, generator=self.dice).to(self.device)
 
     def autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
