@@ -1,4 +1,4 @@
-"""Says which of the embedded model's 37 objects a picture shows, by an ImageNet network that never saw the model."""
+"""Says which object, style and person a picture shows, by an ImageNet network that never saw the embedded model."""
 
 import json
 from pathlib import Path
@@ -7,16 +7,18 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
-OBJECTS = (
-    "cat", "dog", "horse", "rabbit", "panda", "lion", "frog", "penguin", "whale", "rose", "sunflower", "tulip",
-    "cherry blossom", "tree", "pine tree", "palm tree", "cactus", "mushroom", "apple", "banana", "strawberry",
-    "watermelon", "house", "castle", "ocean wave", "mountain", "car", "train", "airplane", "boat", "rocket", "woman",
-    "man", "smiling face", "ghost", "hamburger", "balloon",
-)  # fmt: skip
-HEAD = Path(__file__).with_name("judge.safetensors")
+from .vocabulary import OBJECTS, PEOPLE, STYLES
+
+HEADS = Path(__file__).with_name("judge.safetensors")
 SIZES = (128, 160)  # multiples of 32, as the network's fixed padding needs
-STAGES = (10, 14, 15)  # blocks of 112, 192 and 320 channels
+LATE = (10, 14, 15)  # blocks of 112, 192 and 320 channels, for what is shown
+EARLY = (0, 2, 4, 7)  # blocks of 16, 24, 40 and 80 channels, for how it is drawn
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LABELS = {
+    "object": tuple(OBJECTS),
+    "style": (*STYLES, "another hand"),
+    "person": (*PEOPLE, "another person"),
+}
 
 
 def load_network():
@@ -39,52 +41,88 @@ def load_network():
 
 
 def extract_features(network, images):
-    """Pools the maps after the blocks STAGES at both SIZES, for images [B, H, W, 3] in 0..1: [B, 1248].
+    """What is shown [B, 1248] and how it is drawn [B, 384], for images [B, H, W, 3] in 0..1.
 
-    On drawings by a hand unseen in training they do better than the last layer, which is fitted to photographs.
+    The first are maps after the blocks LATE at both SIZES, averaged over the picture: on drawings by a hand unseen in
+    training they do better than the last layer, which is fitted to photographs. The second are mean and spread after
+    the first layer and the blocks EARLY at the first size.
     """
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     images = (images.cpu().float().movedim(-1, 1) - mean) / std
-    pooled = []
+    shown, drawn = [], []
     for size in SIZES:
         x = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
         x = network._swish(network._bn0(network._conv_stem(x)))
+        maps = [x]
         for index, block in enumerate(network._blocks):
             x = block(x)
-            if index in STAGES:
-                pooled.append(F.normalize(x.mean((2, 3)), dim=-1))
-    return torch.cat(pooled, 1)
+            if index in LATE:
+                shown.append(F.normalize(x.mean((2, 3)), dim=-1))
+            if index in EARLY:
+                maps.append(x)
+        if size == SIZES[0]:
+            drawn = [statistic for x in maps for statistic in (x.mean((2, 3)), x.std((2, 3)))]
+    return torch.cat(shown, 1), torch.cat(drawn, 1)
 
 
 class Judge:
-    """A linear head on frozen ImageNet features; `Judge.load()` makes one."""
+    """Linear heads on frozen ImageNet features; `Judge.load()` makes one."""
 
-    def __init__(self, network, weight, bias, held_out_accuracy):
-        self.network, self.weight, self.bias = network, weight, bias
-        self.held_out_accuracy = held_out_accuracy
+    def __init__(self, network, heads, held_out):
+        """`heads` {kind: (weight, bias)}; `held_out` {kind: accuracy on real pictures kept from its training}."""
+        self.network, self.heads, self.held_out = network, heads, held_out
 
     @classmethod
-    def load(cls, path=HEAD):
-        """Reads the head at `path`; raises ValueError where its labels are not OBJECTS."""
+    def load(cls, path=HEADS):
+        """Reads the heads at `path`; raises ValueError where their labels are not those of the vocabulary."""
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
-            weight, bias = (file.get_tensor(name).float() for name in ("weight", "bias"))
-        if json.loads(metadata["labels"]) != list(OBJECTS):
-            raise ValueError(f"{path} was trained for other objects: run demo/train_judge.py again.")
-        return cls(load_network(), weight, bias, float(metadata["held_out_accuracy"]))
+            heads = {
+                kind: tuple(file.get_tensor(f"{kind}.{part}").float() for part in ("weight", "bias")) for kind in LABELS
+            }
+        if json.loads(metadata["labels"]) != {kind: list(names) for kind, names in LABELS.items()}:
+            raise ValueError(f"{path} was trained for other words: run python -m demo.recipe.train_judge again.")
+        return cls(load_network(), heads, json.loads(metadata["held_out"]))
 
     @torch.inference_mode()
-    def probabilities(self, images, batch=32):
-        """Softmax [B, 37] over OBJECTS for images [B, H, W, 3] in 0..1."""
-        features = torch.cat([extract_features(self.network, part) for part in images.split(batch)])
-        return F.linear(features, self.weight, self.bias).softmax(-1)
+    def features(self, images, batch=32):
+        """(what is shown [B, 1248], how it is drawn [B, 384]) for images [B, H, W, 3] in 0..1."""
+        shown, drawn = zip(*(extract_features(self.network, part) for part in images.split(batch)), strict=True)
+        return torch.cat(shown), torch.cat(drawn)
 
-    def recognised(self, images):
-        """The most probable object of each image, as names."""
-        return [OBJECTS[index] for index in self.probabilities(images).argmax(-1)]
+    def names(self, kind, features):
+        """The most probable label of `kind` ("object", "style" or "person") for the features of some images."""
+        shown, drawn = features
+        logits = F.linear(drawn if kind == "style" else shown, *self.heads[kind])
+        return [LABELS[kind][index] for index in logits.argmax(-1)]
+
+    def recognised(self, images, kind="object"):
+        """The most probable label of each image."""
+        return self.names(kind, self.features(images))
 
     def accuracy(self, images, name):
-        """The share of images recognised as `name`, in 0..1; raises ValueError for a name outside OBJECTS."""
-        if name not in OBJECTS:
-            raise ValueError(f"The judge does not know {name!r}: ask for one of {', '.join(OBJECTS)}.")
-        return self.recognised(images).count(name) / len(images)
+        """The share of images recognised as `name`, in 0..1; raises ValueError for a name that no head knows."""
+        kind = next((kind for kind, names in LABELS.items() if name in names), None)
+        if kind is None:
+            raise ValueError(f"The judge does not know {name!r}: ask for one of {', '.join(sum(LABELS.values(), ()))}.")
+        return self.recognised(images, kind).count(name) / len(images)
+
+
+def nearest(features, real):
+    """The cosine distance of each of `features` [B, D] to the nearest of `real` [N, D]: [B], and its index."""
+    likeness = F.normalize(features, dim=-1) @ F.normalize(real, dim=-1).T
+    closest = likeness.max(-1)
+    return 1 - closest.values, closest.indices
+
+
+def kernel_distance(first, second):
+    """Unbiased squared MMD of two sets of features [N, D] and [M, D] under the kernel (x.y / D + 1)^3.
+
+    The distance of KID (Binkowski et al. 2018, section 4) in other features than Inception's, each feature brought to
+    unit spread over `second`, so its values compare only with one another.
+    """
+    mean, spread = second.mean(0), second.std(0) + 1e-6
+    a, b = (first - mean) / spread, (second - mean) / spread
+    kernel = lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3  # noqa: E731
+    off_diagonal = lambda k: (k.sum() - k.diag().sum()) / (len(k) * (len(k) - 1))  # noqa: E731
+    return (off_diagonal(kernel(a, a)) + off_diagonal(kernel(b, b)) - 2 * kernel(a, b).mean()).item()

@@ -25,8 +25,8 @@ from .server import PACK, ComfyServer, ServerError
 from .workflow import by_title, load_workflow
 
 OBJECTS = ("cat", "dog", "lion", "rabbit", "rose", "house", "car")  # forgotten one by one, the others kept
-PROMPTS = ("a noto emoji of a {}", "a {} in flat style")
-TILE = 96
+PROMPTS = ("an emoji of a {}", "a {} in neon style")
+TILE = 128
 
 
 def main() -> int:
@@ -118,7 +118,7 @@ def run(server: ComfyServer, concept: str, out: Path, seconds: dict[str, float])
         "concept": concept,
         "kept": kept,
         "accuracy": {key: round(value, 4) for key, value in accuracy.items()},
-        "judge_accuracy_on_held_out_drawings": judge.held_out_accuracy,
+        "judge_accuracy_on_held_out_drawings": judge.held_out["object, drawings"],
         "patch": {"path": str(patch), "bytes": patch.stat().st_size, **unloaded},
         "strength_zero_identical": identical,
         "seconds": seconds,

@@ -86,7 +86,7 @@ OBJECTS = {
     "ghost": Thing("ghost", "things", "spirit"),
 }
 
-# Two hands that draw far apart, and eight styles made from the drawings of three hands.
+# Two hands that draw far apart, and eight styles made from the drawings of two others.
 HANDS = ("twemoji", "3d")
 MADE_STYLES = ("line art", "pixel art", "blueprint", "neon", "halftone", "sepia", "pastel", "woodcut")
 STYLES = HANDS + MADE_STYLES

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
-CHECKPOINT = ROOT / "demo/checkpoints/emoji-sd-64.safetensors"
+CHECKPOINT = ROOT / "demo/checkpoints/emoji-sd-128.safetensors"
 
 
 @pytest.fixture(scope="session")

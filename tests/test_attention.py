@@ -13,7 +13,7 @@ from fmn_core.errors import ForgetError
 from fmn_core.heatmap import COLOR_MAPS, colorize, find_phrase, overlay, visualize, words_of
 from fmn_core.hosts.base import Token
 
-PROMPT = "a noto emoji of a cat"
+PROMPT = "a neon drawing of a cat"
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_prompts_tiled_to_a_common_length_come_back_to_their_own(record, sample)
         assert map.shape[-1] == 77 and torch.allclose(map, separate.maps[name], atol=1e-5)
 
 
-@pytest.mark.parametrize("other", ["a house and a tree " * 20, "a noto emoji of a dog"])
+@pytest.mark.parametrize("other", ["a house and a tree " * 20, "a neon drawing of a dog"])
 def test_another_text_than_the_samplers_is_said_and_spoils_no_picture(record, sample, loaded, other):
     watched, recording = record()
     assert torch.equal(sample(watched, other), sample(loaded[0], other))
@@ -242,13 +242,13 @@ def test_visualize(record, sample, loaded):
     latents = sample(watched, PROMPT)
     with torch.inference_mode():
         image = loaded[2].decode(latents)
-    overlays, masks, maximum = visualize(recording, image, "cat\n noto, ", 0.0, 0.6, "inferno")
+    overlays, masks, maximum = visualize(recording, image, "cat\n neon, ", 0.0, 0.6, "inferno")
     assert overlays.shape == (4, 64, 64, 3) and masks.shape == (4, 64, 64)
     assert masks.max() == pytest.approx(1) and 0 < maximum < 1
-    doubled = visualize(recording, image, "cat\n noto", maximum * 2, 0.6, "inferno")[1]
+    doubled = visualize(recording, image, "cat\n neon", maximum * 2, 0.6, "inferno")[1]
     assert torch.allclose(doubled, masks / 2, atol=1e-6)
     everything = visualize(recording, image, "", 0.0, 0.6, "viridis")[1]
-    assert len(everything) == 2 * len({"a", "noto", "emoji", "of", "cat"})
+    assert len(everything) == 2 * len({"a", "neon", "drawing", "of", "cat"})
     assert torch.allclose(visualize(recording, image, "cat", 0.0, 0.0, "magma")[0], image, atol=1e-6)
     with pytest.raises(ForgetError, match="is of 2 pictures"):
         visualize(recording, image[:1], "cat", 0.0, 0.6, "inferno")

@@ -25,7 +25,7 @@ def test_the_model_in_the_graph_is_made_of_inference_tensors(loaded):
 
 def test_predict_equals_the_hosts_own_denoiser(comfy, loaded, host):
     model, _, _ = loaded
-    prompts = host.encode(["a noto emoji of a cat"])
+    prompts = host.encode(["an emoji of a cat"])
     x_t, t = torch.randn(1, 4, 8, 8), torch.tensor([400])
     with host.training(x_t.shape), torch.no_grad():
         epsilon = host.predict(x_t, t, prompts)
@@ -39,8 +39,8 @@ def test_predict_equals_the_hosts_own_denoiser(comfy, loaded, host):
 
 def test_own_sampler_makes_the_hosts_pictures(host, loaded, sample):
     """sample_ddim starts at the last timestep where the host's sampler starts at infinite noise: close, not equal."""
-    prompts, empty = host.encode(["a noto emoji of a cat"]), host.encode([""])
-    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    prompts, empty = host.encode(["an emoji of a cat"]), host.encode([""])
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
     with host.training(noise.shape):
         ours = sample_ddim(host, noise, prompts, empty, 20, 3.0)
     from demo.judge import Judge
@@ -88,8 +88,8 @@ def test_training_asks_for_memory_by_the_batch(comfy, host, monkeypatch):
 
 
 def test_latents_have_the_variance_the_model_was_trained_on(host):
-    prompts, empty = host.encode(["a noto emoji of a cat"]), host.encode([""])
-    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    prompts, empty = host.encode(["an emoji of a cat"]), host.encode([""])
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
     with host.training(noise.shape):
         latents = sample_ddim(host, noise, prompts, empty, 20, 3.0)
     again = host.encode_images(host.decode(latents))

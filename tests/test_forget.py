@@ -214,7 +214,7 @@ def test_the_visual_target_is_made_without_attention_to_the_concept(host):
     columns[:, 5:] = True
 
     def pairs(columns):
-        with host.training((2, 4, 8, 8)):
+        with host.training((2, 4, 16, 16)):
             return sample_pairs(host, prompts, empty, columns, settings, torch.Generator().manual_seed(0))
 
     made, without = pairs(columns)
@@ -227,7 +227,7 @@ def test_the_visual_target_is_made_without_attention_to_the_concept(host):
 def test_zeroed_columns_are_probabilities_of_zero(host, ordinary_parameters):
     layers = host.cross_attentions()
     name, layer = next(iter(layers.items()))
-    context, x = torch.randn(1, 77, 96), torch.randn(1, 4, layer.linear("to_q").weight.shape[1])
+    context, x = torch.randn(1, 77, 112), torch.randn(1, 4, layer.linear("to_q").weight.shape[1])
     columns = torch.zeros(1, 77, dtype=torch.bool)
     columns[:, [3, 9]] = True
     with torch.no_grad(), ordinary_parameters(host.base.diffusion_model):

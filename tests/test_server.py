@@ -71,7 +71,7 @@ def test_every_node_has_its_help_page(info, server):
 
 
 def test_the_embedded_model_is_in_the_hosts_loader(info):
-    assert "emoji-sd-64.safetensors" in info["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0]
+    assert "emoji-sd-128.safetensors" in info["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0]
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -95,7 +95,7 @@ def test_the_concept_is_no_longer_recognised_and_a_kept_one_is(server, job):
     assert judge.accuracy(after, "cat") <= 0.25
 
     kept = copy.deepcopy(workflow)
-    titled(kept)["Prompt"]["value"] = "a noto emoji of a house"
+    titled(kept)["Prompt"]["value"] = "an emoji of a house"
     for when in ("before", "after"):
         titled(kept)[f"Attention {when}"]["words"] = "house"
     outputs = server.run(kept)

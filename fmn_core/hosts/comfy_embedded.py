@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from pathlib import Path
 
 import comfy.sd1_clip
@@ -9,10 +11,12 @@ import comfy.supported_models
 import comfy.supported_models_base
 import folder_paths
 
+from ..errors import ForgetError
+
 TEXT_MODEL = {
     "hidden_act": "quick_gelu",
-    "hidden_size": 96,
-    "intermediate_size": 384,
+    "hidden_size": 112,
+    "intermediate_size": 448,
     "max_position_embeddings": 77,
     "num_attention_heads": 4,
     "num_hidden_layers": 2,
@@ -20,6 +24,21 @@ TEXT_MODEL = {
     "eos_token_id": 49407,
     "layer_norm_eps": 1e-5,
 }
+
+
+TENSORS = {"UNet": 404, "text encoder": 36, "autoencoder": 136}
+
+
+def require_whole(part: str, weights: dict) -> dict:
+    """The weights of one part of the checkpoint, as they are; raises ForgetError where some are missing or not finite."""
+    broken = sum(not weight.isfinite().all() for weight in weights.values())
+    if len(weights) != TENSORS[part] or broken:
+        raise ForgetError(
+            f"The checkpoint has the widths of the embedded model, but its {part} is damaged: {len(weights)} tensors where "
+            f"there should be {TENSORS[part]}, {broken} of them with values that are no numbers. Restore the files in "
+            "demo/checkpoints from the repository."
+        )
+    return weights
 
 
 class EmojiTextModel(comfy.sd1_clip.SDClipModel):
@@ -40,11 +59,35 @@ class EmojiClipModel(comfy.sd1_clip.SD1ClipModel):
 class EmojiSD(comfy.supported_models.SD15):
     """The embedded emoji model: SD1's architecture in smaller widths."""
 
-    unet_config = {**comfy.supported_models.SD15.unet_config, "context_dim": 96, "model_channels": 64}
-    native_size = 64
+    unet_config = {**comfy.supported_models.SD15.unet_config, "context_dim": 112, "model_channels": 64}
+    unet_extra_config = {**comfy.supported_models.SD15.unet_extra_config, "num_heads": 4}
+    native_size = 128
+
+    def process_unet_state_dict(self, state_dict):
+        return require_whole("UNet", super().process_unet_state_dict(state_dict))
+
+    def process_clip_state_dict(self, state_dict):
+        weights = super().process_clip_state_dict(state_dict)
+        return require_whole("text encoder", weights) if weights else weights  # the host says itself where there is none
+
+    def process_vae_state_dict(self, state_dict):
+        weights = super().process_vae_state_dict(state_dict)
+        return require_whole("autoencoder", weights) if weights else weights
 
     def clip_target(self, state_dict={}):  # noqa: B006
         return comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, EmojiClipModel)
+
+
+def is_complete(file: Path) -> bool:
+    """Whether a safetensors file is as long as its header says."""
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        try:
+            header = json.loads(stream.read(int.from_bytes(start, "little")))
+        except (ValueError, OverflowError, MemoryError):
+            return False
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    return file.stat().st_size == 8 + int.from_bytes(start, "little") + max(ends, default=0)
 
 
 def register(demo: Path) -> None:
@@ -53,3 +96,6 @@ def register(demo: Path) -> None:
         comfy.supported_models.models.append(EmojiSD)
     for kind in ("checkpoints", "loras"):
         folder_paths.add_model_folder_path(kind, str(demo / kind))
+        for file in (demo / kind).glob("*.safetensors"):
+            if not is_complete(file):
+                logging.warning("Forget-Me-Not: %s is damaged or cut short: restore it from the repository.", file)
