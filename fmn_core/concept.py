@@ -21,30 +21,49 @@ TEMPLATES = {
 
 @dataclass(frozen=True)
 class Concept:
-    """What is to be forgotten: a name and the prompts that call for it, each holding the name."""
+    """What is to be forgotten: its names, the first of which it goes by, and templates of prompts that call for it."""
 
-    name: str
+    names: tuple[str, ...]
     type: str
-    prompts: tuple[str, ...]
+    templates: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    @property
+    def prompts(self) -> tuple[tuple[str, str], ...]:
+        """(prompt, the name in it), every template with every name."""
+        return tuple((template.replace("{}", name), name) for name in self.names for template in self.templates)
 
 
-def make_concept(name: str, type: str = "object", template: str = "") -> Concept:
-    """Concept from a name, a type (a key of TEMPLATES) and, for `custom`, one template a line with `{}` for the name.
+def make_concepts(text: str, type: str = "object", template: str = "") -> tuple[Concept, ...]:
+    """Concepts from a text, one a line, other names of the same after commas, and a type (a key of TEMPLATES).
 
-    Raises ForgetError for an empty name, an unknown type and a template without `{}`.
+    For `custom`, `template` has one prompt a line with `{}` for the name. Raises ForgetError for an empty text, an
+    unknown type, a template without `{}` and a name that comes twice.
     """
-    name = " ".join(name.split())
-    if not name:
-        raise ForgetError("The concept is empty: type the name of what the model should forget, for example `cat`.")
     if type not in TEMPLATES:
         raise ForgetError(f"The concept type `{type}` is unknown: choose one of {', '.join(TEMPLATES)}.")
-    lines = [line.strip() for line in template.splitlines() if line.strip()] if type == "custom" else [TEMPLATES[type]]
-    if not lines:
+    templates = [line.strip() for line in template.splitlines() if line.strip()] if type == "custom" else [TEMPLATES[type]]
+    if not templates:
         raise ForgetError("The type `custom` needs a template: one prompt a line, with {} where the concept stands.")
-    for line in lines:
+    for line in templates:
         if "{}" not in line:
             raise ForgetError(f"The template `{line}` has no {{}}: put {{}} where the concept's name belongs.")
-    return Concept(name, type, tuple(line.replace("{}", name) for line in lines))
+    concepts = tuple(Concept(names, type, tuple(templates)) for names in map(split_names, text.splitlines()) if names)
+    if not concepts:
+        raise ForgetError("The concept is empty: type the name of what the model should forget, for example `cat`.")
+    every = [name.lower() for concept in concepts for name in concept.names]
+    for name in every:
+        if every.count(name) > 1:
+            raise ForgetError(f"`{name}` is named twice: give each concept a line of its own, and each name once.")
+    return concepts
+
+
+def split_names(line: str) -> tuple[str, ...]:
+    """The names in a line, between commas, without superfluous spaces."""
+    return tuple(" ".join(name.split()) for name in line.split(",") if name.strip())
 
 
 def find_tokens(tokens: tuple[Token, ...], sought: tuple[Token, ...]) -> list[list[int]]:
@@ -63,7 +82,7 @@ def find_tokens(tokens: tuple[Token, ...], sought: tuple[Token, ...]) -> list[li
     ]
 
 
-def concept_columns(host: DiffusionHost, concept: Concept, prompt: str, tokens: str) -> Tensor:
+def concept_columns(host: DiffusionHost, name: str, prompt: str, tokens: str) -> Tensor:
     """Boolean mask [T] of the columns of `prompt` that are penalised.
 
     `tokens`: `concept` (the name's own tokens, every mention), `concept and end` (and the end token, once) or
@@ -71,10 +90,10 @@ def concept_columns(host: DiffusionHost, concept: Concept, prompt: str, tokens: 
     Raises ForgetError where the tokenizer cuts the name off.
     """
     columns = host.tokenize(prompt)
-    mentions = find_tokens(columns, host.tokenize(concept.name))
+    mentions = find_tokens(columns, host.tokenize(name))
     if not mentions:
         raise ForgetError(
-            f"No column of the attention stands for `{concept.name}` in the prompt `{prompt}`: the tokenizer cuts it off, "
+            f"No column of the attention stands for `{name}` in the prompt `{prompt}`: the tokenizer cuts it off, "
             "joins it to a neighbour or drops it. Use a shorter name in words, with spaces around {} in the template."
         )
     mask = torch.zeros(len(columns), dtype=torch.bool)

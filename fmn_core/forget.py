@@ -1,249 +1,48 @@
-"""Forget a concept: attention re-steering of a LoRA on the cross-attention (Forget-Me-Not, arXiv 2303.17591)."""
+"""Forget concepts, by any preset."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
-
-import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
-from .attention import concept_mass, layer_size, tapped
-from .concept import Concept, concept_columns, find_tokens, make_concept
-from .errors import ForgetError
-from .heatmap import overlay
-from .hosts.base import DiffusionHost, Prompts
-from .lora import CrossAttentionLoRA
-from .losses import attention_resteering_loss, visual_denoising_loss
-from .patch import Patch, make_patch
-from .sampling import sample_ddim
+from .concept import make_concepts
+from .fast import forget_fast
+from .hosts.base import DiffusionHost
+from .patch import Patch
+from .resteering import forget_by_resteering
 from .settings import ForgetSettings
-
-MAX_GRAD_NORM = 1.0  # the original's max_grad_norm
-SAMPLED_AT_ONCE = 4  # pictures: more would need more memory than the training that follows
-PROBES = 8  # fixed noisy latents on which the attention to the concept is measured before and after
 
 
 def forget(
     host: DiffusionHost,
-    concept_name: str,
+    names: str,
     settings: ForgetSettings,
     images: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> tuple[Patch, list[float]]:
-    """Trains a patch that forgets a concept; returns it and the loss of each step.
+    """Makes a patch that forgets the concepts in `names`, one a line; returns it and the loss of each step.
 
-    `images` [P, H, W, 3] in 0..1 show the concept; without them the model makes its own. `mask` [1 or P, H, W] in
-    0..1 limits the re-steering to a region of them. Raises ForgetError for inputs that cannot work.
+    `images` [P, H, W, 3] in 0..1 and `mask` [1 or P, H, W] are for the presets that train on pictures. Raises
+    ForgetError for inputs that cannot work.
     """
-    concept = make_concept(concept_name, settings.concept_type, settings.template)
-    check_pictures(images, mask)
-    if images is not None:
-        _, height, width = host.latent_shape()
-        images, mask = fit_pictures(images, mask, height * width * 64)
-    layers = host.cross_attentions()
-    generator = torch.Generator().manual_seed(settings.seed)
-
-    # The text encoder and the VAE do their work outside the training context: loading them may move the UNet.
-    columns = [concept_columns(host, concept, prompt, settings.tokens) for prompt in concept.prompts]
-    prompts, empty = host.encode(list(concept.prompts)), host.encode([""])
-    length = prompts.embeddings.shape[1]  # of the longest; shorter ones are tiled to it
-    columns = torch.stack([column.repeat(length // len(column)) for column in columns]).to(host.device)
-    pairs = None
-    if images is None or settings.visual_weight:
-        with host.training((SAMPLED_AT_ONCE, *host.latent_shape())):
-            pairs = sample_pairs(host, prompts, empty, columns, settings, generator)
-    latents = pairs[0] if images is None else host.encode_images(images)
-    pictures = host.decode(latents) if images is None else images
-
-    with host.training((settings.batch_size, *latents.shape[1:])):
-        lora = CrossAttentionLoRA(layers, settings.projections, settings.rank, generator).to(host.device)
-        probe = make_probe(host, latents, prompts, columns, generator)
-        mass_before = probe()
-        with lora.attached():
-            losses = resteer(host, lora, prompts, columns, latents, mask, pairs, pictures, settings, generator)
-            mass_after = probe()
-        report = {"attention_mass": {"before": mass_before, "after": mass_after}, "loss": [losses[0], losses[-1]]}
-        return make_patch(host, lora, concept, asdict(settings), report, concept_keys(host, concept, prompts)), losses
+    concepts = make_concepts(names, settings.concept_type, settings.template)
+    if settings.preset == "fast":
+        return forget_fast(host, concepts, settings)
+    return forget_by_resteering(host, concepts, settings, images, mask)
 
 
-def check_pictures(images: Tensor | None, mask: Tensor | None) -> None:
-    """Raises ForgetError for pictures or masks that are not what their names say."""
-    if images is not None and (images.ndim != 4 or images.shape[-1] not in (3, 4) or not images.numel()):
-        raise ForgetError(
-            f"The pictures have the shape {tuple(images.shape)}: connect an IMAGE of shape [pictures, height, width, 3]."
-        )
-    if mask is None:
-        return
-    if images is None:
-        raise ForgetError("There is a mask but no picture: connect the pictures it belongs to, or take the mask off.")
-    if mask.ndim != 3 or mask.shape[1:] != images.shape[1:3] or len(mask) not in (1, len(images)):
-        raise ForgetError(
-            f"The mask has the shape {tuple(mask.shape)} and the pictures {tuple(images.shape)}: "
-            "resize the mask to the pictures' height and width, one mask for all pictures or one for each."
-        )
-    if mask.max() <= 0:
-        raise ForgetError("The mask is empty, so nothing would be forgotten: paint where the concept is, or take it off.")
-
-
-def fit_pictures(images: Tensor, mask: Tensor | None, area: int) -> tuple[Tensor, Tensor | None]:
-    """Pictures [P, H, W, 3 or 4] and masks brought to about this many pixels, sides a multiple of 8: [P, h, w, 3].
-
-    A photograph of ten megapixels would otherwise train at ten megapixels; the original resizes to 512.
-    """
-    height, width = images.shape[1:3]
-    scale = (area / (height * width)) ** 0.5
-    size = [max(round(side * scale / 8) * 8, 8) for side in (height, width)]
-
-    def resize(x: Tensor) -> Tensor:
-        return x if list(x.shape[2:]) == size else F.interpolate(x, size, mode="bilinear", antialias=True)
-
-    fitted = resize(images[..., :3].movedim(-1, 1).float()).movedim(1, -1)
-    return fitted, None if mask is None else resize(mask[:, None].float())[:, 0]
-
-
-def sample_pairs(
-    host: DiffusionHost,
-    prompts: Prompts,
-    empty: Prompts,
-    columns: Tensor,
-    settings: ForgetSettings,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor | None]:
-    """Latents of pictures that the model makes of the concept and, where the visual denoising loss wants them, those
-    it makes of the same noise with the attention to the concept set to zero: [P, C, h, w] each."""
-    rows = [i % len(prompts) for i in range(settings.num_pictures)]
-    noise = torch.randn(len(rows), *host.latent_shape(), generator=generator).to(host.device)
-
-    def sample(ignored: Tensor | None = None) -> Tensor:
-        parts = []
-        for start in range(0, len(rows), SAMPLED_AT_ONCE):
-            part = slice(start, start + SAMPLED_AT_ONCE)
-            x, asked = noise[part], prompts.take(rows[part])
-            without = None if ignored is None else ignored[part]
-            nothing = empty.take([0] * len(asked))
-            parts.append(sample_ddim(host, x, asked, nothing, settings.sampling_steps, settings.guidance, without))
-        return torch.cat(parts)
-
-    return sample(), sample(columns[rows]) if settings.visual_weight else None
-
-
-def resteer(
-    host: DiffusionHost,
-    lora: CrossAttentionLoRA,
-    prompts: Prompts,
-    columns: Tensor,
-    latents: Tensor,
-    mask: Tensor | None,
-    pairs: tuple[Tensor, Tensor | None] | None,
-    pictures: Tensor | None,
-    settings: ForgetSettings,
-    generator: torch.Generator,
-) -> list[float]:
-    """Algorithm 1: noise a picture to a random timestep, read the attention, step the LoRA against what attends to
-    the concept. Returns the loss of each step."""
-    layers = host.cross_attentions()
-    optimizer = torch.optim.AdamW(lora.parameters(), lr=settings.learning_rate)
-    losses = []
-    for step in range(settings.steps):
-        host.check_interrupt()
-        shown = draw(len(latents), settings.batch_size, generator)
-        rows = draw(len(prompts), settings.batch_size, generator)
-        x_t, t = add_noise(host, latents[shown], generator)
-        with tapped(layers) as maps:
-            host.predict(x_t, t, prompts.take(rows))
-            regions = None if mask is None else [region_of(mask, shown, A.shape[2], x_t) for A in maps.values()]
-            loss = attention_resteering_loss(maps.values(), columns[rows], regions)
-        if settings.visual_weight:
-            loss = loss + settings.visual_weight * visual_loss(host, prompts, pairs, settings.batch_size, generator)
-        if not torch.isfinite(loss):
-            raise ForgetError(
-                f"The loss is not finite at step {step + 1}: lower the learning rate, or look for broken pictures."
-            )
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(lora.parameters(), MAX_GRAD_NORM)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
-        host.progress(step + 1, settings.steps, preview(maps, columns[rows], pictures, shown, x_t))
-    return losses
-
-
-def visual_loss(
-    host: DiffusionHost, prompts: Prompts, pairs: tuple[Tensor, Tensor], batch_size: int, generator: torch.Generator
-) -> Tensor:
-    """The visual denoising loss on a batch of generated pairs."""
-    made, without = pairs
-    shown = draw(len(made), batch_size, generator)
-    x_t, t = add_noise(host, made[shown], generator)
-    epsilon = host.predict(x_t, t, prompts.take([i % len(prompts) for i in shown]))
-    return visual_denoising_loss(x_t, epsilon, host.alphas_cumprod.to(x_t)[t], without[shown])
-
-
-def draw(total: int, count: int, generator: torch.Generator) -> list[int]:
-    """`count` random numbers below `total`."""
-    return torch.randint(total, (count,), generator=generator).tolist()
-
-
-def add_noise(host: DiffusionHost, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """x0 [B, C, h, w] noised to timesteps drawn uniformly, one for each (Ho et al., 2020, eq. 4): x_t and t."""
-    t = torch.randint(len(host.alphas_cumprod), (len(x0),), generator=generator).to(x0.device)
-    noise = torch.randn(x0.shape, generator=generator).to(x0)
-    a = host.alphas_cumprod.to(x0)[t][:, None, None, None]
-    return a.sqrt() * x0 + (1 - a).sqrt() * noise, t
-
-
-def region_of(mask: Tensor, shown: list[int], pixels: int, x_t: Tensor) -> Tensor:
-    """The pictures' masks at the resolution of a layer that has this many pixels: [B, pixels]."""
-    height, width = layer_size(*x_t.shape[-2:], pixels)
-    chosen = mask[[i % len(mask) for i in shown], None].to(x_t)
-    return rearrange(F.interpolate(chosen, (height, width), mode="area"), "b 1 h w -> b (h w)")
-
-
-def make_probe(
-    host: DiffusionHost, latents: Tensor, prompts: Prompts, columns: Tensor, generator: torch.Generator
-) -> Callable[[], float]:
-    """A measurement that is the same each time: the share of attention on the penalised columns over fixed latents."""
-    shown, rows = draw(len(latents), PROBES, generator), draw(len(prompts), PROBES, generator)
-    x_t, t = add_noise(host, latents[shown], generator)
-
-    @torch.no_grad()
-    def probe() -> float:
-        masses = []
-        for i in range(PROBES):  # one at a time: no more memory than a training step
-            with tapped(host.cross_attentions()) as maps:
-                host.predict(x_t[i : i + 1], t[i : i + 1], prompts.take([rows[i]]))
-                masses.append(concept_mass(maps, columns[[rows[i]]]))
-        return torch.stack(masses).mean().item()
-
-    return probe
-
-
-@torch.no_grad()
-def preview(maps: dict[str, Tensor], columns: Tensor, pictures: Tensor | None, shown: list[int], x_t: Tensor) -> Tensor:
-    """Where the first picture of the batch attends to the concept: a heat map over the picture, [H, W, 3] in 0..1."""
-    height, width = (x * 8 for x in x_t.shape[-2:])
-    heat = torch.zeros(1, 1, height, width)
-    for A in maps.values():
-        h, w = layer_size(*x_t.shape[-2:], A.shape[2])
-        mass = rearrange((A[:1] * columns[:1, None, None, :]).sum(-1).mean(1), "1 (h w) -> 1 1 h w", h=h)
-        heat += F.interpolate(mass.cpu(), (height, width), mode="bilinear") / len(maps)
-    if pictures is None:
-        picture = torch.zeros(height, width, 3)
-    else:
-        picture = F.interpolate(pictures[shown[0]].permute(2, 0, 1)[None].cpu(), (height, width))
-        picture = rearrange(picture, "1 c h w -> h w c")
-    return overlay(picture, heat[0, 0], opacity=0.6)
-
-
-def concept_keys(host: DiffusionHost, concept: Concept, prompts: Prompts) -> Tensor:
-    """The concept's own token embeddings in every prompt, [n, D]: what exact stacking needs to know of it."""
-    name = host.tokenize(concept.name)
-    rows = [
-        prompts.embeddings[row, mention]
-        for row, prompt in enumerate(concept.prompts)
-        for mention in find_tokens(host.tokenize(prompt), name)
-    ]
-    return torch.cat(rows)
+def summary(patch: Patch) -> str:
+    """What a patch's own report says, in a line or two, its warnings first."""
+    report = patch.info["report"]
+    lines = list(report.get("warnings", []))
+    if "erased" in report:
+        way = ", ".join(f"`{name}` goes {share:.0%}" for name, share in report["erased"].items())
+        lines.append(f"{way} of the way to what stands in its place.")
+        if report["also"]:
+            lines.append(f"Forgotten as other names of the same: {', '.join(report['also'])}. `keep` prevents it.")
+        if report["drift"]:
+            word, share = next(iter(report["drift"].items()))
+            lines.append(f"Of the near words `{word}` moves most, by {share:.1%} of that way.")
+    if "attention_mass" in report:
+        before, after = (report["attention_mass"][key] for key in ("before", "after"))
+        lines.append(f"Attention to the concept: {before:.4f} before, {after:.4f} after.")
+    return "\n".join(lines)

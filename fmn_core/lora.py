@@ -48,6 +48,10 @@ class CrossAttentionLoRA(nn.ModuleDict):
         """The LoRA of one projection."""
         return self[self._key(layer, matrix)]
 
+    def factors(self) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
+        """(layer, matrix) -> (up [out, r], down [r, in])."""
+        return {target: (self.adapter(*target).up, self.adapter(*target).down) for target in self.targets}
+
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Context in which the layers compute W x + up (down x)."""

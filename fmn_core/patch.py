@@ -10,6 +10,7 @@ import os
 import re
 import struct
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from . import __version__
 from .concept import Concept
 from .errors import ForgetError
 from .hosts.base import FAMILIES, MATRICES, DiffusionHost
-from .lora import CrossAttentionLoRA, balanced
+from .lora import balanced
 
 SCHEMA = 1
 DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
@@ -48,29 +49,36 @@ class Patch(dict):
 
 
 def make_patch(
-    host: DiffusionHost, lora: CrossAttentionLoRA, concept: Concept, settings: dict, report: dict, keys: Tensor
+    host: DiffusionHost,
+    factors: dict[tuple[str, str], tuple[Tensor, Tensor]],
+    concepts: tuple[Concept, ...],
+    settings: dict,
+    report: dict,
+    keys: Tensor | None = None,
 ) -> Patch:
-    """Patch from trained adapters: singular values' roots on both sides, fp16, alpha = rank."""
+    """Patch from factors, (layer, matrix) -> (up [out, r], down [r, in]) of one r: singular values' roots on both
+    sides, fp16, alpha = rank. Raises ForgetError where they are not finite."""
+    finite = all(torch.isfinite(factor).all() for pair in factors.values() for factor in pair)
     tensors = {}
-    for layer, matrix in lora.targets:
-        adapter, name = lora.adapter(layer, matrix), host.lora_key(layer, matrix)
-        up, down = balanced(adapter.up.detach().cpu(), adapter.down.detach().cpu())
+    for (layer, matrix), (up, down) in factors.items() if finite else ():
+        name = host.lora_key(layer, matrix)
+        up, down = balanced(up.detach().cpu(), down.detach().cpu())
         tensors[name + DOWN] = down.half().contiguous()
         tensors[name + UP] = up.half().contiguous()
         tensors[name + ALPHA] = torch.tensor(float(len(down)), dtype=torch.float16)
-    if not all(torch.isfinite(t).all() for t in tensors.values()):
-        raise ForgetError("The training diverged (the weights are no longer finite): lower the learning rate.")
+    if not (finite and all(torch.isfinite(tensor).all() for tensor in tensors.values())):
+        raise ForgetError("The patch's weights are not finite in half precision: lower the learning rate.")
     info = {
         "schema": SCHEMA,
         "version": __version__,
-        "concept": concept.name,
-        "concept_type": concept.type,
-        "prompts": list(concept.prompts),
+        "concept": ", ".join(concept.name for concept in concepts),
+        "concepts": [asdict(concept) for concept in concepts],
         "settings": settings,
         "base": {"name": host.model_name(), "family": host.family, "hash": fingerprint(host)},
-        "erase_keys": {"shape": list(keys.shape), "fp16": encode_array(keys)},
         "report": report,
     }
+    if keys is not None:
+        info["erase_keys"] = {"shape": list(keys.shape), "fp16": encode_array(keys)}
     return Patch(dict(sorted(tensors.items())), info)
 
 
@@ -107,6 +115,8 @@ def metadata(patch: Patch, name: str) -> dict[str, str]:
     `fmn.patch`. No date: the same patch gives the same file."""
     info, base = patch.info, patch.info["base"]
     version, architecture = FAMILIES[base["family"]]
+    trained = info["settings"].get("preset") != "fast"
+    training = {f"ss_{key}": str(info["settings"][key]) for key in ("steps", "learning_rate") if trained}
     title, digest = f"Forget {info['concept']}", tensor_hash(patch)
     return {
         "ss_base_model_version": version,
@@ -116,8 +126,7 @@ def metadata(patch: Patch, name: str) -> dict[str, str]:
         "ss_network_alpha": str(float(patch.rank)),
         "ss_output_name": name,
         "ss_seed": str(info["settings"]["seed"]),
-        "ss_steps": str(info["settings"]["steps"]),
-        "ss_learning_rate": str(info["settings"]["learning_rate"]),
+        **training,
         "ss_training_comment": f"{title}: a patch of Forget-Me-Not {info['version']}",
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": architecture,

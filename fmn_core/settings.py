@@ -8,64 +8,93 @@ from .concept import TEMPLATES
 from .errors import ForgetError
 
 
-def setting(default, help: str, *, choices=None, min=None, max=None, step=None, advanced=False):
+def setting(default, help: str, *, choices=None, min=None, max=None, step=None, advanced=False, multiline=False):
     """A dataclass field that carries its own help, bounds and whether it is for everyday use."""
-    metadata = {"help": help, "choices": choices, "min": min, "max": max, "step": step, "advanced": advanced}
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "min": min,
+        "max": max,
+        "step": step,
+        "advanced": advanced,
+        "multiline": multiline,
+    }
     return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class ForgetSettings:
-    """How a concept is forgotten. Defaults of the `paper` method: the original's configs/attn.yaml, but for
+    """How a concept is forgotten. Defaults of the preset `paper`: the original's configs/attn.yaml, but for
     `learning_rate`, which was 2e-6 for the whole UNet and moves a LoRA nowhere in 35 steps, and `tokens`, which took
     the end token in and harmed more than it forgot."""
 
     concept_type: str = setting(
-        "object", "What the concept is; it picks the prompt that is trained on. `custom` uses the template below.",
+        "object", "What the concept is; it picks the prompts that call for it. `custom` uses the template below.",
         choices=tuple(TEMPLATES),
     )  # fmt: skip
-    method: str = setting(
-        "paper", "How to forget. `paper`: attention re-steering as published (Forget-Me-Not, Algorithm 1).",
-        choices=("paper",),
+    preset: str = setting(
+        "fast",
+        "How to forget. `fast`: in closed form, in seconds, without pictures; keeps the rest best. `paper`: attention "
+        "re-steering as published (Forget-Me-Not, Algorithm 1).",
+        choices=("fast", "paper"),
     )  # fmt: skip
-    steps: int = setting(35, "Optimisation steps; the paper uses 35.", min=1, max=1000)
+    mode: str = setting(
+        "remove",
+        "`remove`: something neutral stands in its place. `replace`: the replacement does. `correct`: the replacement "
+        "is a word that the concept overshadows, and its other meaning comes through; the concept stays. `paper` only "
+        "removes.",
+        choices=("remove", "replace", "correct"),
+    )  # fmt: skip
+    replacement: str = setting("", "For the modes `replace` and `correct`: the other word.")
+    keep: str = setting(
+        "", "`fast`: what must not suffer, separated by commas or lines; near words are found without it.", multiline=True
+    )
+    strict: bool = setting(
+        False, "Stop with an error, instead of a warning, where the patch's own check finds little effect or much damage."
+    )  # fmt: skip
+    steps: int = setting(35, "`paper`: optimisation steps; the original takes 35.", min=1, max=1000)
     learning_rate: float = setting(
-        5e-3, "AdamW's step size for the LoRA. Higher forgets more and harms more.", min=1e-7, max=1e-1, step=1e-6
+        5e-3, "`paper`: AdamW's step size for the LoRA. Higher forgets more and harms more.", min=1e-7, max=1e-1, step=1e-6
     )  # fmt: skip
     seed: int = setting(
-        0, "Seed of everything random: the same inputs and seed give the same patch.", min=0, max=0xFFFFFFFFFFFFFFFF
+        0, "Seed of everything random: the same inputs and seed give the same patch. `fast` has nothing random.",
+        min=0, max=0xFFFFFFFFFFFFFFFF,
     )  # fmt: skip
-    rank: int = setting(4, "Rank of the LoRA; more room to forget, and a larger file.", min=1, max=128)
+    rank: int = setting(4, "Rank of the LoRA, for each concept; more room to forget, and a larger file.", min=1, max=128)
     tokens: str = setting(
         "concept",
-        "Which columns of the attention are penalised: the concept's own tokens, these and the end token (once), or "
-        "every column from the concept on, padding included: the text encoder leaks the concept into all later ones.",
+        "`paper`: which columns of the attention are penalised: the concept's own tokens, these and the end token "
+        "(once), or every column from the concept on, padding included: the text encoder leaks the concept into all "
+        "later ones.",
         choices=("concept", "concept and end", "concept onward"),
     )  # fmt: skip
     matrices: str = setting(
-        "q k v", "Which projections of each cross-attention layer get a LoRA.",
-        choices=("q k v", "k v", "k", "q k v out"), advanced=True,
+        "q k v", "Which projections of each cross-attention layer get a LoRA; `fast` changes no other than k and v.",
+        choices=("q k v", "k v", "k", "v", "q k v out"), advanced=True,
     )  # fmt: skip
     template: str = setting(
-        "a photo of {}", "For the type `custom`: one prompt a line, {} where the concept's name belongs.", advanced=True
+        "a photo of {}", "For the type `custom`: one prompt a line, {} where the concept's name belongs.", advanced=True,
+        multiline=True,
     )  # fmt: skip
-    batch_size: int = setting(1, "Pictures in each step; the paper uses 1.", min=1, max=16, advanced=True)
+    batch_size: int = setting(1, "`paper`: pictures in each step; the original takes 1.", min=1, max=16, advanced=True)
     visual_weight: float = setting(
         0.0,
-        "Weight of the visual denoising loss, which pulls pictures of the concept towards what the model makes of the "
-        "same noise without attention to it. 0 leaves it out.",
+        "`paper`: weight of the visual denoising loss, which pulls pictures of the concept towards what the model makes "
+        "of the same noise without attention to it. 0 leaves it out.",
         min=0.0, max=100.0, step=0.01, advanced=True,
     )  # fmt: skip
     num_pictures: int = setting(
-        4, "How many pictures the model makes for itself where none are given.", min=1, max=64, advanced=True
+        4, "`paper`: how many pictures the model makes for itself where none are given.", min=1, max=64, advanced=True
     )  # fmt: skip
     resolution: int = setting(
         0,
-        "Width and height of these pictures, and about the size that given pictures are brought to. 0: what the model "
-        "was made for.", min=0, max=2048, step=64, advanced=True
+        "`paper`: width and height of these pictures, and about the size that given pictures are brought to. 0: what the "
+        "model was made for.", min=0, max=2048, step=64, advanced=True
     )  # fmt: skip
-    sampling_steps: int = setting(20, "Steps to make each of these pictures.", min=1, max=150, advanced=True)
-    guidance: float = setting(5.0, "Guidance scale (CFG) of these pictures.", min=1.0, max=30.0, step=0.1, advanced=True)
+    sampling_steps: int = setting(20, "`paper`: steps to make each of these pictures.", min=1, max=150, advanced=True)
+    guidance: float = setting(
+        5.0, "`paper`: guidance scale (CFG) of these pictures.", min=1.0, max=30.0, step=0.1, advanced=True
+    )
 
     def __post_init__(self):
         for f in fields(self):

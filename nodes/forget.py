@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-from comfy_api.latest import io
+import logging
 
-from ..fmn_core.forget import forget
+import torch
+from comfy_api.latest import io, ui
+from server import PromptServer
+
+from ..fmn_core.forget import forget, summary
 from ..fmn_core.hosts.comfy import ComfyHost
 from ..fmn_core.settings import ForgetSettings
 from .schema import LoraModel, LossMap, schema, settings_inputs
@@ -17,22 +20,30 @@ class ForgetConcept(io.ComfyNode):
         return schema(
             node_id="FMN_ForgetConcept",
             display_name="Forget Concept",
-            description="Trains a small LoRA that makes the model forget a concept, by attention re-steering.",
+            description="Makes a LoRA that lets the model forget concepts: in closed form, or by attention re-steering.",
             search_aliases=["unlearn", "erase concept", "forget-me-not", "concept erasure"],
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The model that should forget. It is left as it is."),
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
-                io.String.Input("concept", default="cat", tooltip="The name of what to forget, as a prompt would call it."),
+                io.String.Input(
+                    "concept",
+                    default="cat",
+                    multiline=True,
+                    tooltip="The name of what to forget, as a prompt would call it; other names of the same after commas. "
+                    "One concept a line: several are forgotten together.",
+                ),
                 *settings_inputs(ForgetSettings),
                 io.Image.Input(
                     "images",
                     optional=True,
-                    tooltip="Pictures that show the concept (a VAE is needed then). Without them the model makes its own.",
+                    tooltip="`paper`: pictures that show the concept (a VAE is needed then). "
+                    "Without them the model makes its own.",
                 ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Where in the pictures the concept is: only there attention counts. "
+                    tooltip="`paper`: where in the pictures the concept is: only there attention counts. "
                     "One mask for all pictures or one for each, of their size.",
                 ),
                 io.Vae.Input(
@@ -53,4 +64,8 @@ class ForgetConcept(io.ComfyNode):
             images, mask = (None if x is None else x.clone() for x in (images, mask))
             host = ComfyHost(model, clip, vae, resolution=settings["resolution"])
             patch, losses = forget(host, concept, ForgetSettings(**settings), images, mask)
-        return io.NodeOutput(patch, {"loss": losses})
+        text = summary(patch)
+        if patch.info["report"]["warnings"]:
+            logging.warning("Forget Concept: %s", text)
+        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)  # shown on the node
+        return io.NodeOutput(patch, {"loss": losses}, ui=ui.PreviewText(text))

@@ -33,8 +33,10 @@ def settings_inputs(settings: type) -> list:
         common = {"default": f.default, "tooltip": f.metadata["help"], "advanced": f.metadata["advanced"]}
         if f.metadata["choices"]:
             inputs.append(widget(io.Combo, f.name, options=list(f.metadata["choices"]), **common))
+        elif isinstance(f.default, bool):
+            inputs.append(widget(io.Boolean, f.name, **common))
         elif isinstance(f.default, str):
-            inputs.append(widget(io.String, f.name, multiline=True, **common))
+            inputs.append(widget(io.String, f.name, multiline=f.metadata["multiline"], **common))
         else:
             kind = io.Int if isinstance(f.default, int) else io.Float
             bounds = {key: f.metadata[key] for key in ("min", "max", "step")}

@@ -165,7 +165,7 @@ def test_training_on_a_watched_model_records_nothing(record, loaded):
     from fmn_core.settings import ForgetSettings
 
     watched, recording = record("a photo of cat")
-    forget(ComfyHost(watched, *loaded[1:]), "cat", ForgetSettings(steps=2, num_pictures=1, sampling_steps=2))
+    forget(ComfyHost(watched, *loaded[1:]), "cat", ForgetSettings(preset="paper", steps=2, num_pictures=1, sampling_steps=2))
     assert not recording.maps
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fmn_core.concept import concept_columns, find_tokens, make_concept
+from fmn_core.concept import concept_columns, find_tokens, make_concepts
 from fmn_core.errors import ForgetError
 from fmn_core.hosts.base import Token
 
@@ -17,7 +17,7 @@ def host(loaded):
 
 
 def columns_of(host, name, prompt, tokens):
-    return concept_columns(host, make_concept(name), prompt, tokens).nonzero().flatten().tolist()
+    return concept_columns(host, name, prompt, tokens).nonzero().flatten().tolist()
 
 
 def test_columns_of_each_choice(host):
@@ -65,6 +65,7 @@ def test_special_tokens_never_match():
     [
         (("",), "concept is empty"),
         (("  \n ",), "concept is empty"),
+        (("cat\ndog, Cat",), "`cat` is named twice"),
         (("cat", "thing"), "type `thing` is unknown"),
         (("cat", "custom", ""), "needs a template"),
         (("cat", "custom", "a cat"), "has no {}"),
@@ -72,9 +73,17 @@ def test_special_tokens_never_match():
 )
 def test_bad_concepts_get_a_sentence(arguments, message):
     with pytest.raises(ForgetError, match=message):
-        make_concept(*arguments)
+        make_concepts(*arguments)
 
 
 def test_templates_of_each_type():
-    assert make_concept("Van  Gogh", "style").prompts == ("a photo in the style of Van Gogh",)
-    assert make_concept("cat", "custom", "a {}\n\n {} and a {} ").prompts == ("a cat", "cat and a cat")
+    (style,) = make_concepts("Van  Gogh", "style")
+    assert style.prompts == (("a photo in the style of Van Gogh", "Van Gogh"),)
+    (custom,) = make_concepts("cat", "custom", "a {}\n\n {} and a {} ")
+    assert custom.prompts == (("a cat", "cat"), ("cat and a cat", "cat"))
+
+
+def test_one_concept_a_line_and_other_names_after_commas():
+    cat, car = make_concepts(" cat , kitten,\n\ncar\n")
+    assert (cat.name, cat.names, car.names) == ("cat", ("cat", "kitten"), ("car",))
+    assert [name for _, name in cat.prompts] == ["cat", "kitten"]

@@ -10,15 +10,17 @@ from einops import rearrange
 
 from demo.judge import Judge
 from fmn_core.attention import attention_probabilities, attention_set_to_zero, tapped
-from fmn_core.concept import concept_columns, make_concept
+from fmn_core.concept import concept_columns
 from fmn_core.errors import ForgetError
-from fmn_core.forget import add_noise, fit_pictures, forget, region_of, sample_pairs
+from fmn_core.forget import forget
 from fmn_core.lora import CrossAttentionLoRA
 from fmn_core.losses import attention_resteering_loss
 from fmn_core.patch import fingerprint
+from fmn_core.resteering import add_noise, fit_pictures, region_of, sample_pairs
 from fmn_core.settings import ForgetSettings
 
-QUICK = ForgetSettings(steps=4, num_pictures=2, sampling_steps=3)
+PAPER = ForgetSettings(preset="paper")
+QUICK = replace(PAPER, steps=4, num_pictures=2, sampling_steps=3)
 
 
 @pytest.fixture
@@ -55,9 +57,8 @@ def assert_untouched(host, before):
 def test_the_loss_of_paper_is_the_formula_on_the_hosts_own_attention(host):
     """Sum over layers, heads, pixels and concept tokens of softmax(q k / sqrt(d))^2, computed a row at a time from
     what the host's projections returned."""
-    concept = make_concept("cat")
-    columns = concept_columns(host, concept, concept.prompts[0], "concept and end")
-    prompts, layers = host.encode(list(concept.prompts)), host.cross_attentions()
+    columns = concept_columns(host, "cat", "a photo of a cat", "concept and end")
+    prompts, layers = host.encode(["a photo of a cat"]), host.cross_attentions()
     x, t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
     outputs, hooks = {}, []
     for name, layer in layers.items():
@@ -87,9 +88,8 @@ def test_the_loss_of_paper_is_the_formula_on_the_hosts_own_attention(host):
 def test_the_gradient_of_paper_is_the_slope_of_its_loss(host):
     """Along a random direction of all adapters, through the host's whole UNet, against a central difference."""
     layers, generator = host.cross_attentions(), torch.Generator().manual_seed(0)
-    concept = make_concept("cat")
-    columns = concept_columns(host, concept, concept.prompts[0], "concept and end")[None]
-    prompts = host.encode(list(concept.prompts))
+    columns = concept_columns(host, "cat", "a photo of a cat", "concept and end")[None]
+    prompts = host.encode(["a photo of a cat"])
     x, t = torch.randn(1, 4, 8, 8, generator=generator), torch.tensor([500])
     lora = CrossAttentionLoRA(layers, ("to_q", "to_k", "to_v"), 2, generator)
     directions = [torch.randn(p.shape, generator=generator) for p in lora.parameters()]
@@ -120,7 +120,7 @@ def test_the_gradient_of_paper_is_the_slope_of_its_loss(host):
 
 
 def test_the_loss_falls_and_so_does_the_attention(host):
-    patch, losses = forget(host, "cat", ForgetSettings(num_pictures=2, sampling_steps=5))
+    patch, losses = forget(host, "cat", replace(PAPER, num_pictures=2, sampling_steps=5))
     assert len(losses) == 35 and sum(losses[-5:]) < 0.7 * sum(losses[:5])
     mass = patch.info["report"]["attention_mass"]
     assert mass["after"] < 0.8 * mass["before"]
@@ -263,7 +263,9 @@ def test_custom_templates_and_batches(host):
     patch, losses = forget(
         host, "cat", replace(QUICK, concept_type="custom", template="a {}\na noto emoji of a {}", batch_size=3, rank=2)
     )
-    assert patch.info["prompts"] == ["a cat", "a noto emoji of a cat"] and patch.rank == 2 and len(losses) == 4
+    assert (
+        patch.info["concepts"][0]["templates"] == ("a {}", "a noto emoji of a {}") and patch.rank == 2 and len(losses) == 4
+    )
 
 
 def test_prompts_of_unequal_length_train_together(host):
@@ -308,10 +310,29 @@ def test_bad_pictures_get_a_sentence(host, images, mask, message):
         forget(host, "cat", QUICK, images, mask)
 
 
-@pytest.mark.parametrize("bad", [{"steps": 0}, {"learning_rate": 1.0}, {"tokens": "all"}, {"method": "magic"}])
+@pytest.mark.parametrize("bad", [{"steps": 0}, {"learning_rate": 1.0}, {"tokens": "all"}, {"preset": "magic"}])
 def test_bad_settings_get_a_sentence(bad):
     with pytest.raises(ForgetError, match=next(iter(bad))):
         ForgetSettings(**bad)
+
+
+def test_a_training_that_diverges_keeps_the_last_good_state_and_says_so(host, monkeypatch):
+    import fmn_core.resteering as resteering
+
+    formula, calls = resteering.attention_resteering_loss, []
+
+    def diverging(*arguments):
+        calls.append(1)
+        return formula(*arguments) * (float("nan") if len(calls) == 4 else 1)
+
+    three, losses = forget(host, "cat", replace(QUICK, steps=3))
+    monkeypatch.setattr(resteering, "attention_resteering_loss", diverging)
+    patch, stopped = forget(host, "cat", replace(QUICK, steps=9))
+    assert stopped == losses and all(torch.isfinite(patch[key]).all() for key in patch)
+    assert "diverged after step 3 of 9" in patch.info["report"]["warnings"][0]
+    calls.clear()
+    with pytest.raises(ForgetError, match="diverged after step 3 of 9"):
+        forget(host, "cat", replace(QUICK, steps=9, strict=True))
 
 
 def test_a_loss_that_is_not_finite_is_said(host):

@@ -35,7 +35,7 @@ def test_commands_run(command, comfyui, tmp_path):
         check_demo(tmp_path)
 
 
-def test_the_demo_takes_an_installed_comfyui_serves_and_says_when_it_fails_to_erase(comfyui, tmp_path):
+def test_the_demo_takes_an_installed_comfyui_another_concept_and_serves(comfyui, tmp_path):
     """`--comfyui`, `--python`, `--serve` and `--concept rose`, in one run."""
     options = ["--concept", "rose", "--comfyui", str(comfyui), "--python", sys.executable, "--serve", "--out", str(tmp_path)]
     command = [sys.executable, "install.py", "demo", *options]
@@ -52,7 +52,7 @@ def test_the_demo_takes_an_installed_comfyui_serves_and_says_when_it_fails_to_er
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(base, timeout=5)
     accuracy = json.loads((tmp_path / "report.json").read_text())["accuracy"]
-    assert accuracy["after"] > 0.25, "the README says that roses withstand it"
+    assert accuracy["before"] >= 0.75 and accuracy["after"] <= 0.25 and accuracy["kept_after"] >= 0.9
 
 
 def check_demo(out):
@@ -64,7 +64,7 @@ def check_demo(out):
     assert accuracy["kept_before"] >= 0.9 and accuracy["kept_after"] >= 0.9
     patch = report["patch"]
     assert Path(patch["path"]).stat().st_size == patch["bytes"] < 100_000
-    assert patch["keys"] == 90 and patch["unloaded_keys"] == 0
+    assert patch["keys"] == 60 and patch["unloaded_keys"] == 0
     assert report["strength_zero_identical"] is True
     assert sum(report["seconds"].values()) < 180
     assert (out / "before-after.png").exists() and (out / "attention.png").exists()

@@ -50,6 +50,15 @@ def job(server, info):
     return workflow, outputs, events
 
 
+@pytest.fixture(scope="module")
+def paper_job(server, job):
+    """The same with the preset that trains."""
+    workflow, events = copy.deepcopy(job[0]), []
+    titled(workflow)["Forget Concept"]["preset"] = "paper"
+    outputs = server.run(workflow, lambda kind, data: events.append((kind, data)))
+    return workflow, outputs, events
+
+
 def test_nodes_are_there_with_a_tooltip_on_every_input_and_output(info):
     for name in NODES:
         node = info[name]
@@ -104,9 +113,9 @@ def test_the_concept_is_no_longer_recognised_and_a_kept_one_is(server, job):
     assert judge.accuracy(after, "house") >= 0.75
 
 
-def test_less_attention_goes_to_the_concept(server, job):
+def test_less_attention_goes_to_the_concept(server, paper_job):
     """On one scale, since the maximum of the upper node is wired to the lower one."""
-    workflow, outputs, _ = job
+    workflow, outputs, _ = paper_job
     heat = {}
     for when in ("before", "after"):
         maps, plain = (pictures(server, workflow, outputs, f"{what} {when}") for what in ("Heat maps", "Pictures"))
@@ -114,8 +123,8 @@ def test_less_attention_goes_to_the_concept(server, job):
     assert heat["after"] < 0.5 * heat["before"]
 
 
-def test_training_reports_every_step_with_previews(job):
-    workflow, _, events = job
+def test_training_reports_every_step_with_previews(paper_job):
+    workflow, _, events = paper_job
     forget = node_id(workflow, "Forget Concept")
     steps = [(data["value"], data["max"]) for kind, data in events if kind == "progress" and data["node"] == forget]
     sampling, training = ([value for value, total in steps if total == wanted] for wanted in (20, 35))
@@ -155,9 +164,9 @@ def test_strength_zero_is_the_base(server, job):
     assert torch.equal(pictures(server, zero, outputs, "Pictures before"), pictures(server, zero, outputs, "Pictures after"))
 
 
-def test_training_leaves_the_next_picture_as_it_was(server, job):
+def test_training_leaves_the_next_picture_as_it_was(server, paper_job):
     """The base pictures sampled anew, after training, by a sampler that is not in the cache."""
-    workflow, outputs, _ = job
+    workflow, outputs, _ = paper_job
     again = copy.deepcopy(workflow)
     titled(again)["Forget Concept"]["seed"] = 1
     titled(again)["Before"]["denoise"] = 0.99999  # another cache entry, and the host takes it for 1
@@ -165,6 +174,15 @@ def test_training_leaves_the_next_picture_as_it_was(server, job):
     assert torch.equal(
         pictures(server, workflow, outputs, "Pictures before"), pictures(server, again, anew, "Pictures before")
     )
+
+
+def test_the_node_says_what_it_did_and_refuses_what_has_no_effect(server, job):
+    workflow, outputs, _ = job
+    assert re.match(r"`cat` goes \d+% of the way", outputs[node_id(workflow, "Forget Concept")]["text"][0])
+    strict = copy.deepcopy(workflow)
+    titled(strict)["Forget Concept"] |= {"mode": "replace", "replacement": "cat", "strict": True}
+    with pytest.raises(ServerError, match="Little effect: prompts of `cat` go 0%"):
+        server.run(strict)
 
 
 @pytest.mark.parametrize("name", ["apply-a-saved-patch", "stack-two-patches", "look-at-token-attention"])
@@ -184,8 +202,8 @@ def test_the_other_workflows_run(server, info, name):
         assert pictures(server, workflow, outputs, "Masks").amax() == 1
 
 
-def test_an_interrupt_stops_training_and_the_next_job_runs(server, job):
-    workflow, _, _ = job
+def test_an_interrupt_stops_training_and_the_next_job_runs(server, paper_job):
+    workflow, _, _ = paper_job
     long = copy.deepcopy(workflow)
     titled(long)["Forget Concept"] |= {"steps": 1000, "seed": 3}
     forget, seen = node_id(long, "Forget Concept"), []
@@ -241,16 +259,16 @@ def test_every_save_gets_a_name_that_no_lora_has(server, job, prefix):
     titled(workflow)["Save Forget Patch"]["filename_prefix"] = prefix
     names = []
     for seed in (10, 11):
-        titled(workflow)["Forget Concept"] |= {"steps": 2, "seed": seed}
+        titled(workflow)["Forget Concept"]["seed"] = seed
         outputs = server.run(workflow)
         names.append(outputs[node_id(workflow, "The saved patch")]["text"][0])
     listed = server.get("object_info/LoraLoader")["LoraLoader"]["input"]["required"]["lora_name"][0]
     assert len(set(names)) == 2 and all(listed.count(name) == 1 for name in names)
 
 
-def test_pictures_from_the_graph_train_too(server, job):
+def test_pictures_from_the_graph_train_too(server, paper_job):
     """IMAGE and MASK come out of other nodes as inference tensors."""
-    workflow = copy.deepcopy(job[0])
+    workflow = copy.deepcopy(paper_job[0])
     decode, forget = node_id(workflow, "Before: decode"), node_id(workflow, "Forget Concept")
     workflow["900"] = {
         "class_type": "SolidMask",

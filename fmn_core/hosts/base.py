@@ -92,6 +92,10 @@ class DiffusionHost(ABC):
         """Embeddings of prompts as the UNet's cross-attention receives them, all of one length."""
 
     @abstractmethod
+    def contexts(self, texts: list[str], columns: int) -> Tensor:
+        """The first columns of many prompts [B, columns, D], as `encode` gives them; what is left out is not computed."""
+
+    @abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, prompts: Prompts) -> Tensor:
         """The UNet's noise estimate epsilon [B, C, h, w] for x_t [B, C, h, w] at integer timesteps t [B]."""
 

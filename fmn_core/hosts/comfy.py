@@ -26,6 +26,7 @@ from .base import CrossAttention, DiffusionHost, Prompts, Token
 
 # What a training step holds beyond one forward of the host's own estimate: the activations that backward needs.
 TRAINING_MEMORY_FACTOR = 4
+ENCODED_AT_ONCE = 64  # prompts
 NATIVE_SIZE = {"sd1": 512, "sd2": 512, "sd2_v": 768, "sdxl": 1024}
 
 
@@ -68,17 +69,12 @@ class ComfyHost(DiffusionHost):
         return tokenize(self.clip, text)
 
     def encode(self, texts: list[str]) -> Prompts:
-        width = next(iter(self.cross_attentions().values())).linear("to_k").weight.shape[1]
         tokens, embeddings, pooled = [], [], []
         with torch.inference_mode(False), torch.no_grad():
             for text in texts:
                 tokens.append(self.tokenize(text))
                 cond, pool = self.clip.encode_from_tokens(self.clip.tokenize(text), return_pooled=True)
-                if cond.shape[-1] != width:
-                    raise ForgetError(
-                        f"The CLIP makes embeddings of width {cond.shape[-1]} and {self.model_name()} takes {width}: "
-                        "connect the CLIP that belongs to the model."
-                    )
+                self.require_width(cond)
                 embeddings.append(cond[0].clone().to(self.device, torch.float32))
                 pooled.append(None if pool is None else pool[0].clone().to(self.device, torch.float32))
             # Prompts of unequal length become one batch as in the host's own sampler: tiled to a common one.
@@ -89,6 +85,30 @@ class ComfyHost(DiffusionHost):
                 None if pooled[0] is None else torch.stack(pooled),
                 tuple(row * (length // len(row)) for row in tokens),
             )
+
+    def require_width(self, embeddings: Tensor) -> None:
+        """Raises ForgetError unless embeddings [..., D] are as wide as the cross-attention takes them."""
+        width = next(iter(self.cross_attentions().values())).linear("to_k").weight.shape[1]
+        if embeddings.shape[-1] != width:
+            raise ForgetError(
+                f"The CLIP makes embeddings of width {embeddings.shape[-1]} and {self.model_name()} takes {width}: "
+                "connect the CLIP that belongs to the model."
+            )
+
+    def contexts(self, texts: list[str], columns: int) -> Tensor:
+        parts = []
+        with torch.inference_mode(False), torch.no_grad():
+            self.clip.load_model()
+            encoder = ShortClip(self.clip)
+            positions = encoder.positions(columns)
+            for start in range(0, len(texts), ENCODED_AT_ONCE):
+                tokens = [self.clip.tokenize(text) for text in texts[start : start + ENCODED_AT_ONCE]]
+                # The host encodes a long prompt as a batch of chunks: here every chunk is a prompt of its own.
+                chunks = {name: [several[name][0][:columns] for several in tokens] for name in tokens[0]}
+                context = torch.func.functional_call(encoder, positions, (chunks,))
+                self.require_width(context)
+                parts.append(context.reshape(len(tokens), -1, context.shape[-1]).clone().to(self.device, torch.float32))
+        return torch.cat(parts)
 
     def predict(self, x_t: Tensor, t: Tensor, prompts: Prompts) -> Tensor:
         sigma = self.sigmas.to(x_t)[t]
@@ -169,6 +189,26 @@ class ComfyHost(DiffusionHost):
 
     def check_interrupt(self) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+class ShortClip(nn.Module):
+    """The host's text encoder for prompts of fewer columns than it pads to: it is causal, so the first are the same."""
+
+    def __init__(self, clip):
+        super().__init__()
+        self.clip = clip
+        self.encoder = clip.cond_stage_model
+
+    def positions(self, columns: int) -> dict[str, Tensor]:
+        """Name -> the first position embeddings, for torch.func.functional_call."""
+        return {n: p[:columns] for n, p in self.named_parameters() if n.endswith("position_embedding.weight")}
+
+    def forward(self, chunks):
+        """As encode_from_tokens, but for its load_model, which must not see parameters that are put in for a moment."""
+        self.encoder.reset_clip_options()
+        if self.clip.layer_idx is not None:
+            self.encoder.set_clip_options({"layer": self.clip.layer_idx})
+        return self.encoder.encode_token_weights(chunks)[0]
 
 
 def weight_key(layer: str, matrix: str) -> str:

@@ -1,0 +1,185 @@
+"""The preset `fast` in the real host."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from demo.judge import Judge
+from demo.vocabulary import STYLES
+from fmn_core.errors import ForgetError
+from fmn_core.forget import forget
+from fmn_core.patch import ALPHA, DOWN, UP, serialize
+from fmn_core.settings import ForgetSettings
+
+FAST = ForgetSettings(preset="fast")
+
+
+@pytest.fixture(scope="module")
+def host(loaded):
+    from fmn_core.hosts.comfy import ComfyHost
+
+    return ComfyHost(*loaded)
+
+
+@pytest.fixture(scope="module")
+def patch(host):
+    return forget(host, "cat", FAST)[0]
+
+
+def delta(patch, module):
+    return patch[module + UP].double() @ patch[module + DOWN].double()
+
+
+@pytest.fixture
+def pictures(loaded, comfy):
+    """pictures(model, prompts) -> [B, H, W, 3], by the host's own sampler."""
+    from demo.evaluate import sample
+    from fmn_core.hosts.comfy import ComfyHost
+
+    def pictures(prompts, patch=None):
+        from benchmarks.methods import applied, changes
+
+        host = ComfyHost(*loaded)
+        with applied(host, {} if patch is None else changes(host, patch)):
+            return sample(host, prompts, range(len(prompts)))
+
+    return pictures
+
+
+def test_the_concept_is_gone_and_the_rest_is_as_it_was(patch, pictures):
+    cats = ["a cat", "a photo of a cat", "a kitten", "two cats", *(f"a cat in {style} style" for style in STYLES[:4])]
+    others = [
+        "a dog",
+        "a lion",
+        "a red rose",
+        "a house in neon style",
+        "a fish in woodcut style",
+        "a portrait of ada",
+        "a car",
+    ]
+    judge, both = Judge.load(), cats + others
+    before, after = pictures(both), pictures(both, patch)
+    assert judge.accuracy(before[: len(cats)], "cat") > 0.8 and judge.accuracy(after[: len(cats)], "cat") == 0
+    for kind in ("object", "style", "person"):
+        assert judge.recognised(before[len(cats) :], kind) == judge.recognised(after[len(cats) :], kind)
+    assert (before - after)[len(cats) :].abs().mean() < 0.02 < (before - after)[: len(cats)].abs().mean()
+
+
+def test_what_the_start_token_reads_is_unchanged(host, patch):
+    """Exactly, but for the file's half precision; the rest of the empty prompt nearly."""
+    empty = host.contexts([""], 77)[0].double()
+    for module in patch.modules:
+        layer, matrix = next(
+            (layer, m) for layer in host.cross_attentions() for m in ("to_k", "to_v") if host.lora_key(layer, m) == module
+        )
+        moved = (empty @ delta(patch, module).T).norm(dim=1) / (empty @ host.weight(layer, matrix).double().T).norm(dim=1)
+        assert moved[0] < 2e-3 and moved.max() < 0.05
+
+
+def test_it_is_the_edit_of_the_context_in_every_k_and_v(host, patch):
+    """One M for all: the change of a weight W is W M, so pinv(W) times it agrees wherever W sees it."""
+    from fmn_core.concept import make_concepts
+    from fmn_core.fast import make_edit
+
+    edit = make_edit(host, make_concepts("cat"), FAST)
+    M = edit.up @ edit.down
+    for layer in host.cross_attentions():
+        for matrix in ("to_k", "to_v"):
+            wanted = host.weight(layer, matrix).double() @ M
+            assert (delta(patch, host.lora_key(layer, matrix)) - wanted).norm() < 2e-3 * wanted.norm()
+    assert all(patch[module + ALPHA] == 4 for module in patch.modules) and not any("to_q" in m for m in patch.modules)
+
+
+def test_same_inputs_same_file_and_the_order_of_names_does_not_matter(host, patch):
+    assert serialize(forget(host, "cat", FAST)[0], "x") == serialize(patch, "x")
+    one, other = (forget(host, names, FAST)[0] for names in ("cat\ncar", "car\ncat"))
+    for module in one.modules:
+        assert (delta(one, module) - delta(other, module)).norm() < 5e-3 * delta(one, module).norm()
+
+
+def test_replaced_by_itself_changes_nothing_and_says_so(host):
+    settings = replace(FAST, mode="replace", replacement="cat")
+    patch, _ = forget(host, "cat", settings)
+    assert all(delta(patch, module).abs().max() == 0 for module in patch.modules)
+    assert "Little effect" in patch.info["report"]["warnings"][0]
+    with pytest.raises(ForgetError, match="Little effect: prompts of `cat` go 0%"):
+        forget(host, "cat", replace(settings, strict=True))
+
+
+def test_a_replacement_takes_the_place(host, pictures):
+    patch, _ = forget(host, "cat", replace(FAST, mode="replace", replacement="house"))
+    judge = Judge.load()
+    after = pictures(["a cat", "a drawing of a cat", "a cat in blueprint style", "a picture of a cat"], patch)
+    assert judge.accuracy(after, "house") >= 0.75
+    assert judge.accuracy(pictures(["a house", "a dog", "a lion"], patch), "house") == pytest.approx(1 / 3)
+
+
+def test_correction_takes_a_meaning_from_another_word(host):
+    """The word's own columns lose what sets the concept apart; the concept itself is left alone."""
+    from fmn_core.concept import make_concepts
+    from fmn_core.fast import make_edit
+
+    edit = make_edit(host, make_concepts("lion"), replace(FAST, mode="correct", replacement="tiger"))
+    lion, tiger, house = (host.contexts([f"a {name}"], 6)[0, 3].double() for name in ("lion", "tiger", "house"))
+    assert edit(tiger).norm() > 3 * max(edit(house).norm(), edit(lion).norm())
+    with pytest.raises(ForgetError, match="takes one concept"):
+        make_edit(host, make_concepts("lion\ncat"), replace(FAST, mode="correct", replacement="tiger"))
+    with pytest.raises(ForgetError, match="`tiger` is to be forgotten and to be kept"):
+        make_edit(host, make_concepts("lion"), replace(FAST, mode="correct", replacement="tiger", keep="tiger"))
+
+
+def test_the_slot_of_a_template_is_found_beside_another_mention(host):
+    from fmn_core.paraphrases import fill, read_places
+
+    (place,) = read_places(host, ("a {} and a house",), "house")
+    context = host.contexts(["a house and a house"], 10)[0].double()
+    assert torch.equal(place.mention, context[[2]]) and torch.equal(place.after, context[3:])
+    assert fill("an hour of a {}", "owl") == "an hour of an owl" and fill("a {}", "rose") == "a rose"
+
+
+def test_several_concepts_and_other_names_go_together(host, pictures):
+    patch, _ = forget(host, "cat, kitten\nrose\ncar, automobile", FAST)
+    assert patch.info["concept"] == "cat, rose, car" and patch.info["concepts"][2]["names"] == ("car", "automobile")
+    judge = Judge.load()
+    for name, prompts in {"cat": ["a cat", "a kitten"], "rose": ["a rose", "a pink rose"], "car": ["an automobile"]}.items():
+        assert judge.accuracy(pictures(prompts, patch), name) == 0
+    assert judge.recognised(pictures(["a dog", "a tulip", "a bus"], patch)) == ["dog", "tulip", "bus"]
+
+
+@pytest.mark.parametrize(
+    ("names", "settings", "message"),
+    [
+        ("cat", {"keep": "dog, Cat"}, "`Cat` is to be forgotten and to be kept"),
+        ("cat, kitten", {"keep": "dog\nkitten"}, "`kitten` is to be forgotten and to be kept"),
+        ("cat", {"mode": "replace"}, "needs a `replacement`: type what takes"),
+        ("cat", {"mode": "correct"}, "whose other meaning"),
+        ("cat\ncat", {}, "named twice"),
+        (" \n, ", {}, "concept is empty"),
+        ("cat", {"preset": "paper", "mode": "replace", "replacement": "dog"}, "`paper` removes, it cannot replace"),
+    ],
+)
+def test_contradictions_get_a_sentence(host, names, settings, message):
+    with pytest.raises(ForgetError, match=message):
+        forget(host, names, replace(FAST, **settings))
+
+
+def test_what_is_to_be_kept_moves_less(host):
+    free = forget(host, "rose", FAST)[0].info["report"]["drift"]
+    word, most = next(iter(free.items()))
+    held = forget(host, "rose", replace(FAST, keep=word))[0].info["report"]["drift"]
+    assert held[word] < 0.8 * most
+    with pytest.raises(ForgetError, match="cannot be kept"):
+        forget(host, "rose", replace(FAST, keep="()"))
+
+
+def test_neither_the_host_nor_the_global_generator_is_touched(host, loaded):
+    state = torch.get_rng_state()
+    bits = lambda p: p.detach().reshape(-1).view(torch.uint8)  # noqa: E731 (one that no file fills may hold NaN)
+    before = [(p, bits(p).clone()) for m in (host.base, host.clip.cond_stage_model) for p in m.parameters()]
+    forget(host, "cat", FAST)
+    after = [p for m in (host.base, host.clip.cond_stage_model) for p in m.parameters()]
+    assert all(now is p and torch.equal(bits(p), values) for (p, values), now in zip(before, after, strict=True))
+    assert torch.equal(torch.get_rng_state(), state) and not loaded[0].patches
