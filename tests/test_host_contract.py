@@ -17,7 +17,21 @@ def comfy_host(comfy, loaded):
     return ComfyHost(*loaded)
 
 
-HOSTS = ["comfy_host"]
+@pytest.fixture(scope="module")
+def pipeline(comfy):
+    from demo.export import make_pipeline
+
+    return make_pipeline()
+
+
+@pytest.fixture
+def diffusers_host(pipeline):
+    from fmn_core.hosts.diffusers import DiffusersHost
+
+    return DiffusersHost(pipeline, progress_bar=False)
+
+
+HOSTS = ["comfy_host", "diffusers_host"]
 
 
 @pytest.fixture(params=HOSTS)
@@ -65,6 +79,35 @@ def test_tokens_are_columns_of_the_embedding(host):
     assert [t.text for t in prompts.tokens[0] if t.kind == "word"][:2] == ["a</w>", "cat</w>"]
     assert not prompts.embeddings.is_inference()
     assert torch.equal(host.encode(["a cat"]).embeddings, host.encode(["a cat"]).embeddings)
+
+
+def test_contexts_are_the_first_columns_of_the_embedding(host):
+    texts = ["a cat", "", "a photo of a dog in the garden"]
+    assert torch.allclose(host.contexts(texts, 77), host.encode(texts).embeddings, atol=1e-5)
+    short = host.contexts(texts, 9)
+    assert short.shape[:2] == (3, 9) and torch.allclose(short, host.encode(texts).embeddings[:, :9], atol=1e-5)
+    assert not short.is_inference() and host.contexts(["a cat"] * 130, 5).shape[0] == 130
+
+
+def test_the_hosts_agree_on_the_embedded_model(comfy_host, diffusers_host):
+    """Layers, names, embeddings and noise estimates, and so the patch that is made in them."""
+    from fmn_core.forget import forget
+    from fmn_core.settings import ForgetSettings
+
+    one, other = comfy_host, diffusers_host
+    keys = [[h.lora_key(layer, m) for layer in h.cross_attentions() for m in MATRICES] for h in (one, other)]
+    assert keys[0] == keys[1] and one.latent_shape() == other.latent_shape() and one.family == other.family
+    assert torch.allclose(one.alphas_cumprod, other.alphas_cumprod, atol=1e-6)
+    x, t = torch.randn(2, *one.latent_shape(), generator=torch.Generator().manual_seed(0)), torch.tensor([700, 30])
+    guesses = []
+    for host in (one, other):
+        with host.training(x.shape), torch.no_grad():
+            guesses.append(host.predict(x, t, host.encode(["a cat", "a rose in neon style"])))
+    assert torch.allclose(*guesses, atol=1e-3)
+    patches = [forget(host, "cat", ForgetSettings(preset="fast"))[0] for host in (one, other)]
+    for module in patches[0].modules:
+        deltas = [p[module + ".lora_up.weight"].float() @ p[module + ".lora_down.weight"].float() for p in patches]
+        assert (deltas[0] - deltas[1]).norm() < 1e-2 * deltas[0].norm()
 
 
 def test_predict_is_a_noise_estimate(host):

@@ -1,0 +1,193 @@
+"""A diffusers pipeline as a DiffusionHost: Stable Diffusion 1, 2 and XL."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from tqdm import tqdm
+
+from ..errors import ForgetError
+from .base import CrossAttention, DiffusionHost, Prompts, Token
+
+PLACES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
+BLOCK = re.compile(r"^(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\.")
+
+
+def load_pipeline(name: str, device: str | None = None):
+    """A pipeline from a folder, a single file or a name that the hub knows, in fp32 on a CPU and fp16 on a GPU."""
+    from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    options = {"torch_dtype": torch.float32 if device == "cpu" else torch.float16}
+    if name.endswith((".safetensors", ".ckpt")):
+        if name.endswith(".ckpt"):
+            raise ForgetError(f"{name} is a pickle, which can run anything: convert it to .safetensors first.")
+        with safe_open(name, "pt") as file:
+            two_encoders = any(key.startswith("conditioner.embedders.1.") for key in file.keys())
+        kind = StableDiffusionXLPipeline if two_encoders else StableDiffusionPipeline
+        pipeline = kind.from_single_file(name, **options)
+    else:
+        pipeline = DiffusionPipeline.from_pretrained(name, use_safetensors=True, **options)
+    pipeline = pipeline.to(device)
+    if getattr(pipeline, "vae", None) is not None:
+        pipeline.vae.float()  # SDXL's overflows in half precision
+    return pipeline
+
+
+class DiffusersHost(DiffusionHost):
+    """A loaded StableDiffusionPipeline or StableDiffusionXLPipeline; its modules are used as they are."""
+
+    def __init__(self, pipeline, resolution: int = 0, progress_bar: bool = True):
+        self.pipeline, self.resolution = pipeline, resolution
+        self.unet, self.vae = getattr(pipeline, "unet", None), pipeline.vae
+        self.bar = tqdm(disable=not progress_bar, leave=False)
+        if self.unet is None or not self.cross_attentions():
+            raise ForgetError(
+                f"{self.model_name()} has no text cross-attention (Flux, SD3 and their kind have none): "
+                "load a model of SD1.x, SD2.x or SDXL."
+            )
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    @cached_property
+    def alphas_cumprod(self) -> Tensor:
+        return self.pipeline.scheduler.alphas_cumprod.float().cpu()
+
+    @property
+    def family(self) -> str:
+        if getattr(self.pipeline, "text_encoder_2", None) is not None:
+            return "sdxl"
+        if self.unet.config.cross_attention_dim == 1024:
+            return "sd2_v" if self.predicts_v else "sd2"
+        return "sd1"
+
+    @property
+    def predicts_v(self) -> bool:
+        return self.pipeline.scheduler.config.prediction_type == "v_prediction"
+
+    def model_name(self) -> str:
+        return type(self.pipeline).__name__
+
+    def cross_attentions(self) -> dict[str, CrossAttention]:
+        return {
+            name: CrossAttention(name, module, module.heads, PLACES[name.split(".")[0]])
+            for place in PLACES
+            for name, module in self.unet.named_modules()
+            if name.startswith(place) and name.endswith("attn2")
+        }
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        side = self.resolution // 8 or self.unet.config.sample_size
+        return self.unet.config.in_channels, side, side
+
+    @property
+    def encoders(self) -> list[tuple]:
+        """(tokenizer, text encoder) of the pipeline: one, or SDXL's two."""
+        names = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
+        pairs = [tuple(getattr(self.pipeline, name, None) for name in pair) for pair in names]
+        return [pair for pair in pairs if pair[1] is not None]
+
+    def ids(self, tokenizer, texts: list[str]) -> Tensor:
+        options = {"padding": "max_length", "truncation": True, "max_length": tokenizer.model_max_length}
+        return tokenizer(texts, return_tensors="pt", **options).input_ids
+
+    def tokenize(self, text: str) -> tuple[Token, ...]:
+        tokenizer = self.encoders[0][0]
+        ids, tokens = self.ids(tokenizer, [text])[0].tolist(), []
+        for place, id in enumerate(ids):
+            ended = bool(tokens) and tokens[-1].kind in ("end", "padding")
+            kind = "start" if place == 0 else "padding" if ended else "end" if id == tokenizer.eos_token_id else "word"
+            tokens.append(Token(id, tokenizer.convert_ids_to_tokens(id), kind))
+        return tuple(tokens)
+
+    @torch.no_grad()
+    def encode(self, texts: list[str]) -> Prompts:
+        embeddings, pooled = self.hidden_states(texts, None)
+        return Prompts(tuple(texts), embeddings, pooled, tuple(self.tokenize(text) for text in texts))
+
+    @torch.no_grad()
+    def contexts(self, texts: list[str], columns: int) -> Tensor:
+        return torch.cat([self.hidden_states(texts[i : i + 64], columns)[0] for i in range(0, len(texts), 64)])
+
+    def hidden_states(self, texts: list[str], columns: int | None) -> tuple[Tensor, Tensor | None]:
+        """Embeddings [B, columns, D] in fp32 as the UNet takes them, and SDXL's pooled ones."""
+        parts, pooled = [], None
+        for tokenizer, encoder in self.encoders:
+            output = encoder(self.ids(tokenizer, texts)[:, :columns].to(encoder.device), output_hidden_states=True)
+            if len(self.encoders) == 1:
+                parts.append(output[0])
+            else:  # the last but one layer, without its norm (diffusers, encode_prompt of the XL pipeline)
+                parts.append(output.hidden_states[-2])
+                pooled = output[0]
+        pooled = None if pooled is None else pooled.float().to(self.device)
+        return torch.cat(parts, -1).float().to(self.device), pooled
+
+    def predict(self, x_t: Tensor, t: Tensor, prompts: Prompts) -> Tensor:
+        dtype, added = self.unet.dtype, None
+        if prompts.pooled is not None:
+            height, width = (side * 8 for side in x_t.shape[-2:])
+            ids = torch.tensor([[height, width, 0, 0, height, width]], device=x_t.device).expand(len(x_t), -1)
+            added = {"text_embeds": prompts.pooled.to(dtype), "time_ids": ids.to(dtype)}
+        out = self.unet(x_t.to(dtype), t, prompts.embeddings.to(dtype), added_cond_kwargs=added).sample.float()
+        if not self.predicts_v:
+            return out
+        a = self.alphas_cumprod.to(x_t)[t][:, None, None, None]
+        return a.sqrt() * out + (1 - a).sqrt() * x_t
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        pixels = images.movedim(-1, 1).to(self.vae.device, self.vae.dtype) * 2 - 1
+        latents = self.vae.encode(pixels)
+        latents = latents.latents if hasattr(latents, "latents") else latents.latent_dist.mean
+        return (latents.float() * self.vae.config.scaling_factor).to(self.device)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        pixels = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
+        return (pixels.float() / 2 + 0.5).clamp(0, 1).movedim(1, -1).cpu()
+
+    def lora_key(self, layer: str, matrix: str) -> str:
+        name = layer
+        if self.family == "sdxl":  # kohya's SDXL names are sgm's
+            direction, block, index = BLOCK.match(layer).groups()
+            per_block = self.unet.config.layers_per_block + 1
+            if direction == "down":
+                sgm = f"input_blocks.{1 + per_block * int(block) + int(index)}.1."
+            elif direction == "up":
+                sgm = f"output_blocks.{per_block * int(block) + int(index)}.1."
+            else:
+                sgm = f"middle_block.{2 * int(index) + 1}."
+            name = BLOCK.sub(sgm, layer)
+        return f"lora_unet_{name}_{'to_out.0' if matrix == 'to_out' else matrix}".replace(".", "_")
+
+    def weight(self, layer: str, matrix: str) -> Tensor:
+        linear = self.cross_attentions()[layer].linear(matrix)
+        return getattr(linear, "base_layer", linear).weight  # PEFT keeps the layer that it wraps
+
+    @contextmanager
+    def training(self, shape: Sequence[int]) -> Iterator[None]:
+        flags = [(p, p.requires_grad) for p in self.unet.parameters()]
+        was_training = self.unet.training
+        try:
+            self.unet.requires_grad_(False).eval()
+            with torch.enable_grad():
+                yield
+        finally:
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+            self.unet.train(was_training)
+
+    def progress(self, step: int, total: int, preview: Tensor | None) -> None:
+        self.bar.total, self.bar.n = total, step
+        self.bar.refresh()
+
+    def check_interrupt(self) -> None:
+        """Python raises KeyboardInterrupt by itself."""
