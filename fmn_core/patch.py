@@ -10,7 +10,6 @@ import os
 import re
 import struct
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +71,7 @@ def make_patch(
         "schema": SCHEMA,
         "version": __version__,
         "concept": ", ".join(concept.name for concept in concepts),
-        "concepts": [asdict(concept) for concept in concepts],
+        "concepts": [{"names": [*c.names], "type": c.type, "templates": [*c.templates]} for c in concepts],
         "settings": settings,
         "base": {"name": host.model_name(), "family": host.family, "hash": fingerprint(host)},
         "report": report,

@@ -50,21 +50,21 @@ def pictures(loaded, comfy):
 
 
 def test_the_concept_is_gone_and_the_rest_is_as_it_was(patch, pictures):
-    cats = ["a cat", "a photo of a cat", "a kitten", "two cats", *(f"a cat in {style} style" for style in STYLES[:4])]
-    others = [
-        "a dog",
-        "a lion",
-        "a red rose",
-        "a house in neon style",
-        "a fish in woodcut style",
-        "a portrait of ada",
-        "a car",
+    cats = [
+        "a cat",
+        "a photo of a cat",
+        "a kitten",
+        *(f"a cat in {style} style" for style in STYLES if style != "pixel art"),
     ]
-    judge, both = Judge.load(), cats + others
+    others = {"a dog": "dog", "a lion": "lion", "a red rose": "rose", "a house in neon style": "house", "a car": "car"}
+    styled, judge = {"a house in sepia style": "sepia", "a fish in woodcut style": "woodcut"}, Judge.load()
+    both = [*cats, *others, *styled, "a portrait of ada"]
     before, after = pictures(both), pictures(both, patch)
     assert judge.accuracy(before[: len(cats)], "cat") > 0.8 and judge.accuracy(after[: len(cats)], "cat") == 0
-    for kind in ("object", "style", "person"):
-        assert judge.recognised(before[len(cats) :], kind) == judge.recognised(after[len(cats) :], kind)
+    for made in (before, after):
+        assert judge.recognised(made[len(cats) : -3]) == list(others.values())
+        assert judge.recognised(made[-3:-1], "style") == list(styled.values())
+        assert judge.recognised(made[-1:], "person") == ["ada"]
     assert (before - after)[len(cats) :].abs().mean() < 0.02 < (before - after)[: len(cats)].abs().mean()
 
 
@@ -142,7 +142,7 @@ def test_the_slot_of_a_template_is_found_beside_another_mention(host):
 
 def test_several_concepts_and_other_names_go_together(host, pictures):
     patch, _ = forget(host, "cat, kitten\nrose\ncar, automobile", FAST)
-    assert patch.info["concept"] == "cat, rose, car" and patch.info["concepts"][2]["names"] == ("car", "automobile")
+    assert patch.info["concept"] == "cat, rose, car" and patch.info["concepts"][2]["names"] == ["car", "automobile"]
     judge = Judge.load()
     for name, prompts in {"cat": ["a cat", "a kitten"], "rose": ["a rose", "a pink rose"], "car": ["an automobile"]}.items():
         assert judge.accuracy(pictures(prompts, patch), name) == 0

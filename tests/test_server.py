@@ -272,7 +272,7 @@ def test_pictures_from_the_graph_train_too(server, paper_job):
     decode, forget = node_id(workflow, "Before: decode"), node_id(workflow, "Forget Concept")
     workflow["900"] = {
         "class_type": "SolidMask",
-        "inputs": {"value": 1.0, "width": 64, "height": 64},
+        "inputs": {"value": 1.0, "width": 128, "height": 128},
         "_meta": {"title": "mask"},
     }
     workflow[forget]["inputs"] |= {"images": [decode, 0], "mask": ["900", 0], "steps": 3}
@@ -281,7 +281,7 @@ def test_pictures_from_the_graph_train_too(server, paper_job):
     with pytest.raises(ServerError, match="resize the mask"):
         server.run(workflow)
     del workflow[forget]["inputs"]["vae"]
-    workflow["900"]["inputs"]["width"] = 64
+    workflow["900"]["inputs"]["width"] = 128
     with pytest.raises(ServerError, match="Pictures need a VAE"):
         server.run(workflow)
 

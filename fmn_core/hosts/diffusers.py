@@ -27,7 +27,7 @@ def load_pipeline(name: str, device: str | None = None):
     options = {"torch_dtype": torch.float32 if device == "cpu" else torch.float16}
     if name.endswith((".safetensors", ".ckpt")):
         if name.endswith(".ckpt"):
-            raise ForgetError(f"{name} is a pickle, which can run anything: convert it to .safetensors first.")
+            raise ForgetError(f"{name} is of a format that can run anything when read: convert it to .safetensors first.")
         with safe_open(name, "pt") as file:
             two_encoders = any(key.startswith("conditioner.embedders.1.") for key in file.keys())
         kind = StableDiffusionXLPipeline if two_encoders else StableDiffusionPipeline
@@ -177,7 +177,7 @@ class DiffusersHost(DiffusionHost):
         flags = [(p, p.requires_grad) for p in self.unet.parameters()]
         was_training = self.unet.training
         try:
-            self.unet.requires_grad_(False).eval()
+            self.unet.requires_grad_(False).train(False)
             with torch.enable_grad():
                 yield
         finally:
