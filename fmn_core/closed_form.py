@@ -49,5 +49,5 @@ def solve(erasure: Erasure, kept: Tensor, fixed: Tensor, rank: int) -> tuple[Ten
     free = torch.linalg.qr(fixed, mode="complete")[0][:, fixed.shape[1] :]  # a basis of the complement
     gram = free.T @ (erasure.gram + kept) @ free
     M = torch.linalg.solve(gram, free.T @ erasure.cross.T).T  # [D, D - n]
-    directions = torch.linalg.svd(M @ torch.linalg.cholesky(gram), full_matrices=False)[0][:, :rank]
+    directions = torch.linalg.eigh(M @ gram @ M.T)[1].flip(1)[:, :rank]
     return directions, directions.T @ M @ free.T

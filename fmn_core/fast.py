@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -12,25 +13,54 @@ from .closed_form import Erasure, leading_directions, second_moment, solve
 from .concept import Concept, find_tokens, split_names
 from .errors import ForgetError
 from .hosts.base import DiffusionHost
-from .paraphrases import KEEP_TEMPLATES, NEAR_TEMPLATES, PROBES, TEMPLATES, Lexicon, Place, mean_place, pair
+from .paraphrases import KEEP_TEMPLATES, NEAR_TEMPLATES, PROBES, TEMPLATES, Lexicon, Place, fill, pair
 from .patch import Patch, make_patch
 from .settings import ForgetSettings
 
-NEUTRAL_WORDS = 16  # whose mean stands where a removed concept stood
-NEIGHBOURS = 32
+NEIGHBOURS = 16
 EXACT = 0.02  # of the largest singular value of the start and empty columns: directions above it do not move at all
 KEPT, NEAR, KEEP, EMPTY, RIDGE = 100.0, 10.0, 100.0, 100.0, 1e-3  # weights beside the concept's, which is 1
-ERASED = 0.85  # how much of the way from the concept to its target an edit is scaled to go
+ERASED = 0.8  # how much of the way from the concept to its target an edit is scaled to go
 MOST_SCALE = 2.0
 LITTLE, MUCH = 0.5, 0.3  # less of the way for the concept, or more of it for a neighbour, is worth a warning
 
 
 @dataclass(frozen=True)
+class Task:
+    """What an edit has to do: whose columns move, where to, and what near them stays."""
+
+    type: str
+    mode: str
+    templates: tuple[str, ...]
+    names: dict[str, tuple[str, ...]]  # of each concept: what the user calls it, and words that mean the same
+    also: list[str]  # the latter
+    other: str  # what replaces the concept, or what overshadows it
+    neutral: list[str]  # words that say nothing of any concept: what they have in common is what a removed one becomes
+    neighbours: list[str]
+    keep: list[str]
+
+    @property
+    def forgotten(self) -> list[str]:
+        return [name for several in self.names.values() for name in several]
+
+    def texts(self) -> Iterable[str]:
+        """Every prompt that has to be read for it."""
+        moved = [*self.forgotten, *([self.other] if self.other else [])]
+        for templates, names in (
+            ((*self.templates, *PROBES[self.type]), moved),
+            (NEAR_TEMPLATES[self.type], self.neighbours),
+            (KEEP_TEMPLATES[self.type], self.keep),
+        ):
+            yield from (fill(template, name) for name in names for template in templates)
+
+
+@dataclass(frozen=True)
 class Edit:
-    """x -> x + up (down x) on the context, and its measures."""
+    """x -> x + up (down x) on the context: up [D, r], down [r, D]; what it was made for, and its own measures."""
 
     up: Tensor
     down: Tensor
+    task: Task
     report: dict
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -39,30 +69,51 @@ class Edit:
 
 
 def forget_fast(host: DiffusionHost, concepts: tuple[Concept, ...], settings: ForgetSettings) -> tuple[Patch, list[float]]:
-    """A patch in closed form: every K and V reads the edited context, W (x + M x) = W x + (W up) (down x).
-
-    Beside it, how far the concepts are from forgotten before and after, in place of a loss.
-    """
+    """A patch in closed form; beside it, how far the concepts are from forgotten before and after, in place of a loss."""
     edit = make_edit(host, concepts, settings)
-    if settings.strict and edit.report["warnings"]:
-        raise ForgetError(" ".join(edit.report["warnings"]))
-    factors = {
+    left = min(1 - min(edit.report["erased"].values()), 0.9999)  # the host's plot divides by the fall
+    return make_patch(host, edit_factors(host, edit, settings), concepts, asdict(settings), edit.report), [1.0, left]
+
+
+def edit_factors(host: DiffusionHost, edit: Edit, settings: ForgetSettings) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
+    """(layer, matrix) -> (up [out, r], down [r, D]): every K and V reads the edited context, W (x + M x) = W x + (W up)
+    (down x)."""
+    return {
         (layer, matrix): (host.weight(layer, matrix).detach().cpu().double() @ edit.up, edit.down)
         for layer in host.cross_attentions()
         for matrix in settings.projections
         if matrix in ("to_k", "to_v")
     }
-    left = min(1 - min(edit.report["erased"].values()), 0.9999)  # the host's plot divides by the fall
-    return make_patch(host, factors, concepts, asdict(settings), edit.report), [1.0, left]
 
 
 def make_edit(host: DiffusionHost, concepts: tuple[Concept, ...], settings: ForgetSettings) -> Edit:
     """The edit of the context that forgets all concepts at once and leaves the rest; raises ForgetError where the
     settings contradict one another."""
+    lexicon = Lexicon(host)
+    task = plan(lexicon, concepts, settings)
+    lexicon.read(task.texts())
+    columns = {name: concept_columns(lexicon, task, name, task.templates) for name in task.names}
+    erasure, *more = (Erasure.of(x, y) for x, y in columns.values())
+    near = {word: lexicon.columns(NEAR_TEMPLATES[task.type], word) for word in task.neighbours}
+    held = {word: lexicon.columns(KEEP_TEMPLATES[task.type], word) for word in task.keep}
+    empty = host.contexts([""], len(host.tokenize("")))[0].cpu().double()
+    kept = kept_moment(lexicon.kept(task.forgotten), near, held, empty)
+    fixed = leading_directions(torch.cat([empty[:1] * len(empty), empty]), EXACT)
+    up, down = solve(sum(more, erasure), kept, fixed, min(settings.rank * len(columns), len(kept) - fixed.shape[1]))
+    edit = Edit(up, down, task, {"also": task.also})
+    done = sum(progress(edit, x, y) for x, y in columns.values()) / len(columns)
+    edit = replace(edit, up=up * min(ERASED / done, MOST_SCALE)) if done > 0 else edit
+    probes = PROBES[task.type][: len(task.templates)]
+    return measured(edit, {name: concept_columns(lexicon, task, name, probes) for name in task.names}, near | held, empty)
+
+
+def plan(lexicon: Lexicon, concepts: tuple[Concept, ...], settings: ForgetSettings) -> Task:
+    """What to do, in the words of the text encoder; raises ForgetError where the settings contradict one another."""
     keep = [name for line in settings.keep.splitlines() for name in split_names(line)]
-    type = "object" if settings.concept_type == "custom" else settings.concept_type
-    subjects = find_subjects(concepts, settings, keep)
-    lexicon, replacement = Lexicon(host), settings.replacement.strip()
+    replacement = " ".join(settings.replacement.split())
+    subjects = find_subjects(concepts, settings.mode, replacement, keep)
+    custom = settings.concept_type == "custom"
+    type = "object" if custom else settings.concept_type
     stay = {name.lower() for name in keep}
     if settings.mode == "correct":  # there the concept stays, and the word that it overshadows moves
         keep += [name for name in concepts[0].names if name not in keep]
@@ -70,57 +121,34 @@ def make_edit(host: DiffusionHost, concepts: tuple[Concept, ...], settings: Forg
         stay |= lexicon.same(lexicon.likeness([replacement], type))
     likeness = {name: lexicon.likeness(names, type) for name, names in subjects.items()}
     also = {name: sorted(lexicon.same(like) - stay - known(subjects)) for name, like in likeness.items()}
-    names = {name: (*subjects[name], *also[name]) for name in subjects}
-    forgotten = [name for several in names.values() for name in several]
-    share = max(2, NEIGHBOURS // len(subjects))  # of many concepts, each gets a smaller one
-    neighbours = dict.fromkeys(word for like in likeness.values() for word in lexicon.neighbours(like, share))
-    neighbours = [word for word in neighbours if word not in {*forgotten, *stay}]
-    neutral = lexicon.neutral(torch.stack(list(likeness.values())).max(0).values, type, NEUTRAL_WORDS)
-    own = concepts[0].templates if settings.concept_type == "custom" else TEMPLATES[type]
-    few = max(4, 2 * len(own) // len(subjects))
-
-    def pairs(name: str, templates: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-        sought = [host.tokenize(other) for other in names[name]]
-        bare = {template: host.tokenize(template.replace("{}", "")) for template in templates}
-        templates = [template for template in templates if not any(find_tokens(bare[template], name) for name in sought)]
-        dominant = concepts[0].name if settings.mode == "correct" else ""
-        found = list(concept_pairs(lexicon, names[name], templates, neutral, settings.mode, replacement, dominant))
-        if not found:
-            raise ForgetError(
-                f"No prompt with `{name}`, or with what should stand in its place, keeps it whole: the tokenizer joins it "
-                "to a neighbour, drops it or cuts it off."
-            )
-        return torch.cat([x for x, _ in found]), torch.cat([y for _, y in found])
-
-    columns = {name: pairs(name, own[:few]) for name in subjects}
-    erasure, *more = (Erasure.of(x, y) for x, y in columns.values())
-    near = {word: lexicon.columns(NEAR_TEMPLATES[type], word) for word in neighbours}
-    held = {word: lexicon.columns(KEEP_TEMPLATES[type], word) for word in keep}
-    empty = host.contexts([""], len(host.tokenize("")))[0].cpu().double()
-    kept = KEPT * second_moment(lexicon.kept(forgotten)) + EMPTY * second_moment(empty)
-    for weight, several in ((NEAR, near), (KEEP, held)):
-        if several:
-            kept = kept + weight * second_moment(torch.cat(list(several.values())))
-    kept = kept + RIDGE * kept.diagonal().mean() * torch.eye(len(kept), dtype=kept.dtype)
-    fixed = leading_directions(torch.cat([empty[:1] * len(empty), empty]), EXACT)
-    up, down = solve(sum(more, erasure), kept, fixed, min(settings.rank * len(subjects), len(kept) - fixed.shape[1]))
-    edit = Edit(up, down, {"also": [word for several in also.values() for word in several]})
-    done = sum(progress(edit, x, y) for x, y in columns.values()) / len(columns)
-    edit = replace(edit, up=up * min(ERASED / done, MOST_SCALE)) if done > 0 else edit
-    return measured(edit, {name: pairs(name, PROBES[type][:few]) for name in subjects}, near | held, empty)
+    names = {name: (*several, *also[name]) for name, several in subjects.items()}
+    # Of many concepts, each gets fewer templates and neighbours.
+    neighbours = (w for like in likeness.values() for w in lexicon.neighbours(like, max(2, NEIGHBOURS // len(names))))
+    moving = {*stay, *(name for several in names.values() for name in several)}
+    templates = concepts[0].templates if custom else TEMPLATES[type]
+    return Task(
+        type=type,
+        mode=settings.mode,
+        templates=templates[: max(4, 2 * len(templates) // len(names))],
+        names=names,
+        also=[word for several in also.values() for word in several],
+        other={"remove": "", "replace": replacement, "correct": concepts[0].name}[settings.mode],
+        neutral=lexicon.neutral(torch.stack(list(likeness.values())).max(0).values, type),
+        neighbours=[word for word in dict.fromkeys(neighbours) if word not in moving],
+        keep=keep,
+    )
 
 
-def find_subjects(concepts: tuple[Concept, ...], settings: ForgetSettings, keep: list[str]) -> dict[str, tuple[str, ...]]:
+def find_subjects(concepts: tuple[Concept, ...], mode: str, replacement: str, keep: list[str]) -> dict[str, tuple[str, ...]]:
     """What has to move, name -> all its names: the concepts or, in the mode `correct`, the word one overshadows.
 
     Raises ForgetError where it is also to be kept, or a mode lacks what it needs.
     """
-    replacement = " ".join(settings.replacement.split())
-    if settings.mode != "remove" and not replacement:
-        what = "what takes the concept's place" if settings.mode == "replace" else "the word whose other meaning should show"
-        raise ForgetError(f"The mode `{settings.mode}` needs a `replacement`: type {what}.")
+    if mode != "remove" and not replacement:
+        what = "what takes the concept's place" if mode == "replace" else "the word whose other meaning should show"
+        raise ForgetError(f"The mode `{mode}` needs a `replacement`: type {what}.")
     subjects = {concept.name: concept.names for concept in concepts}
-    if settings.mode == "correct":
+    if mode == "correct":
         if len(concepts) > 1:
             raise ForgetError("The mode `correct` takes one concept, the one that overshadows the replacement: name one.")
         subjects = {replacement: (replacement,)}
@@ -133,6 +161,49 @@ def find_subjects(concepts: tuple[Concept, ...], settings: ForgetSettings, keep:
 def known(subjects: dict[str, tuple[str, ...]]) -> set[str]:
     """All the names, in lower case, as CLIP reads them."""
     return {name.lower() for names in subjects.values() for name in names}
+
+
+def concept_columns(lexicon: Lexicon, task: Task, name: str, templates: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    """Columns [N, D] of prompts with the concept's names, and their targets [N, D].
+
+    remove: the mean of neutral words at the same places; replace: the replacement; correct: the name's own columns
+    without what they share with the dominant concept, so that another of its meanings comes through. Raises
+    ForgetError where no prompt keeps the name whole.
+    """
+    sought = [lexicon.host.tokenize(other) for other in task.names[name]]
+    found = []
+    for template in templates:
+        bare = lexicon.host.tokenize(template.replace("{}", ""))
+        middle = lexicon.middle(template, task.type, task.neutral)
+        theirs = lexicon.place(template, task.other) if task.other else middle
+        if not (theirs and middle) or any(find_tokens(bare, name) for name in sought):
+            continue  # the template itself names the concept
+        ours = (place for other in task.names[name] if (place := lexicon.place(template, other)))
+        found += [correction(o, theirs, middle) if task.mode == "correct" else pair(o, theirs) for o in ours]
+    if not found:
+        raise ForgetError(
+            f"No prompt with `{name}`, or with what should stand in its place, keeps it whole: the tokenizer joins it to a "
+            "neighbour, drops it or cuts it off."
+        )
+    return torch.cat([x for x, _ in found]), torch.cat([y for _, y in found])
+
+
+def correction(word: Place, dominant: Place, middle: Place) -> tuple[Tensor, Tensor]:
+    """A word's columns, and the same less their component along what sets the dominant meaning apart."""
+    x, towards = pair(word, dominant)
+    _, neutral = pair(word, middle)
+    n = min(len(x), len(neutral))
+    direction = F.normalize(towards[:n] - neutral[:n], dim=1)
+    return x[:n], x[:n] - direction * ((x[:n] - neutral[:n]) * direction).sum(1, keepdim=True)
+
+
+def kept_moment(common: Tensor, near: dict[str, Tensor], held: dict[str, Tensor], empty: Tensor) -> Tensor:
+    """E[x x^T] [D, D] of all that should stay, each kind at its weight."""
+    kept = KEPT * second_moment(common) + EMPTY * second_moment(empty)
+    for weight, several in ((NEAR, near), (KEEP, held)):
+        if several:
+            kept = kept + weight * second_moment(torch.cat(list(several.values())))
+    return kept + RIDGE * kept.diagonal().mean() * torch.eye(len(kept), dtype=kept.dtype)
 
 
 def progress(edit: Edit, x: Tensor, y: Tensor) -> float:
@@ -169,28 +240,3 @@ def warnings(report: dict) -> list[str]:
         if way > MUCH
     ]
     return little + much
-
-
-def concept_pairs(lexicon, names, templates, neutral, mode, replacement, dominant):
-    """Yields columns [N, D] of prompts with one of the names, and their targets [N, D].
-
-    remove: the mean of neutral words at the same places; replace: the replacement; correct: the name's own columns
-    without what they share with the dominant concept, so that another of its meanings comes through.
-    """
-    neutrals = zip(*(lexicon.places(templates, word) for word in neutral), strict=True)
-    middles = [mean_place([place for place in several if place]) if any(several) else None for several in neutrals]
-    others = {"remove": None, "replace": replacement, "correct": dominant}[mode]
-    for name in names:
-        theirs = middles if others is None else lexicon.places(templates, others)
-        for our, their, middle in zip(lexicon.places(templates, name), theirs, middles, strict=True):
-            if our and their and middle:
-                yield correction(our, their, middle) if mode == "correct" else pair(our, their)
-
-
-def correction(word: Place, dominant: Place, middle: Place) -> tuple[Tensor, Tensor]:
-    """A word's columns, and the same less their component along what sets the dominant meaning apart."""
-    x, towards = pair(word, dominant)
-    _, neutral = pair(word, middle)
-    n = min(len(x), len(neutral))
-    direction = F.normalize(towards[:n] - neutral[:n], dim=1)
-    return x[:n], x[:n] - direction * ((x[:n] - neutral[:n]) * direction).sum(1, keepdim=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +16,12 @@ from torch import Tensor
 from . import words
 from .concept import find_tokens
 from .errors import ForgetError
-from .hosts.base import DiffusionHost
+from .hosts.base import DiffusionHost, Token
 
 PADDING = 3  # columns read after the end token; the further ones say the same again
 SAME_MEANING = 0.8  # likeness from which a word is another name of the concept
 FAR = 0.5  # and below which it says nothing of it
 
-# {} is the concept, {other} something beside it.
 TEMPLATES = {
     "object": (
         "a {}", "{}", "a photo of a {}", "a drawing of a {}", "a {} in pixel art style", "a {} on a white background",
@@ -36,7 +38,7 @@ TEMPLATES = {
         "a portrait of a woman in {} style",
     ),
 }  # fmt: skip
-NEAR_TEMPLATES = {  # for what is near and has to stay
+NEAR_TEMPLATES = {  # for what is near and has to stay; the first is the plainest
     "object": ("a {}", "a drawing of a {}", "a {} in pixel art style"),
     "identity": ("a portrait of {}", "a drawing of {}", "{} in pixel art style"),
     "style": ("a picture in {} style", "a {} drawing of a cat", "a {} picture of a flower"),
@@ -51,13 +53,16 @@ PROBES = {  # prompts that an edit is checked on, and not made from
     "identity": ("an image of {}", "{} in sepia style", "a drawing of {} on a green background", "john and {}"),
     "style": ("a boat in {} style", "a {} image of a tree", "a picture of a bear, {} style"),
 }  # fmt: skip
-PLAIN = {"object": "a {}", "identity": "a portrait of {}", "style": "a picture in {} style"}
 WORDS = {"object": words.NOUNS + words.PHRASES, "identity": words.NAMES, "style": words.STYLES}
-# Every noun in a style and a colour too, since an edit that keeps each word apart may still harm them together.
+NEUTRAL = {type: several[5 :: len(several) // 12] for type, several in WORDS.items()}  # spread over the list
+# Every noun beside another and in a style too, since an edit that keeps each word apart may still harm them together.
 CAPTIONS = (
     words.CAPTIONS
     + tuple(f"a {word} picture" for word in words.COLOURS + words.ADJECTIVES)
-    + tuple(f"a {noun} in {words.STYLES[7 * i % len(words.STYLES)]} style" for i, noun in enumerate(words.NOUNS))
+    + tuple(
+        f"a {words.STYLES[7 * i % len(words.STYLES)]} {noun} and a {other}"
+        for i, (noun, other) in enumerate(zip(words.NOUNS[::2], words.NOUNS[1::2], strict=True))
+    )
 )
 
 
@@ -67,16 +72,22 @@ def fill(template: str, name: str) -> str:
     return re.sub(r"\b([Aa]) \{\}", article, template).replace("{}", name)
 
 
-def read_contexts(host: DiffusionHost, texts: Sequence[str]) -> list[Tensor]:
-    """Every prompt's columns [n, D]: its tokens, its end and PADDING more; prompts of one length are read together."""
-    lengths = [[token.kind for token in host.tokenize(text)].index("end") + 1 + PADDING for text in texts]
-    contexts: list[Tensor] = [torch.empty(0)] * len(texts)
-    for length in sorted(set(lengths)):
-        host.check_interrupt()
-        rows = [row for row, own in enumerate(lengths) if own == length]
-        for row, context in zip(rows, host.contexts([texts[row] for row in rows], length), strict=True):
-            contexts[row] = context.cpu().double()
-    return contexts
+def plain(type: str, name: str) -> str:
+    """The plainest prompt for a name."""
+    return fill(NEAR_TEMPLATES[type][0], name)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a text encoder makes of a prompt, up to PADDING columns after the end token: n tokens, columns [n, D]."""
+
+    tokens: tuple[Token, ...]
+    columns: Tensor
+
+    @property
+    def end(self) -> Tensor:
+        """The end token's column [D], which sums the prompt up."""
+        return self.columns[-1 - PADDING].double()
 
 
 @dataclass(frozen=True)
@@ -86,17 +97,9 @@ class Place:
     mention: Tensor
     after: Tensor
 
-
-def read_places(host: DiffusionHost, templates: Sequence[str], name: str) -> list[Place | None]:
-    """The columns of every template with the name in it; None where the tokenizer does not keep the name whole."""
-    sought, texts, places = host.tokenize(name), [fill(template, name) for template in templates], []
-    for template, text, context in zip(templates, texts, read_contexts(host, texts), strict=True):
-        before = template.rsplit("{}", 1)[0].replace("{}", name)  # where the name may stand as well
-        index = len(find_tokens(host.tokenize(before), sought))
-        mentions = find_tokens(host.tokenize(text)[: len(context)], sought)
-        mention = mentions[index] if index < len(mentions) else None
-        places.append(Place(context[mention], context[mention[-1] + 1 :]) if mention else None)
-    return places
+    @property
+    def columns(self) -> Tensor:
+        return torch.cat([self.mention, self.after])
 
 
 def mean_place(several: Sequence[Place]) -> Place:
@@ -113,26 +116,84 @@ def pair(ours: Place, theirs: Place) -> tuple[Tensor, Tensor]:
     return torch.cat([ours.mention, ours.after[:shortest]]), torch.cat([target, theirs.after[:shortest]])
 
 
-class Lexicon:
+class Reader:
+    """Prompts as a host's text encoder sees them, each read once; prompts of one length are read together."""
+
+    def __init__(self, host: DiffusionHost, known: MutableMapping[str, Reading]):
+        self.host, self.known = host, known
+
+    def read(self, texts: Iterable[str]) -> list[Reading]:
+        """The reading of each prompt."""
+        texts = list(texts)
+        lengths: dict[int, dict[str, tuple[Token, ...]]] = {}
+        for text in dict.fromkeys(texts):
+            if text not in self.known:
+                tokens = self.host.tokenize(text)
+                end = [token.kind for token in tokens].index("end")
+                tokens = tokens[: end + 1 + PADDING]
+                lengths.setdefault(len(tokens), {})[text] = tokens
+        for length, several in sorted(lengths.items()):
+            self.host.check_interrupt()
+            columns = self.host.contexts(list(several), length).cpu()
+            self.known |= {text: Reading(tokens, c) for (text, tokens), c in zip(several.items(), columns, strict=True)}
+        return [self.known[text] for text in texts]
+
+    def place(self, template: str, name: str) -> Place | None:
+        """The columns of the template with the name in it; None where the tokenizer does not keep the name whole."""
+        sought, (reading,) = self.host.tokenize(name), self.read([fill(template, name)])
+        before = template.rsplit("{}", 1)[0].replace("{}", name)  # where the name may stand as well
+        index = len(find_tokens(self.host.tokenize(before), sought))
+        mentions = find_tokens(reading.tokens, sought)
+        if index >= len(mentions):
+            return None
+        columns, mention = reading.columns.double(), mentions[index]
+        return Place(columns[mention], columns[mention[-1] + 1 :])
+
+    def columns(self, templates: Sequence[str], name: str) -> Tensor:
+        """The name's columns [N, D] in all templates, from the name on; raises ForgetError where there are none."""
+        places = [self.place(template, name) for template in templates]
+        if not any(places):
+            raise ForgetError(
+                f"`{name}` cannot be kept: the tokenizer drops it or cuts it off. Use a shorter name in words."
+            )
+        return torch.cat([place.columns for place in places if place])
+
+
+class Common(NamedTuple):
+    """What one text encoder has made of the prompts that every edit needs."""
+
+    readings: dict[str, Reading]
+    neutral: dict[tuple[str, str], dict[str, Place | None]]  # (type, template) -> word of NEUTRAL[type] -> its place
+
+
+_common: dict[str, Common] = {}  # of the last text encoder
+
+
+def recall(host: DiffusionHost) -> Common:
+    """What is known of a host's text encoder, which is recognised by what it makes of a prompt."""
+    (first,) = Reader(host, {}).read([CAPTIONS[0]])
+    encoder = hashlib.sha256(first.columns.numpy().tobytes()).hexdigest()
+    if encoder not in _common:
+        _common.clear()
+    return _common.setdefault(encoder, Common({}, {}))
+
+
+class Lexicon(Reader):
     """Common words as a text encoder sees them: what an edit leaves alone, who is near whom, what is neutral."""
 
     def __init__(self, host: DiffusionHost):
-        self.host = host
+        self.common = recall(host)
+        super().__init__(host, ChainMap({}, self.common.readings))
         self.types = [type for type, several in WORDS.items() for _ in several]
         self.words = [word for several in WORDS.values() for word in several]
-        prompts = [fill(PLAIN[type], word) for type, word in zip(self.types, self.words, strict=True)]
-        self.prompts = [*prompts, *CAPTIONS]
-        self.tokens = [host.tokenize(prompt) for prompt in self.prompts]
-        self.contexts = read_contexts(host, self.prompts)
-        self.meanings = torch.stack([context[-1 - PADDING] for context in self.contexts[: len(prompts)]])
-        self.read: dict[tuple, list[Place | None]] = {}
+        prompts = [plain(type, word) for type, word in zip(self.types, self.words, strict=True)]
+        self.readings = Reader(host, self.common.readings).read([*prompts, *CAPTIONS])
+        self.meanings = torch.stack([reading.end for reading in self.readings[: len(prompts)]])
 
     def likeness(self, names: Sequence[str], type: str) -> Tensor:
         """How like each word is to the nearest of the names: the cosine of their end tokens, less what all words of
         the type have in common; -1 for words of other types."""
-        own = torch.stack(
-            [context[-1 - PADDING] for context in read_contexts(self.host, [fill(PLAIN[type], n) for n in names])]
-        )
+        own = torch.stack([reading.end for reading in self.read([plain(type, name) for name in names])])
         mine = torch.tensor([other == type for other in self.types])
         centre = self.meanings[mine].mean(0)
         likeness = F.cosine_similarity((own - centre)[:, None], (self.meanings - centre)[None], dim=-1).max(0).values
@@ -147,30 +208,23 @@ class Lexicon:
         order = likeness.masked_fill(likeness >= SAME_MEANING, -1).argsort(descending=True)
         return [self.words[i] for i in order[:most]]
 
-    def neutral(self, likeness: Tensor, type: str, most: int) -> list[str]:
-        """Words of the type, spread over the list, that say nothing of a concept."""
-        own = [(like.item(), word) for word, like, t in zip(self.words, likeness, self.types, strict=True) if t == type]
-        far = [word for like, word in own if like < FAR] or [word for _, word in sorted(own)[:most]]
-        return far[:: max(1, len(far) // most)][:most]
+    def neutral(self, likeness: Tensor, type: str) -> list[str]:
+        """The words of NEUTRAL[type] that say nothing of a concept; all of them where none is."""
+        words = NEUTRAL[type]
+        return [word for word in words if likeness[self.words.index(word)] < FAR] or list(words)
+
+    def middle(self, template: str, type: str, neutral: Sequence[str]) -> Place | None:
+        """What some words of NEUTRAL[type] have in common in a template; None where the tokenizer keeps none whole."""
+        if (type, template) not in self.common.neutral:
+            reader = Reader(self.host, {})
+            reader.read([fill(template, word) for word in NEUTRAL[type]])
+            self.common.neutral[type, template] = {word: reader.place(template, word) for word in NEUTRAL[type]}
+        places = self.common.neutral[type, template]
+        whole = [places[word] for word in neutral if places[word]]
+        return mean_place(whole) if whole else None
 
     def kept(self, names: Sequence[str]) -> Tensor:
-        """The columns [N, D] of all prompts in which none of the names occurs."""
+        """The columns [N, D] of all common prompts in which none of the names occurs."""
         sought = [self.host.tokenize(name) for name in names]
-        with_tokens = zip(self.contexts, self.tokens, strict=True)
-        return torch.cat([c for c, tokens in with_tokens if not any(find_tokens(tokens, name) for name in sought)])
-
-    def places(self, templates: Sequence[str], name: str) -> list[Place | None]:
-        """read_places, once for each name."""
-        key = (tuple(templates), name)
-        if key not in self.read:
-            self.read[key] = read_places(self.host, templates, name)
-        return self.read[key]
-
-    def columns(self, templates: Sequence[str], name: str) -> Tensor:
-        """The name's columns [N, D] in all templates, from the name on."""
-        columns = [c for place in self.places(templates, name) if place for c in (place.mention, place.after)]
-        if not columns:
-            raise ForgetError(
-                f"`{name}` cannot be kept: the tokenizer drops it or cuts it off. Use a shorter name in words."
-            )
-        return torch.cat(columns)
+        kept = [r.columns for r in self.readings if not any(find_tokens(r.tokens, name) for name in sought)]
+        return torch.cat(kept).double()

@@ -132,9 +132,9 @@ def test_correction_takes_a_meaning_from_another_word(host):
 
 
 def test_the_slot_of_a_template_is_found_beside_another_mention(host):
-    from fmn_core.paraphrases import fill, read_places
+    from fmn_core.paraphrases import Reader, fill
 
-    (place,) = read_places(host, ("a {} and a house",), "house")
+    place = Reader(host, {}).place("a {} and a house", "house")
     context = host.contexts(["a house and a house"], 10)[0].double()
     assert torch.equal(place.mention, context[[2]]) and torch.equal(place.after, context[3:])
     assert fill("an hour of a {}", "owl") == "an hour of an owl" and fill("a {}", "rose") == "a rose"
