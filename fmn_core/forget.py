@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .balanced import forget_balanced
 from .concept import make_concepts
+from .errors import ForgetError
 from .fast import forget_fast
 from .hosts.base import DiffusionHost
 from .patch import Patch
@@ -22,12 +24,20 @@ def forget(
     """Makes a patch that forgets the concepts in `names`, one a line; returns it and the loss of each step.
 
     `images` [P, H, W, 3] in 0..1 and `mask` [1 or P, H, W] are for the presets that train on pictures. Raises
-    ForgetError for inputs that cannot work.
+    ForgetError for inputs that cannot work and, where the settings are strict, in place of a warning.
     """
+    settings = settings.resolved()
     concepts = make_concepts(names, settings.concept_type, settings.template)
     if settings.preset == "fast":
-        return forget_fast(host, concepts, settings)
-    return forget_by_resteering(host, concepts, settings, images, mask)
+        patch, losses = forget_fast(host, concepts, settings)
+    elif settings.preset == "balanced":
+        patch, losses = forget_balanced(host, concepts, settings, images, mask)
+    else:
+        patch, losses = forget_by_resteering(host, concepts, settings, images, mask)
+    warnings = patch.info["report"]["warnings"]
+    if settings.strict and warnings:
+        raise ForgetError(" ".join(warnings))
+    return patch, losses
 
 
 def summary(patch: Patch) -> str:

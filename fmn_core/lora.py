@@ -48,16 +48,23 @@ class CrossAttentionLoRA(nn.ModuleDict):
         """The LoRA of one projection."""
         return self[self._key(layer, matrix)]
 
+    def load(self, factors: dict[tuple[str, str], tuple[Tensor, Tensor]]) -> None:
+        """Takes over (up, down) of every target."""
+        with torch.no_grad():
+            for target, (up, down) in factors.items():
+                self.adapter(*target).up.copy_(up)
+                self.adapter(*target).down.copy_(down)
+
     def factors(self) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
         """(layer, matrix) -> (up [out, r], down [r, in])."""
         return {target: (self.adapter(*target).up, self.adapter(*target).down) for target in self.targets}
 
     @contextmanager
-    def attached(self) -> Iterator[None]:
-        """Context in which the layers compute W x + up (down x)."""
+    def attached(self, strength: float = 1.0) -> Iterator[None]:
+        """Context in which the layers compute W x + strength * up (down x)."""
 
         def add(lora):
-            return lambda module, args, output: output + lora(args[0]).to(output.dtype)
+            return lambda module, args, output: output + strength * lora(args[0]).to(output.dtype)
 
         with ExitStack() as stack:
             for layer, matrix in self.targets:

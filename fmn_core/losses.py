@@ -19,6 +19,15 @@ def attention_resteering_loss(maps: Iterable[Tensor], columns: Tensor, regions: 
     return sum(square.sum() for square in squares) / len(columns)
 
 
+def mean_attention_loss(maps: Iterable[Tensor], columns: Tensor, regions: Iterable[Tensor] | None = None) -> Tensor:
+    """Attention re-steering on one scale for every model: A^2 of the concept's columns, summed over columns, as a mean
+    over heads, pixels, layers and the batch. Arguments as for attention_resteering_loss."""
+    squares = [(A.square() * columns[:, None, None, :]).sum(-1) for A in maps]
+    if regions is not None:
+        squares = [square * M[:, None, :] for square, M in zip(squares, regions, strict=True)]
+    return sum(square.mean() for square in squares) / len(squares)
+
+
 def predicted_x0(x_t: Tensor, epsilon: Tensor, alpha_bar: Tensor) -> Tensor:
     """The clean latent that a noise estimate implies: (x_t - sqrt(1 - a) epsilon) / sqrt(a), a = alpha_bar [B]
     (Ho et al., 2020, eq. 15)."""

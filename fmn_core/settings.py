@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from .concept import TEMPLATES
 from .errors import ForgetError
+
+LEARNING_RATES = {"fast": 0.0, "paper": 5e-3, "balanced": 1e-3, "robust": 1e-3}  # of each preset
 
 
 def setting(default, help: str, *, choices=None, min=None, max=None, step=None, advanced=False, multiline=False):
@@ -35,8 +37,9 @@ class ForgetSettings:
     preset: str = setting(
         "fast",
         "How to forget. `fast`: in closed form, in seconds, without pictures; keeps the rest best. `paper`: attention "
-        "re-steering as published (Forget-Me-Not, Algorithm 1).",
-        choices=("fast", "paper"),
+        "re-steering as published (Forget-Me-Not, Algorithm 1). `balanced`: `fast`, then refined on pictures by attention "
+        "re-steering and noise estimates. `robust`: as that, and against words learned to bring the concept back.",
+        choices=tuple(LEARNING_RATES),
     )  # fmt: skip
     mode: str = setting(
         "remove",
@@ -47,14 +50,20 @@ class ForgetSettings:
     )  # fmt: skip
     replacement: str = setting("", "For the modes `replace` and `correct`: the other word.")
     keep: str = setting(
-        "", "`fast`: what must not suffer, separated by commas or lines; near words are found without it.", multiline=True
+        "",
+        "What must not suffer, separated by commas or lines; near words are found without it. `paper` keeps nothing.",
+        multiline=True,
     )
     strict: bool = setting(
         False, "Stop with an error, instead of a warning, where the patch's own check finds little effect or much damage."
     )  # fmt: skip
-    steps: int = setting(35, "`paper`: optimisation steps; the original takes 35.", min=1, max=1000)
+    steps: int = setting(
+        35, "Optimisation steps at most; the original takes 35. `paper` takes them all. `fast` takes none.", min=1, max=1000
+    )
     learning_rate: float = setting(
-        5e-3, "`paper`: AdamW's step size for the LoRA. Higher forgets more and harms more.", min=1e-7, max=1e-1, step=1e-6
+        0.0,
+        "`paper`, `balanced`, `robust`: AdamW's step size for the LoRA; 0: the preset's own (`paper` 0.005, the others "
+        "0.001). Higher forgets more and harms more.", min=0.0, max=1e-1, step=1e-6
     )  # fmt: skip
     seed: int = setting(
         0, "Seed of everything random: the same inputs and seed give the same patch. `fast` has nothing random.",
@@ -69,14 +78,14 @@ class ForgetSettings:
         choices=("concept", "concept and end", "concept onward"),
     )  # fmt: skip
     matrices: str = setting(
-        "q k v", "Which projections of each cross-attention layer get a LoRA; `fast` changes no other than k and v.",
+        "q k v", "Which projections of each cross-attention layer get a LoRA; only `paper` changes others than k and v.",
         choices=("q k v", "k v", "k", "v", "q k v out"), advanced=True,
     )  # fmt: skip
     template: str = setting(
         "a photo of {}", "For the type `custom`: one prompt a line, {} where the concept's name belongs.", advanced=True,
         multiline=True,
     )  # fmt: skip
-    batch_size: int = setting(1, "`paper`: pictures in each step; the original takes 1.", min=1, max=16, advanced=True)
+    batch_size: int = setting(1, "Pictures in each step; the original takes 1.", min=1, max=16, advanced=True)
     visual_weight: float = setting(
         0.0,
         "`paper`: weight of the visual denoising loss, which pulls pictures of the concept towards what the model makes "
@@ -84,17 +93,15 @@ class ForgetSettings:
         min=0.0, max=100.0, step=0.01, advanced=True,
     )  # fmt: skip
     num_pictures: int = setting(
-        4, "`paper`: how many pictures the model makes for itself where none are given.", min=1, max=64, advanced=True
+        4, "How many pictures the model makes for itself where none are given.", min=1, max=64, advanced=True
     )  # fmt: skip
     resolution: int = setting(
         0,
-        "`paper`: width and height of these pictures, and about the size that given pictures are brought to. 0: what the "
+        "Width and height of these pictures, and about the size that given pictures are brought to. 0: what the "
         "model was made for.", min=0, max=2048, step=64, advanced=True
     )  # fmt: skip
-    sampling_steps: int = setting(20, "`paper`: steps to make each of these pictures.", min=1, max=150, advanced=True)
-    guidance: float = setting(
-        5.0, "`paper`: guidance scale (CFG) of these pictures.", min=1.0, max=30.0, step=0.1, advanced=True
-    )
+    sampling_steps: int = setting(20, "Steps to make each of these pictures.", min=1, max=150, advanced=True)
+    guidance: float = setting(5.0, "Guidance scale (CFG) of these pictures.", min=1.0, max=30.0, step=0.1, advanced=True)
 
     def __post_init__(self):
         for f in fields(self):
@@ -106,6 +113,10 @@ class ForgetSettings:
 
         if 0 < self.resolution < 64:
             raise ForgetError(f"resolution is {self.resolution}: use 0 for the model's own, or 64 and more.")
+
+    def resolved(self) -> ForgetSettings:
+        """The settings with the preset's own learning rate where none is given."""
+        return self if self.learning_rate else replace(self, learning_rate=LEARNING_RATES[self.preset])
 
     @property
     def projections(self) -> tuple[str, ...]:

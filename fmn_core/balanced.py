@@ -1,0 +1,267 @@
+"""The preset `balanced`: the closed form, refined by attention re-steering under a hybrid loss.
+
+The closed form starts a LoRA on K and V. Its downs stay as they are, so what the solution leaves alone (the start token,
+the empty prompt, what is kept) stays left alone. Its ups are trained on pictures of the concept: to draw less attention
+to it, and to estimate the noise that the untouched model estimates where something else stands in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .attention import concept_mass, tapped
+from .concept import Concept, concept_columns
+from .errors import ForgetError
+from .fast import Task, edit_factors, make_edit
+from .hosts.base import DiffusionHost, Prompts
+from .lora import CrossAttentionLoRA
+from .losses import mean_attention_loss
+from .paraphrases import NEAR_TEMPLATES, fill
+from .patch import Patch, make_patch
+from .resteering import (
+    MAX_GRAD_NORM,
+    PROBES,
+    SAMPLED_AT_ONCE,
+    add_noise,
+    check_pictures,
+    draw,
+    fit_pictures,
+    preview,
+    region_of,
+    sample_pairs,
+)  # fmt: skip
+from .settings import ForgetSettings
+
+ATTENTION, KEEP = 0.1, 1.0  # weights beside the noise's, which is 1
+WORDS = 4  # that stand in the concept's place, in the mean, in each step
+CHECK, PATIENCE = 5, 3  # steps between measurements, and how many without progress end the training
+STRENGTHS = (0.6, 0.8, 1.0, 1.2)  # tried in the end
+LITTLE = 0.5  # of the way left between the concept and its target: more is worth a warning
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Encoded prompts: `asked` of the concepts, with their columns [R, T] and the template each row fills; for every
+    template, `places` where something else stands; `near` words that stay; the empty prompt."""
+
+    asked: Prompts
+    columns: Tensor
+    template: list[int]
+    places: list[Prompts]
+    near: Prompts
+    empty: Prompts
+
+    @classmethod
+    def of(cls, host: DiffusionHost, task: Task) -> Texts:
+        templates = NEAR_TEMPLATES[task.type]
+        rows = [(fill(t, name), name, i) for name in task.forgotten for i, t in enumerate(templates)]
+        place = [task.other] if task.other else task.neutral
+        return cls(
+            asked=host.encode([text for text, _, _ in rows]),
+            columns=torch.stack([concept_columns(host, name, text, "concept") for text, name, _ in rows]).to(host.device),
+            template=[i for _, _, i in rows],
+            places=[host.encode([fill(template, word) for word in place]) for template in templates],
+            near=host.encode([fill(templates[0], word) for word in (*task.neighbours, *task.keep)] or [""]),
+            empty=host.encode([""]),
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Noisy latents x_t [B, C, h, w] at t [B] with prompts of the concept and near it, and what the untouched model
+    should say to both: [B, C, h, w] each."""
+
+    x_t: Tensor
+    t: Tensor
+    rows: list[int]
+    asked: Prompts
+    near: Prompts
+    target: Tensor
+    kept: Tensor
+
+
+@torch.no_grad()
+def make_batch(
+    host: DiffusionHost,
+    texts: Texts,
+    mode: str,
+    noisy: tuple[Tensor, Tensor],
+    words: int,
+    generator: torch.Generator,
+) -> Batch:
+    """A batch at `noisy` (x_t, t) with drawn prompts; call it without a patch.
+
+    The target is the noise estimate where something else stands in the concept's place (Kumari et al., arXiv
+    2303.13516, eq. 4), as a mean over at most so many drawn words. In the mode `correct` that is the dominant concept, and
+    what it adds is taken away (Gandikota et al., arXiv 2303.07345, eq. 7, with eta 1).
+    """
+    x_t, t = noisy
+    rows = draw(len(texts.asked), len(x_t), generator)
+    asked, near = texts.asked.take(rows), texts.near.take(draw(len(texts.near), len(x_t), generator))
+    drawn = torch.randperm(len(texts.places[0]), generator=generator)[:words].tolist()
+    target = sum(host.predict(x_t, t, join([texts.places[texts.template[r]].take([w]) for r in rows])) for w in drawn)
+    target = target / len(drawn)
+    if mode == "correct":
+        target = host.predict(x_t, t, asked) - (target - host.predict(x_t, t, texts.empty.take([0] * len(x_t))))
+    return Batch(x_t, t, rows, asked, near, target, host.predict(x_t, t, near))
+
+
+def join(several: list[Prompts]) -> Prompts:
+    """Encoded prompts of one length as one batch."""
+    pooled = [p.pooled for p in several]
+    return Prompts(
+        sum((p.texts for p in several), ()),
+        torch.cat([p.embeddings for p in several]),
+        None if pooled[0] is None else torch.cat(pooled),
+        sum((p.tokens for p in several), ()),
+    )
+
+
+def forget_balanced(
+    host: DiffusionHost,
+    concepts: tuple[Concept, ...],
+    settings: ForgetSettings,
+    images: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Patch, list[float]]:
+    """A patch in closed form, refined on pictures; returns it and the loss of each step. Arguments as for `forget`."""
+    check_pictures(images, mask)
+    if images is not None:
+        _, height, width = host.latent_shape()
+        images, mask = fit_pictures(images, mask, height * width * 64)
+    edit = make_edit(host, concepts, settings)
+    texts, generator = Texts.of(host, edit.task), torch.Generator().manual_seed(settings.seed)
+    if images is None:
+        with host.training((SAMPLED_AT_ONCE, *host.latent_shape())):
+            latents, _ = sample_pairs(host, texts.asked, texts.empty, texts.columns, settings, generator)
+        images = host.decode(latents)
+    else:
+        latents = host.encode_images(images)
+    return refine(host, concepts, settings, edit, texts, latents, mask, images, generator)
+
+
+def refine(host, concepts, settings, edit, texts, latents, mask, pictures, generator) -> tuple[Patch, list[float]]:
+    """A patch that starts as the edit and is trained on the latents, at the strength that measures best."""
+    factors = edit_factors(host, edit, settings)
+    with host.training((settings.batch_size, *latents.shape[1:])):
+        lora = CrossAttentionLoRA(
+            host.cross_attentions(), tuple(dict.fromkeys(m for _, m in factors)), edit.up.shape[1], generator
+        ).to(host.device)
+        lora.load(factors)
+        probe = make_probe(host, lora, texts, settings.mode, latents, generator)
+        before = probe(0.0)
+        losses, checks = train(host, lora, texts, settings, latents, mask, pictures, probe, generator)
+        readings = {strength: probe(strength) for strength in STRENGTHS}
+        strength = min(readings, key=lambda s: readings[s].total)
+        after = readings[strength]
+    report = edit.report | {
+        "steps": len(losses),
+        "loss": [losses[0], losses[-1]],
+        "strength": strength,
+        "attention_mass": {"before": before.mass, "after": after.mass},
+        "distance": {"before": before.distance, "fast": checks[0].distance, "after": after.distance},
+        "noise drift": after.drift,
+    }
+    report["warnings"] = [*edit.report["warnings"], *warnings(after, len(losses), settings)]
+    factors = {target: (up * strength, down) for target, (up, down) in lora.factors().items()}
+    return make_patch(host, factors, concepts, asdict(settings), report), losses
+
+
+def train(host, lora, texts, settings, latents, mask, pictures, probe, generator) -> tuple[list[float], list[Reading]]:
+    """Trains the ups until the steps are up or the probe has not fallen for a while, and leaves the best of them.
+
+    Returns the loss of each step and the probe's readings, the first before any step. A loss that is not finite ends it.
+    """
+    layers, ups = host.cross_attentions(), [adapter.up for adapter in lora.values()]
+    optimizer = torch.optim.AdamW(ups, lr=settings.learning_rate, weight_decay=0)
+    losses, checks, best = [], [probe(1.0)], [up.detach().clone() for up in ups]
+    for step in range(settings.steps):
+        host.check_interrupt()
+        shown = draw(len(latents), settings.batch_size, generator)
+        batch = make_batch(host, texts, settings.mode, add_noise(host, latents[shown], generator), WORDS, generator)
+        columns = texts.columns[batch.rows]
+        with lora.attached():
+            with tapped(layers) as maps:
+                noise = (host.predict(batch.x_t, batch.t, batch.asked) - batch.target).square().mean()
+            regions = None if mask is None else [region_of(mask, shown, A.shape[2], batch.x_t) for A in maps.values()]
+            attention = mean_attention_loss(maps.values(), columns, regions)
+            drift = (host.predict(batch.x_t, batch.t, batch.near) - batch.kept).square().mean()
+        loss = noise + ATTENTION * attention + KEEP * drift
+        if not torch.isfinite(loss):
+            break
+        gradients = torch.autograd.grad(loss, ups)
+        for up, gradient in zip(ups, gradients, strict=True):
+            up.grad = gradient
+        torch.nn.utils.clip_grad_norm_(ups, MAX_GRAD_NORM)
+        optimizer.step()
+        losses.append(loss.item())
+        host.progress(step + 1, settings.steps, preview(maps, columns, pictures, shown, batch.x_t))
+        if (step + 1) % CHECK == 0 or step + 1 == settings.steps:
+            checks.append(probe(1.0))
+            totals = [check.total for check in checks]
+            if totals[-1] == min(totals):
+                best = [up.detach().clone() for up in ups]
+            elif min(totals) not in totals[-PATIENCE:]:
+                break
+    if not losses:
+        raise ForgetError("The loss is not finite at step 1: look for broken pictures.")
+    with torch.no_grad():
+        for up, value in zip(ups, best, strict=True):
+            up.copy_(value)
+    return losses, checks
+
+
+class Reading(NamedTuple):
+    """What a probe measures: mean |estimate - target|^2 for the concept and |change|^2 for what is near, both over the
+    untouched model's for the concept; and the share of attention that the concept draws."""
+
+    distance: float
+    drift: float
+    mass: float
+
+    @property
+    def total(self) -> float:
+        return self.distance + self.drift
+
+
+def make_probe(host, lora, texts: Texts, mode: str, latents: Tensor, generator) -> Callable[[float], Reading]:
+    """A measurement of the LoRA at a strength, the same each time: on fixed latents, one at a time, which takes no more
+    memory than training."""
+    x_t, t = add_noise(host, latents[draw(len(latents), PROBES, generator)], generator)
+    batches = [make_batch(host, texts, mode, (x_t[i : i + 1], t[i : i + 1]), 99, generator) for i in range(PROBES)]
+
+    @torch.no_grad()
+    def probe(strength: float) -> Reading:
+        distance = drift = scale = mass = 0.0
+        for batch in batches:
+            with lora.attached(strength):
+                with tapped(host.cross_attentions()) as maps:
+                    epsilon = host.predict(batch.x_t, batch.t, batch.asked)
+                drift += (host.predict(batch.x_t, batch.t, batch.near) - batch.kept).square().mean().item()
+            distance += (epsilon - batch.target).square().mean().item()
+            mass += concept_mass(maps, texts.columns[batch.rows]).item() / PROBES
+            scale += (host.predict(batch.x_t, batch.t, batch.asked) - batch.target).square().mean().item()
+        return Reading(distance / max(scale, 1e-12), drift / max(scale, 1e-12), mass)
+
+    return probe
+
+
+def warnings(after: Reading, steps: int, settings: ForgetSettings) -> list[str]:
+    """A sentence for each figure that says the training did little, or harms."""
+    found = []
+    if after.distance > LITTLE:
+        found.append(
+            f"Little effect: the noise estimate for the concept is still {after.distance:.0%} as far from its target as "
+            "without the patch. Give it more `steps`."
+        )
+    if after.drift > LITTLE:
+        found.append(
+            f"What is near suffers: its noise estimate moves by {after.drift:.0%} of what the concept's has to. Put what "
+            "matters into `keep`, or forget fewer concepts at once."
+        )
+    return found
