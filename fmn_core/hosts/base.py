@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 MATRICES = ("to_q", "to_k", "to_v", "to_out")
+ENCODED_AT_ONCE = 64  # prompts
 
 # Family of a model -> (ss_base_model_version, modelspec.architecture): what LoRA loaders sort files by.
 FAMILIES = {
@@ -19,6 +20,11 @@ FAMILIES = {
     "sd2_v": ("sd_v2_v", "stable-diffusion-v2-768-v/lora"),
     "sdxl": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"),
 }
+
+
+def linear_name(matrix: str) -> str:
+    """Where a layer has the projection called `matrix` (one of MATRICES); `to_out` is a Sequential around it."""
+    return "to_out.0" if matrix == "to_out" else matrix
 
 
 @dataclass(frozen=True)
@@ -31,8 +37,8 @@ class CrossAttention:
     place: str
 
     def linear(self, matrix: str) -> nn.Module:
-        """The projection called `matrix` (one of MATRICES); `to_out` is the Linear inside the host's Sequential."""
-        return self.module.to_out[0] if matrix == "to_out" else getattr(self.module, matrix)
+        """The projection called `matrix` (one of MATRICES)."""
+        return self.module.get_submodule(linear_name(matrix))
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,10 @@ from torch import Tensor, nn
 
 from ..errors import ForgetError
 from ..patch import Patch, check_fits, model_shapes
-from .base import CrossAttention, DiffusionHost, Prompts, Token
+from .base import ENCODED_AT_ONCE, CrossAttention, DiffusionHost, Prompts, Token, linear_name
 
 # What a training step holds beyond one forward of the host's own estimate: the activations that backward needs.
 TRAINING_MEMORY_FACTOR = 4
-ENCODED_AT_ONCE = 64  # prompts
 NATIVE_SIZE = {"sd1": 512, "sd2": 512, "sd2_v": 768, "sdxl": 1024}
 
 
@@ -86,13 +85,16 @@ class ComfyHost(DiffusionHost):
                 tuple(row * (length // len(row)) for row in tokens),
             )
 
+    @cached_property
+    def context_width(self) -> int:
+        return next(iter(self.cross_attentions().values())).linear("to_k").weight.shape[1]
+
     def require_width(self, embeddings: Tensor) -> None:
         """Raises ForgetError unless embeddings [..., D] are as wide as the cross-attention takes them."""
-        width = next(iter(self.cross_attentions().values())).linear("to_k").weight.shape[1]
-        if embeddings.shape[-1] != width:
+        if embeddings.shape[-1] != self.context_width:
             raise ForgetError(
-                f"The CLIP makes embeddings of width {embeddings.shape[-1]} and {self.model_name()} takes {width}: "
-                "connect the CLIP that belongs to the model."
+                f"The CLIP makes embeddings of width {embeddings.shape[-1]} and {self.model_name()} takes "
+                f"{self.context_width}: connect the CLIP that belongs to the model."
             )
 
     def contexts(self, texts: list[str], columns: int) -> Tensor:
@@ -213,7 +215,7 @@ class ShortClip(nn.Module):
 
 def weight_key(layer: str, matrix: str) -> str:
     """The host's name of a projection's weight."""
-    return f"diffusion_model.{layer}.{'to_out.0' if matrix == 'to_out' else matrix}.weight"
+    return f"diffusion_model.{layer}.{linear_name(matrix)}.weight"
 
 
 def cross_attentions(unet: nn.Module) -> dict[str, CrossAttention]:

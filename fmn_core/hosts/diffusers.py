@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import ForgetError
-from .base import CrossAttention, DiffusionHost, Prompts, Token
+from .base import ENCODED_AT_ONCE, CrossAttention, DiffusionHost, Prompts, Token, linear_name
 
 PLACES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
 BLOCK = re.compile(r"^(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\.")
@@ -25,9 +25,9 @@ def load_pipeline(name: str, device: str | None = None):
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     options = {"torch_dtype": torch.float32 if device == "cpu" else torch.float16}
-    if name.endswith((".safetensors", ".ckpt")):
-        if name.endswith(".ckpt"):
-            raise ForgetError(f"{name} is of a format that can run anything when read: convert it to .safetensors first.")
+    if name.endswith(".ckpt"):
+        raise ForgetError(f"{name} is of a format that can run anything when read: convert it to .safetensors first.")
+    if name.endswith(".safetensors"):
         with safe_open(name, "pt") as file:
             two_encoders = any(key.startswith("conditioner.embedders.1.") for key in file.keys())
         kind = StableDiffusionXLPipeline if two_encoders else StableDiffusionPipeline
@@ -115,7 +115,8 @@ class DiffusersHost(DiffusionHost):
 
     @torch.no_grad()
     def contexts(self, texts: list[str], columns: int) -> Tensor:
-        return torch.cat([self.hidden_states(texts[i : i + 64], columns)[0] for i in range(0, len(texts), 64)])
+        starts = range(0, len(texts), ENCODED_AT_ONCE)
+        return torch.cat([self.hidden_states(texts[i : i + ENCODED_AT_ONCE], columns)[0] for i in starts])
 
     def hidden_states(self, texts: list[str], columns: int | None) -> tuple[Tensor, Tensor | None]:
         """Embeddings [B, columns, D] in fp32 as the UNet takes them, and SDXL's pooled ones."""
@@ -166,10 +167,10 @@ class DiffusersHost(DiffusionHost):
             else:
                 sgm = f"middle_block.{2 * int(index) + 1}."
             name = BLOCK.sub(sgm, layer)
-        return f"lora_unet_{name}_{'to_out.0' if matrix == 'to_out' else matrix}".replace(".", "_")
+        return f"lora_unet_{name}_{linear_name(matrix)}".replace(".", "_")
 
     def weight(self, layer: str, matrix: str) -> Tensor:
-        linear = self.cross_attentions()[layer].linear(matrix)
+        linear = self.unet.get_submodule(f"{layer}.{linear_name(matrix)}")
         return getattr(linear, "base_layer", linear).weight  # PEFT keeps the layer that it wraps
 
     @contextmanager
