@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .errors import ForgetError
 from .forget import forget, summary
-from .patch import read_patch, save_patch, slug
+from .patch import read_patch, require_new, save_patch, slug
 from .settings import ForgetSettings
 
 
@@ -36,8 +36,8 @@ def run_forget(options: argparse.Namespace) -> None:
 
     settings = take_settings(options, ForgetSettings)
     names = "\n".join(options.concept)
-    if options.out and options.out.exists():
-        raise ForgetError(f"{options.out} exists already, and patches are never overwritten: choose another name.")
+    if options.out:
+        require_new(options.out)
     images = read_images(options.images) if options.images else None
     host = DiffusersHost(load_pipeline(options.model, options.device), settings.resolution)
     patch, _ = forget(host, names, settings, images)

@@ -57,16 +57,15 @@ def make_patch(
 ) -> Patch:
     """Patch from factors, (layer, matrix) -> (up [out, r], down [r, in]) of one r: singular values' roots on both
     sides, fp16, alpha = rank. Raises ForgetError where they are not finite."""
-    finite = all(torch.isfinite(factor).all() for pair in factors.values() for factor in pair)
     tensors = {}
-    for (layer, matrix), (up, down) in factors.items() if finite else ():
+    for (layer, matrix), (up, down) in factors.items():
         name = host.lora_key(layer, matrix)
+        require_finite(up, down)  # the decomposition in `balanced` takes no others
         up, down = balanced(up.detach().cpu(), down.detach().cpu())
         tensors[name + DOWN] = down.half().contiguous()
         tensors[name + UP] = up.half().contiguous()
         tensors[name + ALPHA] = torch.tensor(float(len(down)), dtype=torch.float16)
-    if not (finite and all(torch.isfinite(tensor).all() for tensor in tensors.values())):
-        raise ForgetError("The patch's weights are not finite in half precision: lower the learning rate.")
+    require_finite(*tensors.values())
     info = {
         "schema": SCHEMA,
         "version": __version__,
@@ -79,6 +78,12 @@ def make_patch(
     if keys is not None:
         info["erase_keys"] = {"shape": list(keys.shape), "fp16": encode_array(keys)}
     return Patch(dict(sorted(tensors.items())), info)
+
+
+def require_finite(*weights: Tensor) -> None:
+    """Raises ForgetError where a patch's weights hold infinity or no number."""
+    if not all(torch.isfinite(weight).all() for weight in weights):
+        raise ForgetError("The patch's weights are not finite in half precision: lower the learning rate.")
 
 
 def fingerprint(host: DiffusionHost) -> str:
@@ -187,12 +192,17 @@ def publish(temporary: Path, path: Path) -> None:
     """Gives a finished file its name; hosts cache by name, so a name in use is never taken over."""
     try:
         os.link(temporary, path)
-    except FileExistsError:
-        raise ForgetError(f"{path} exists already, and patches are never overwritten: choose another name.") from None
-    except OSError:  # a file system without hard links
-        if path.exists():
-            raise ForgetError(f"{path} exists already, and patches are never overwritten: choose another name.") from None
-        os.rename(temporary, path)
+        return
+    except OSError:  # the name is taken, or the file system has no hard links
+        pass
+    require_new(path)
+    os.rename(temporary, path)
+
+
+def require_new(path: Path) -> None:
+    """Raises ForgetError where the name is taken, be it by a link to nowhere."""
+    if os.path.lexists(path):
+        raise ForgetError(f"{path} exists already, and patches are never overwritten: choose another name.")
 
 
 def read_patch(path: Path) -> Patch:
