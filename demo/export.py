@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from fmn_core.hosts.taesd import WIDTH
+from fmn_core.hosts.taesd import LATENT_CHANNELS, WIDTH
 
 from .host import CHECKPOINT
-from .recipe.autoencoder import LATENT_CHANNELS, SCALE
+from .recipe.autoencoder import SCALE
 from .recipe.checkpoint import read_checkpoint
 from .recipe.text_encoder import CONFIG as TEXT
 from .recipe.text_encoder import CLIPTextConfig, CLIPTextModel, make_tokenizer
@@ -76,9 +76,7 @@ def make_pipeline(checkpoint: Path = CHECKPOINT):
     """The checkpoint as diffusers' StableDiffusionPipeline, fp32."""
     from diffusers import AutoencoderTiny, StableDiffusionPipeline
 
-    unet_weights, text_weights, vae_weights = (
-        {key: weight.float() for key, weight in weights.items()} for weights in read_checkpoint(checkpoint)
-    )
+    unet_weights, text_weights, vae_weights = read_checkpoint(checkpoint)
     unet = make_unet()
     unet.load_state_dict(unet_weights)
     vae = AutoencoderTiny(encoder_block_out_channels=(WIDTH,) * 4, decoder_block_out_channels=(WIDTH,) * 4)
@@ -105,7 +103,7 @@ def export_webui(folder: Path, checkpoint: Path = CHECKPOINT, autoencoder: str |
     folder.mkdir(parents=True, exist_ok=True)
     text = folder / checkpoint.stem
     make_tokenizer().save_pretrained(text)
-    make_text_encoder({key: weight.float() for key, weight in read_checkpoint(checkpoint)[1].items()}).save_pretrained(text)
+    make_text_encoder(read_checkpoint(checkpoint)[1]).save_pretrained(text)
     shutil.copyfile(checkpoint, folder / checkpoint.name)
     config = WEBUI_CONFIG.format(
         start=BETAS[0], end=BETAS[1], scale=SCALE, latent_channels=LATENT_CHANNELS, channels=WIDTHS[0],

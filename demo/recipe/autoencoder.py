@@ -5,40 +5,10 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from fmn_core.hosts.taesd import WIDTH, Block, Clamp, conv
+from fmn_core.hosts.taesd import WIDTH, make_decoder, make_encoder
 
 WIDTHS = (16, 32, 64, 64)  # at 128, 64, 32 and 16 pixels
-LATENT_CHANNELS = 4
 SCALE = 0.18215  # SD1's latent scale: the UNet sees latents of unit variance, the hosts divide and multiply by it
-
-
-def blocks(width, count):
-    return [Block(width) for _ in range(count)]
-
-
-def make_encoder(widths=WIDTHS):
-    """Pictures [B, 3, H, W] in 0..1 to latents [B, 4, H/8, W/8]."""
-    a, b, c, d = widths
-    return nn.Sequential(
-        conv(3, a), *blocks(a, 1),
-        conv(a, b, stride=2, bias=False), *blocks(b, 3),
-        conv(b, c, stride=2, bias=False), *blocks(c, 3),
-        conv(c, d, stride=2, bias=False), *blocks(d, 3),
-        conv(d, LATENT_CHANNELS),
-    )  # fmt: skip
-
-
-def make_decoder(widths=WIDTHS):
-    """Latents [B, 4, h, w] of unit variance to pictures [B, 3, 8h, 8w] in 0..1 and a little beyond."""
-    a, b, c, d = widths
-    up = nn.Upsample(scale_factor=2)
-    return nn.Sequential(
-        Clamp(), conv(LATENT_CHANNELS, d), nn.ReLU(),
-        *blocks(d, 3), up, conv(d, c, bias=False),
-        *blocks(c, 3), up, conv(c, b, bias=False),
-        *blocks(b, 3), up, conv(b, a, bias=False),
-        *blocks(a, 1), conv(a, 3),
-    )  # fmt: skip
 
 
 class Autoencoder(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import comfy.sd1_clip
 import comfy.supported_models
 import comfy.supported_models_base
 import folder_paths
+from safetensors import SafetensorError, safe_open
 
 from ..errors import ForgetError
 
@@ -24,13 +24,16 @@ TEXT_MODEL = {
     "eos_token_id": 49407,
     "layer_norm_eps": 1e-5,
 }
-
-
 TENSORS = {"UNet": 404, "text encoder": 36, "autoencoder": 136}
 
 
 def require_whole(part: str, weights: dict) -> dict:
-    """The weights of one part of the checkpoint, as they are; raises ForgetError where some are missing or not finite."""
+    """The weights of one part of the checkpoint, as they are; raises ForgetError where some are missing or not finite.
+
+    Of a part that is not there at all the host says so itself.
+    """
+    if not weights:
+        return weights
     broken = sum(not weight.isfinite().all() for weight in weights.values())
     if len(weights) != TENSORS[part] or broken:
         raise ForgetError(
@@ -46,9 +49,12 @@ class EmojiTextModel(comfy.sd1_clip.SDClipModel):
 
     def __init__(self, device="cpu", dtype=None, model_options={}):  # noqa: B006 (the host's own signature)
         super().__init__(
-            device=device, dtype=dtype, textmodel_json_config=dict(TEXT_MODEL), return_projected_pooled=False,
+            device=device,
+            dtype=dtype,
+            textmodel_json_config=dict(TEXT_MODEL),
+            return_projected_pooled=False,
             model_options=model_options,
-        )  # fmt: skip
+        )
 
 
 class EmojiClipModel(comfy.sd1_clip.SD1ClipModel):
@@ -67,12 +73,10 @@ class EmojiSD(comfy.supported_models.SD15):
         return require_whole("UNet", super().process_unet_state_dict(state_dict))
 
     def process_clip_state_dict(self, state_dict):
-        weights = super().process_clip_state_dict(state_dict)
-        return require_whole("text encoder", weights) if weights else weights  # the host says itself where there is none
+        return require_whole("text encoder", super().process_clip_state_dict(state_dict))
 
     def process_vae_state_dict(self, state_dict):
-        weights = super().process_vae_state_dict(state_dict)
-        return require_whole("autoencoder", weights) if weights else weights
+        return require_whole("autoencoder", super().process_vae_state_dict(state_dict))
 
     def clip_target(self, state_dict={}):  # noqa: B006
         return comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, EmojiClipModel)
@@ -80,14 +84,11 @@ class EmojiSD(comfy.supported_models.SD15):
 
 def is_complete(file: Path) -> bool:
     """Whether a safetensors file is as long as its header says."""
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        try:
-            header = json.loads(stream.read(int.from_bytes(start, "little")))
-        except (ValueError, OverflowError, MemoryError):
-            return False
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    return file.stat().st_size == 8 + int.from_bytes(start, "little") + max(ends, default=0)
+    try:
+        with safe_open(file, "pt"):
+            return True
+    except SafetensorError:
+        return False
 
 
 def register(demo: Path) -> None:

@@ -5,11 +5,14 @@ Layers and the two scalars as in the tiny autoencoder for Stable Diffusion (Olli
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 WIDTH = 64
+LATENT_CHANNELS = 4
 
 
 def conv(inputs: int, outputs: int, **options) -> nn.Conv2d:
@@ -24,7 +27,7 @@ class Clamp(nn.Module):
 class Block(nn.Module):
     """Three convolutions and what came in."""
 
-    def __init__(self, width: int = WIDTH):
+    def __init__(self, width: int):
         super().__init__()
         self.conv = nn.Sequential(conv(width, width), nn.ReLU(), conv(width, width), nn.ReLU(), conv(width, width))
 
@@ -32,25 +35,41 @@ class Block(nn.Module):
         return F.relu(self.conv(x) + x)
 
 
-def blocks(count: int) -> list[Block]:
-    return [Block() for _ in range(count)]
+def blocks(width: int, count: int) -> list[Block]:
+    return [Block(width) for _ in range(count)]
+
+
+def make_encoder(widths: Sequence[int]) -> nn.Sequential:
+    """Pictures [B, 3, H, W] in 0..1 to latents [B, 4, H/8, W/8]; `widths` at 1, 1/2, 1/4 and 1/8 of the size."""
+    a, b, c, d = widths
+    return nn.Sequential(
+        conv(3, a), *blocks(a, 1),
+        conv(a, b, stride=2, bias=False), *blocks(b, 3),
+        conv(b, c, stride=2, bias=False), *blocks(c, 3),
+        conv(c, d, stride=2, bias=False), *blocks(d, 3),
+        conv(d, LATENT_CHANNELS),
+    )  # fmt: skip
+
+
+def make_decoder(widths: Sequence[int]) -> nn.Sequential:
+    """Latents [B, 4, h, w] to pictures [B, 3, 8h, 8w] in 0..1 and a little beyond; `widths` as of the encoder."""
+    a, b, c, d = widths
+    up = nn.Upsample(scale_factor=2)
+    return nn.Sequential(
+        Clamp(), conv(LATENT_CHANNELS, d), nn.ReLU(),
+        *blocks(d, 3), up, conv(d, c, bias=False),
+        *blocks(c, 3), up, conv(c, b, bias=False),
+        *blocks(b, 3), up, conv(b, a, bias=False),
+        *blocks(a, 1), conv(a, 3),
+    )  # fmt: skip
 
 
 class TAESD(nn.Module):
     """Pictures [B, 3, H, W] in -1..1 to latents [B, 4, H/8, W/8] before the model's scale factor, and back."""
 
-    def __init__(self, latent_channels: int = 4):
+    def __init__(self):
         super().__init__()
-        down = lambda: conv(WIDTH, WIDTH, stride=2, bias=False)  # noqa: E731
-        up = lambda: (nn.Upsample(scale_factor=2), conv(WIDTH, WIDTH, bias=False))  # noqa: E731
-        self.taesd_encoder = nn.Sequential(
-            conv(3, WIDTH), *blocks(1), down(), *blocks(3), down(), *blocks(3), down(), *blocks(3),
-            conv(WIDTH, latent_channels),
-        )  # fmt: skip
-        self.taesd_decoder = nn.Sequential(
-            Clamp(), conv(latent_channels, WIDTH), nn.ReLU(),
-            *blocks(3), *up(), *blocks(3), *up(), *blocks(3), *up(), *blocks(1), conv(WIDTH, 3),
-        )  # fmt: skip
+        self.taesd_encoder, self.taesd_decoder = make_encoder((WIDTH,) * 4), make_decoder((WIDTH,) * 4)
         self.vae_scale, self.vae_shift = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(0.0))
 
     def encode(self, pictures: Tensor) -> Tensor:
