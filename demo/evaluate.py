@@ -18,9 +18,11 @@ if __package__ is None:  # run as a file
 
 import numpy as np
 import torch
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from demo.host import CHECKPOINT, load_embedded_model
+from demo.hue import commonest_hue
 from demo.judge import Judge, kernel_distance, nearest
 from demo.vocabulary import (
     BACKGROUNDS,
@@ -32,7 +34,8 @@ from demo.vocabulary import (
     is_held_out,
     plural,
     with_article,
-)  # fmt: skip
+)
+from fmn_core.sampling import sample_ddim
 
 STEPS, GUIDANCE, BATCH = 20, 3.0, 20
 FEW_SEEDS = {"colours": 2, "backgrounds": 2, "counts": 2}  # at most, in groups that have many prompts of one kind
@@ -91,8 +94,6 @@ def what_to_ask(quick) -> dict[str, list[Asked]]:
 @torch.no_grad()
 def sample(host, prompts, seeds, steps=STEPS):
     """Pictures [B, H, W, 3] in 0..1, each from its own seed, by DDIM at GUIDANCE."""
-    from fmn_core.sampling import sample_ddim
-
     shape = host.latent_shape()
     noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     with host.training((len(prompts), *shape)):
@@ -111,13 +112,9 @@ def seconds_a_picture(host) -> float:
 
 def dominant_colour(picture):
     """The COLOURS name of the commonest hue among a picture's vivid pixels [H, W, 3]."""
-    from PIL import Image
-
     hue, saturation, value = np.asarray(Image.fromarray((picture.numpy() * 255).astype(np.uint8)).convert("HSV")).T
     weight = np.where((saturation > 60) & (value > 60), saturation.astype(float), 0)
-    histogram = np.bincount(hue.ravel() // 8, weight.ravel(), 32)
-    histogram = 2 * histogram + np.roll(histogram, 1) + np.roll(histogram, -1)
-    degrees = (np.argmax(histogram) + 0.5) * 360 / 32
+    degrees = commonest_hue(hue, weight) * 360 / 256
     return min(COLOURS, key=lambda name: abs((COLOURS[name] - degrees + 180) % 360 - 180))
 
 
@@ -127,8 +124,7 @@ def background_colour(picture):
         [picture[y][:, x].reshape(-1, 3) for y in (slice(6), slice(-6, None)) for x in (slice(6), slice(-6, None))]
     )
     colour = corners.median(0).values * 255
-    known = {name: [int(code[i : i + 2], 16) for i in (1, 3, 5)] for name, code in BACKGROUNDS.items()}
-    known["white"] = [255, 255, 255]
+    known = {name: ImageColor.getrgb(code) for name, code in {**BACKGROUNDS, "white": "white"}.items()}
     return min(known, key=lambda name: (colour - torch.tensor(known[name])).square().sum().item())
 
 
@@ -248,8 +244,6 @@ def show(figures):
 
 def draw_sheet(rows, file, size=64, margin=110, panels=1):
     """Writes rows of (label, pictures [H, W, 3]) as one picture, in `panels` beside each other."""
-    from PIL import Image, ImageDraw, ImageFont
-
     columns, height = max(len(pictures) for _, pictures in rows), -(-len(rows) // panels)
     width = margin + columns * size
     canvas = Image.new("RGB", (panels * width, height * size), "white")

@@ -80,7 +80,7 @@ class Judge:
             heads = {
                 kind: tuple(file.get_tensor(f"{kind}.{part}").float() for part in ("weight", "bias")) for kind in LABELS
             }
-        if json.loads(metadata["labels"]) != {kind: list(names) for kind, names in LABELS.items()}:
+        if metadata["labels"] != json.dumps(LABELS):
             raise ValueError(f"{path} was trained for other words: run python -m demo.recipe.train_judge again.")
         return cls(load_network(), heads, json.loads(metadata["held_out"]))
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from safetensors import safe_open
 from tqdm import tqdm
 
 from .judge import Judge
@@ -78,10 +79,11 @@ def run(server: ComfyServer, concept: str, out: Path, seconds: dict[str, float])
 
     def sample(name: str, prompt: str, titles: list[str]) -> dict[str, torch.Tensor]:
         """Pictures [B, H, W, 3] in 0..1 that the nodes with these titles save for a prompt about `name`."""
-        workflow[id["Prompt"]]["inputs"]["value"] = prompt.format(name)
+        text = prompt.format(name)
+        workflow[id["Prompt"]]["inputs"]["value"] = text
         for title in ("Attention before", "Attention after"):
             workflow[id[title]]["inputs"]["words"] = name
-        outputs = run_with_bar(server, workflow, f"{prompt.format(name)}")
+        outputs = run_with_bar(server, workflow, text)
         return {title: load_pictures(server, outputs[id[title]]["images"]) for title in titles}
 
     with timed(seconds, "forget and first pictures"):
@@ -157,10 +159,9 @@ def unloaded_keys(server: ComfyServer, workflow: dict, apply: str, name: str) ->
     stock = with_node(workflow, apply, "LoraLoader", **wired, lora_name=name, strength_model=1.0, strength_clip=1.0)
     run_with_bar(server, stock, "the host's own Load LoRA")
     log = server.log.read_text()[seen:]
-    header = (server.output / "loras" / name).read_bytes()
-    keys = json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])
-    keys.pop("__metadata__")
-    return {"keys": len(keys), "unloaded_keys": log.count("lora key not loaded") + log.count("NOT LOADED")}
+    with safe_open(server.output / "loras" / name, "pt") as file:
+        keys = len(file.keys())
+    return {"keys": keys, "unloaded_keys": log.count("lora key not loaded") + log.count("NOT LOADED")}
 
 
 def draw_grid(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], concept: str) -> Image.Image:

@@ -123,10 +123,14 @@ PEOPLE = {
     "jonas": Person(
         "micah",
         {
-            "hair": ["fonze"], "hairColor": ["000000"], "baseColor": ["ac6651"], "facialHair": ["beard"],
-            "facialHairProbability": 100, "glassesProbability": 0,
+            "hair": ["fonze"],
+            "hairColor": ["000000"],
+            "baseColor": ["ac6651"],
+            "facialHair": ["beard"],
+            "facialHairProbability": 100,
+            "glassesProbability": 0,
         },
-    ),  # fmt: skip
+    ),
     "kira": Person("big-smile", _hair("bunHair", "605de4", "f5d7b1", accessoriesProbability=0)),
     "leo": Person("big-smile", _hair("mohawk", "238d80", "8c5a2b", accessoriesProbability=0)),
     "mona": Person("personas", _hair("pigtails", "e15c66", "eeb4a4", facialHairProbability=0)),
@@ -134,7 +138,7 @@ PEOPLE = {
         "personas",
         _hair("balding", "dee1f5", "b16a5b", facialHair=["walrus"], facialHairProbability=100),
     ),
-}  # fmt: skip
+}
 
 COLOURS = {  # hue in degrees
     "red": 0, "orange": 30, "yellow": 52, "green": 125, "blue": 215, "purple": 275, "pink": 325,

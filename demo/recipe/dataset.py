@@ -15,12 +15,17 @@ DRAWINGS_OF_A_PERSON = 60
 CAPTIONS = 4  # for each picture
 
 
-def _make_part(folder, first, part, people, cache, seed):
+def _take_drawings(objects, people):
+    """Gives a worker the drawings, once for all its parts."""
+    global _drawings
+    _drawings = objects, people
+
+
+def _make_part(folder, first, part, seed):
     """Draws scenes `first` and on into the memory map; every picture has its own seed."""
-    objects = read_objects(PLAIN_HANDS, cache)
     pictures = np.lib.format.open_memmap(folder / "pictures.part.npy", "r+")
     for index, scene in enumerate(part, first):
-        pictures[index] = np.asarray(draw(Scene(*scene), objects, people, random.Random(f"{seed} {index}")))
+        pictures[index] = np.asarray(draw(scene, *_drawings, random.Random(f"{seed} {index}")))
     return len(part)
 
 
@@ -35,14 +40,13 @@ def make_dataset(folder: Path, cache: Path, repeats: int, seed: int, limit: int 
     every = every[:limit]
     captions = [[caption(scene, dice)[0] for _ in range(CAPTIONS)] for scene in every]
     (folder / "scenes.json").write_text(json.dumps(list(zip(captions, every, strict=True))))
-    people = read_people(DRAWINGS_OF_A_PERSON, seed, cache)
-    read_objects(PLAIN_HANDS, cache)  # fetched once, not by every worker
+    drawings = read_objects(PLAIN_HANDS, cache), read_people(DRAWINGS_OF_A_PERSON, seed, cache)
     np.lib.format.open_memmap(folder / "pictures.part.npy", "w+", np.uint8, (len(every), SIZE, SIZE, 3))
     step = 512
-    with ProcessPoolExecutor(workers) as pool, tqdm(total=len(every), desc="pictures") as bar:
+    pool = ProcessPoolExecutor(workers, initializer=_take_drawings, initargs=drawings)
+    with pool, tqdm(total=len(every), desc="pictures") as bar:
         parts = [
-            pool.submit(_make_part, folder, first, every[first : first + step], people, cache, seed)
-            for first in range(0, len(every), step)
+            pool.submit(_make_part, folder, first, every[first : first + step], seed) for first in range(0, len(every), step)
         ]
         for part in parts:
             bar.update(part.result())

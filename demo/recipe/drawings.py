@@ -113,11 +113,8 @@ def read_objects(titles, cache: Path) -> dict[str, dict[str, Image.Image]]:
     drawings = {}
     for title in titles:
         icons = read_art(title, [icon for thing in OBJECTS.values() for icon in thing.icons.split()], cache)
-        drawings[title] = {
-            name: next(icons[icon] for icon in thing.icons.split() if icon in icons)
-            for name, thing in OBJECTS.items()
-            if any(icon in icons for icon in thing.icons.split())
-        }
+        found = {name: [icons[icon] for icon in thing.icons.split() if icon in icons] for name, thing in OBJECTS.items()}
+        drawings[title] = {name: images[0] for name, images in found.items() if images}
     return drawings
 
 

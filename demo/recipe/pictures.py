@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..hue import commonest_hue
 from ..vocabulary import (
     BACKGROUNDS,
     COLOURS,
@@ -23,7 +24,7 @@ from ..vocabulary import (
     is_held_out,
     plural,
     with_article,
-)  # fmt: skip
+)
 from .drawings import SIZE
 from .styles import RESTYLE, on_paper
 
@@ -80,12 +81,9 @@ def recolour(image: Image.Image, colour: str) -> Image.Image:
     hue, saturation, value = (np.asarray(band, np.float32) for band in image.convert("RGB").convert("HSV").split())
     alpha = np.asarray(image.getchannel("A"), np.float32)
     weight = np.where(saturation > 50, saturation * value * alpha, 0)
-    histogram = np.bincount((hue.ravel() / 8).astype(int) % 32, weight.ravel(), 32)
-    common = 8 * (np.argmax(2 * histogram + np.roll(histogram, 1) + np.roll(histogram, -1)) + 0.5)
-    distance = np.abs((hue - common + 128) % 256 - 128)
-    near = (distance < 30) & (saturation > 50)
-    target = COLOURS[colour] / 360 * 256
-    hue = np.where(near, (target + 0.3 * ((hue - common + 128) % 256 - 128)) % 256, hue)
+    offset = (hue - commonest_hue(hue, weight) + 128) % 256 - 128
+    near = (np.abs(offset) < 30) & (saturation > 50)
+    hue = np.where(near, (COLOURS[colour] / 360 * 256 + 0.3 * offset) % 256, hue)
     pink = colour == "pink"
     saturation = np.where(near, np.clip(saturation, *((70, 130) if pink else (150, 255))), saturation)
     value = np.where(near, np.maximum(value, 215 if pink or colour in ("yellow", "orange") else 130), value)

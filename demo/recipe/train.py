@@ -5,7 +5,6 @@ import math
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
@@ -30,7 +29,7 @@ class Run:
         self.name, self.path, self.minutes = name, Path(folder) / f"{name}.checkpoint.pt", minutes
         self.device, self.bf16, self.most_steps = torch.device(device), bf16, most_steps
         self.dice = torch.Generator().manual_seed(seed)
-        self.spent, self.smooth, self.resumed = 0.0, {}, False
+        self.spent, self.smooth = 0.0, {}
 
     def integers(self, below, shape):
         return torch.randint(below, shape, generator=self.dice)
@@ -60,7 +59,7 @@ class Run:
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             self.dice.set_state(state["dice"].cpu())
-            step, self.spent, self.resumed = state["step"], state["spent"], True
+            step, self.spent = state["step"], state["spent"]
         with tqdm(total=100, desc=self.name, bar_format="{l_bar}{bar}| {postfix}") as bar:
             saved = shown = time.monotonic()
             while self.progress(step) < 1:
@@ -119,6 +118,13 @@ def parse(arguments=None):
     return parser.parse_args(arguments)
 
 
+def make_run(stage, options):
+    """The Run of a stage, for as many minutes as the option of its name says."""
+    return Run(
+        stage, options.work, getattr(options, stage), options.device, options.bf16, options.seed, most_steps=options.steps
+    )
+
+
 def train_autoencoder_stage(options, pictures):
     """The trained autoencoder and the latents of all pictures, from disk where they are there."""
     torch.manual_seed(options.seed)
@@ -126,15 +132,15 @@ def train_autoencoder_stage(options, pictures):
     encoder, decoder = options.work / "encoder.pt", options.work / "decoder.pt"
     few = pictures[:12000]
     if not encoder.exists():
-        run = options.run("autoencoder")
-        train_autoencoder(model, np.ascontiguousarray(few), run)
+        run = make_run("autoencoder", options)
+        train_autoencoder(model, few, run)
         latents = normalise(model, encode_all(model, pictures, run))
         torch.save({"model": model.state_dict(), "latents": latents}, encoder)
     state = torch.load(encoder, map_location=options.device, weights_only=True)
     model.load_state_dict(state["model"])
     latents = state["latents"].cpu()
     if not decoder.exists():
-        train_decoder(model, np.ascontiguousarray(few), latents, options.run("decoder"))
+        train_decoder(model, few, latents, make_run("decoder", options))
         print(f"autoencoder: {psnr(model, pictures[-256:], options.device):.1f} dB")
         torch.save(model.decoder.state_dict(), decoder)
     model.decoder.load_state_dict(torch.load(decoder, map_location=options.device, weights_only=True))
@@ -146,7 +152,7 @@ def train_text_stage(options, words):
     torch.manual_seed(options.seed)
     model, file = make_text_encoder(words).to(options.device), options.work / "text.pt"
     if not file.exists():
-        train_text_encoder(model, words, options.run("text"))
+        train_text_encoder(model, words, make_run("text", options))
         torch.save(model.state_dict(), file)
     model.load_state_dict(torch.load(file, map_location=options.device, weights_only=True))
     return model.eval()
@@ -162,12 +168,6 @@ def encode_captions(model, words, texts, device):
 def main(arguments=None):
     options = parse(arguments)
     options.work.mkdir(parents=True, exist_ok=True)
-
-    def run(name):
-        minutes = getattr(options, name)
-        return Run(name, options.work, minutes, options.device, options.bf16, options.seed, options.steps)
-
-    options.run = run
     make_dataset(options.work, options.cache, options.repeats, options.seed, options.limit)
     pictures, captions, _ = read_dataset(options.work)
     autoencoder, latents = train_autoencoder_stage(options, pictures)
@@ -190,7 +190,7 @@ def main(arguments=None):
         picture = sheet(autoencoder.decode(made).detach(), len(STYLES) + 1)
         Image.fromarray(picture).save(options.work / f"sheet-{step:06}.png")
 
-    unet = train_unet(unet, latents, contexts, rows, run("unet"), options.batch, show=show)
+    unet = train_unet(unet, latents, contexts, rows, make_run("unet", options), options.batch, show=show)
     save_checkpoint(options.out, unet, with_full_table(text_encoder.state_dict(), words), autoencoder)
 
 

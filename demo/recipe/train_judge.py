@@ -149,12 +149,10 @@ class Part(NamedTuple):
         return Part(self.features[mask], self.labels[mask])
 
 
-def accuracy(train, test, kind):
-    """The share of `test` that a head trained on `train` recognises."""
-    if not len(test.labels):
-        return float("nan")
+def recognised(train, test, kind):
+    """Whether a head trained on `train` recognises each of `test`: [N]."""
     head = fit_head(*train, len(LABELS[kind]))
-    return (F.linear(test.features, *head).argmax(-1) == test.labels).float().mean().item()
+    return F.linear(test.features, *head).argmax(-1) == test.labels
 
 
 def index_of(kind, names):
@@ -167,8 +165,7 @@ def judge_objects(train, real, train_pictures, real_pictures):
     results = {}
     for hand in dict.fromkeys(picture.hand for picture in real_pictures):
         seen = torch.tensor([picture.hand != hand for picture in train_pictures])
-        head = fit_head(*train.where(seen), len(OBJECTS))
-        right = F.linear(real.features, *head).argmax(-1) == real.labels
+        right = recognised(train.where(seen), real, "object")
         groups = {}
         for picture, is_right in zip(real_pictures, right.tolist(), strict=True):
             if picture.hand == hand:
@@ -184,8 +181,7 @@ def judge_styles(train, real, train_pictures, real_pictures):
         torch.tensor([(p.shown in held) == want and label >= 0 for p, label in zip(pictures, part.labels, strict=True)])
         for pictures, part, want in ((train_pictures, train, False), (real_pictures, real, True))
     )
-    head = fit_head(*train.where(known), len(LABELS["style"]))
-    right = F.linear(real.features, *head).argmax(-1) == real.labels
+    right = recognised(train.where(known), real, "style")
     return {
         style: right[unknown & (real.labels == index)].float().mean().item() for index, style in enumerate(LABELS["style"])
     }
@@ -217,7 +213,7 @@ def main():
     by_hand = judge_objects(parts["object"], real["object"], pictures, real_pictures)
     by_style = judge_styles(parts["style"], real["style"], pictures, real_pictures)
     last = torch.arange(len(persons)) % 4 == 3
-    of_people = accuracy(parts["person"].where(~last), parts["person"].where(last), "person")
+    of_people = recognised(parts["person"].where(~last), parts["person"].where(last), "person").float().mean().item()
     held_out = {
         "object": float(np.mean([value for groups in by_hand.values() for value in groups.values()])),
         "object, drawings": float(np.mean([groups["drawings"] for groups in by_hand.values()])),
@@ -237,7 +233,7 @@ def main():
         weight, bias = fit_head(*part.where(part.labels >= 0), len(LABELS[kind]))
         heads |= {f"{kind}.weight": weight.half().contiguous(), f"{kind}.bias": bias.half()}
     metadata = {
-        "labels": json.dumps({kind: list(names) for kind, names in LABELS.items()}),
+        "labels": json.dumps(LABELS),
         "held_out": json.dumps({kind: round(value, 4) for kind, value in held_out.items()}),
         "seed": str(SEED),
         "art": json.dumps([f"{art.package}@{art.version} ({art.licence})" for art in ART.values()]),

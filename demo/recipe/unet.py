@@ -49,7 +49,6 @@ class MasterWeights:
         self.model, self.copy = model, model
         if run.bf16:
             self.copy = make().to(run.device, torch.bfloat16)
-            self.copy.load_state_dict(model.state_dict())
 
     def take_gradients(self):
         """Moves the copy's gradients to the weights that learn."""
@@ -59,7 +58,7 @@ class MasterWeights:
 
     @torch.no_grad()
     def refresh(self):
-        """Copies the weights that learnt."""
+        """Copies the weights that learn, for the next step."""
         if self.copy is not self.model:
             torch._foreach_copy_(list(self.copy.parameters()), list(self.model.parameters()))
 
@@ -98,9 +97,7 @@ def train_unet(unet, latents, contexts, captions, run, batch=32, rate=1e-3, show
     both = Average(unet)
     see = show and (lambda step: show(both.average, step))
     for step in run.steps(both, optimizer, lambda done: rate * run.cosine(done), see):
-        if step == 0 or run.resumed:
-            master.refresh()
-            run.resumed = False
+        master.refresh()
         index = run.integers(len(latents), (batch,))
         rows = captions[index, run.integers(captions.shape[1], (batch,))]
         rows = torch.where(torch.rand(batch, generator=run.dice) < NO_PROMPT, 0, rows)
@@ -112,7 +109,6 @@ def train_unet(unet, latents, contexts, captions, run, batch=32, rate=1e-3, show
         run.backward(loss)
         master.take_gradients()
         run.update(step, loss=loss.item())
-        master.refresh()
         both.update(step)
     return both.average
 
