@@ -3,44 +3,44 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from demo.host import CHECKPOINT, comfyui_folder, import_comfyui
+
 ROOT = Path(__file__).parent.parent
-CHECKPOINT = ROOT / "demo/checkpoints/emoji-sd-128.safetensors"
 
 
 @pytest.fixture(scope="session")
 def comfyui() -> Path:
     """The folder of the ComfyUI that `python install.py test` set up, or FMN_COMFYUI."""
-    folder = Path(os.environ.get("FMN_COMFYUI", ROOT / ".venv/ComfyUI"))
-    if not (folder / "main.py").exists():
-        pytest.skip(f"no ComfyUI in {folder}: run `python install.py test`, or set FMN_COMFYUI to an installed one")
-    return folder
+    try:
+        return comfyui_folder()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def run_python(comfyui):
+    """run_python(word, ...) runs the interpreter in the project's folder and fails, with what it printed, where it fails."""
+
+    def run_python(*words):
+        environment = {**os.environ, "FMN_COMFYUI": str(comfyui)}
+        command = [sys.executable, *map(str, words)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return run_python
 
 
 @pytest.fixture(scope="session")
 def comfy(comfyui):
     """ComfyUI's own modules in this process, on the CPU, with the embedded model known to them."""
-    from demo.launch_comfyui import name_missing_operators
-
-    name_missing_operators()
-    sys.path.insert(0, str(comfyui))
-    from comfy.cli_args import args
-
-    args.cpu = True
-    import comfy.sample
-    import comfy.sd
-    import comfy.utils
-
-    from fmn_core.hosts import comfy_embedded
-
-    comfy.utils.PROGRESS_BAR_ENABLED = False
-    comfy_embedded.register(ROOT / "demo")
-    return comfy
+    return import_comfyui(comfyui)
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +48,14 @@ def loaded(comfy):
     """MODEL, CLIP, VAE of the embedded model, loaded as a graph loads them: in inference mode."""
     with torch.inference_mode():
         return comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT))[:3]
+
+
+@pytest.fixture
+def host(loaded):
+    """The embedded model as a DiffusionHost."""
+    from fmn_core.hosts.comfy import ComfyHost
+
+    return ComfyHost(*loaded)
 
 
 @pytest.fixture(scope="session")

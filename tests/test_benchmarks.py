@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ROOT
 
 from benchmarks.quality import Picture, asked_for, kept, score
 from demo.judge import LABELS
@@ -31,9 +27,11 @@ class Seer:
 
 def test_the_figures_are_those_of_the_definitions():
     pictures = [
-        Picture("a cat", 0, "cat", group="plain"), Picture("a cat, neon", 1, "cat", "neon", group="in a style"),
-        Picture("a dog", 500_000, "dog", group="neighbour"), Picture("a car, neon", 500_001, "car", "neon", group="other"),
-    ]  # fmt: skip
+        Picture("a cat", 0, "cat", group="plain"),
+        Picture("a cat, neon", 1, "cat", "neon", group="in a style"),
+        Picture("a dog", 500_000, "dog", group="neighbour"),
+        Picture("a car, neon", 500_001, "car", "neon", group="other"),
+    ]
     base = torch.zeros(4, 2, 2, 3)
     made = base.clone()
     made[0], made[3] = 1, 0.5
@@ -54,14 +52,10 @@ def test_prompts_name_the_target_and_kept_ones_do_not(kind, name):
     assert {p.style for p in others} <= {"", *STYLES} and set(LABELS) == {"object", "style", "person"}
 
 
-def test_the_quick_command_prints_a_table_in_which_fast_forgets_and_keeps(comfyui, tmp_path):
+def test_the_quick_command_prints_a_table_in_which_fast_forgets_and_keeps(run_python, tmp_path):
     file = tmp_path / "rows.json"
-    command = [sys.executable, "benchmarks/quality.py", "--quick", "--targets", "cat", "--methods", "fast", "UCE"]
-    done = subprocess.run(
-        [*command, "--json", str(file)], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "FMN_COMFYUI": str(comfyui)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    command = ["benchmarks/quality.py", "--quick", "--targets", "cat", "--methods", "fast", "UCE"]
+    run_python(*command, "--json", file)
     base, fast, uce = json.loads(file.read_text())
     assert (base["method"], fast["method"], uce["method"]) == ("base", "fast", "UCE")
     assert fast["ua"] >= 0.95 and fast["ira"] >= base["ira"] - 0.1 and fast["drift"] <= 0.01

@@ -11,13 +11,6 @@ from fmn_core.sampling import sample_ddim
 from fmn_core.settings import ForgetSettings
 
 
-@pytest.fixture
-def host(comfy, loaded):
-    from fmn_core.hosts.comfy import ComfyHost
-
-    return ComfyHost(*loaded)
-
-
 def test_the_model_in_the_graph_is_made_of_inference_tensors(loaded):
     """The premise of the adapter's aliasing: autograd refuses such tensors."""
     assert all(p.is_inference() for p in loaded[0].model.diffusion_model.parameters())
@@ -145,7 +138,10 @@ def test_models_of_other_architectures_are_refused(comfy, loaded, other):
     model = loaded[0].clone()
     model.model = torch.nn.Module()
     model.model.model_config = getattr(comfy.supported_models, other).__new__(getattr(comfy.supported_models, other))
-    for use in (lambda: ComfyHost(model, loaded[1]), lambda: record_attention(model, loaded[1], "a cat"),
-                lambda: apply_patch(model, None, 1.0)):  # fmt: skip
+    for use in (
+        lambda: ComfyHost(model, loaded[1]),
+        lambda: record_attention(model, loaded[1], "a cat"),
+        lambda: apply_patch(model, None, 1.0),
+    ):
         with pytest.raises(ForgetError, match=f"SD1.x, SD2.x and SDXL, and this model is {other}"):
             use()

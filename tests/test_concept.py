@@ -9,13 +9,6 @@ from fmn_core.errors import ForgetError
 from fmn_core.hosts.base import Token
 
 
-@pytest.fixture(scope="module")
-def host(loaded):
-    from fmn_core.hosts.comfy import ComfyHost
-
-    return ComfyHost(*loaded)
-
-
 def columns_of(host, name, prompt, tokens):
     return concept_columns(host, name, prompt, tokens).nonzero().flatten().tolist()
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,9 +12,10 @@ import torch
 from conftest import CHECKPOINT, ROOT
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from demo import vocabulary
-from demo.judge import LABELS, Judge, kernel_distance, nearest
+from demo.judge import HEADS, LABELS, Judge, kernel_distance, nearest
 from demo.vocabulary import OBJECTS, PEOPLE, STYLES, is_held_out
 
 PROMPTS = ["a cat in neon style", "a portrait of ada", "two red roses, blorp"]
@@ -25,19 +23,12 @@ SAME = 1e-3
 
 
 @pytest.fixture(scope="module")
-def host(loaded):
-    from fmn_core.hosts.comfy import ComfyHost
-
-    return ComfyHost(*loaded)
-
-
-@pytest.fixture(scope="module")
-def pipeline(comfy, tmp_path_factory):
+def pipeline(comfy, run_python, tmp_path_factory):
     """The folder that a command writes, read by diffusers."""
     from diffusers import StableDiffusionPipeline
 
     folder = tmp_path_factory.mktemp("export") / "pipeline"
-    subprocess.run([sys.executable, "-m", "demo.export", "diffusers", str(folder)], cwd=ROOT, check=True)
+    run_python("-m", "demo.export", "diffusers", folder)
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -75,7 +66,6 @@ def test_the_webuis_own_ldm_computes_the_same(host, tmp_path, monkeypatch):
     """The classes that the webui's .yaml names, built and filled as the webui does it, from the checkpoint it gets."""
     import yaml
     from ldm.util import instantiate_from_config
-    from safetensors.torch import load_file
     from transformers import CLIPTextModel, CLIPTokenizer
 
     from demo.export import export_webui
@@ -120,8 +110,6 @@ def spoil(weights, how):
 
 @pytest.mark.parametrize("how", ["not a number", "a tensor missing", "no text encoder's end", "half a decoder"])
 def test_a_damaged_checkpoint_in_its_place_says_so(comfy, how, tmp_path):
-    from safetensors.torch import load_file, save_file
-
     weights = load_file(CHECKPOINT)
     spoil(weights, how)
     save_file(weights, tmp_path / CHECKPOINT.name)
@@ -146,8 +134,6 @@ def test_a_checkpoint_cut_short_is_named_when_the_host_starts(comfy, size, tmp_p
 
 
 def test_another_model_in_its_place_is_named(comfy, tmp_path):
-    from safetensors.torch import save_file
-
     from demo.host import load_embedded_model
 
     save_file({"something.else": torch.zeros(3)}, tmp_path / CHECKPOINT.name)
@@ -217,17 +203,13 @@ def test_a_word_it_never_saw_leaves_the_prompt_alone(host):
 
 
 @pytest.mark.skipif(shutil.which("npm") is None, reason="the drawings come by npm")
-def test_the_recipe_trains_from_nothing_resumes_and_makes_the_same_file_again(comfyui, tmp_path):
-    cache = tmp_path / "art"
-    command = [sys.executable, "-m", "demo.recipe.train", "--cache", str(cache), "--limit", "48", "--steps", "2"]
-    command += ["--batch", "4", "--repeats", "1", "--device", "cpu"]
+def test_the_recipe_trains_from_nothing_resumes_and_makes_the_same_file_again(run_python, tmp_path):
+    command = ["-m", "demo.recipe.train", "--cache", tmp_path / "art", "--limit", 48, "--steps", 2]
+    command += ["--batch", 4, "--repeats", 1, "--device", "cpu"]
     files = []
     for work in ("first", "second", "first"):
         file = tmp_path / f"{len(files)}.safetensors"
-        options = ["--work", str(tmp_path / work), "--out", str(file)]
-        environment = {**os.environ, "FMN_COMFYUI": str(comfyui)}
-        done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stdout + done.stderr
+        run_python(*command, "--work", tmp_path / work, "--out", file)
         files.append(file.read_bytes())
     assert files[0] == files[1] == files[2]
     with safe_open(CHECKPOINT, "pt") as shipped, safe_open(file, "pt") as made:
@@ -239,10 +221,6 @@ def test_the_judge_says_what_it_knows_and_refuses_what_it_does_not(tmp_path):
     assert set(LABELS) <= set(judge.held_out)
     with pytest.raises(ValueError, match="does not know 'unicorn'"):
         judge.accuracy(torch.rand(1, 128, 128, 3), "unicorn")
-    from safetensors.torch import load_file, save_file
-
-    from demo.judge import HEADS
-
     foreign = tmp_path / "judge.safetensors"
     save_file(load_file(HEADS), foreign, {"labels": json.dumps({"object": ["cat"]}), "held_out": "{}"})
     with pytest.raises(ValueError, match="other words"):
@@ -257,12 +235,10 @@ def test_distances_are_smallest_to_the_same_pictures():
     assert abs(kernel_distance(a, b)) < 0.1 * kernel_distance(far, b)
 
 
-def test_the_model_draws_what_is_asked(comfyui, tmp_path):
+def test_the_model_draws_what_is_asked(run_python, tmp_path):
     """The quick evaluation, as its command runs."""
     report = tmp_path / "report.json"
-    command = [sys.executable, "demo/evaluate.py", "--quick", "--json", str(report)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "FMN_COMFYUI": str(comfyui)})
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_python("demo/evaluate.py", "--quick", "--json", report)
     rows = json.loads(report.read_text())["rows"]
     assert rows["objects, in every style"][0] >= 0.8 and rows["styles, of every object"][0] >= 0.8
     assert rows["people"][0] >= 0.9

@@ -24,13 +24,6 @@ QUICK = replace(PAPER, steps=4, num_pictures=2, sampling_steps=3)
 
 
 @pytest.fixture
-def host(loaded):
-    from fmn_core.hosts.comfy import ComfyHost
-
-    return ComfyHost(*loaded)
-
-
-@pytest.fixture
 def ordinary_parameters(comfy):
     from fmn_core.hosts.comfy import ordinary_parameters
 

@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
-WORKFLOWS = sorted((Path(__file__).parent.parent / "workflows").glob("*.json"))
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 
 from demo.judge import Judge
@@ -19,7 +20,6 @@ from demo.run import find_python, load_pictures, with_node
 from demo.server import ComfyServer, ServerError
 from demo.workflow import by_title, load_workflow
 
-ROOT = Path(__file__).parent.parent
 NODES = ["FMN_ForgetConcept", "FMN_SavePatch", "FMN_ApplyPatch", "FMN_RecordAttention", "FMN_VisualizeTokenAttention"]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 
