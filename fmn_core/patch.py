@@ -168,11 +168,16 @@ def save_patch(patch: Patch, path: Path) -> None:
 
     Raises ForgetError where the name is taken or the file cannot be written.
     """
+    write_new(serialize(patch, path.stem), path)
+
+
+def write_new(data: bytes, path: Path) -> None:
+    """Writes a file under a name that must be new: whole or not at all; raises ForgetError where that cannot be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".tmp", delete=False) as file:
             try:
-                file.write(serialize(patch, path.stem))
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
                 file.close()
@@ -183,7 +188,7 @@ def save_patch(patch: Patch, path: Path) -> None:
     except OSError as error:
         remedy = "choose a shorter name" if error.errno == errno.ENAMETOOLONG else "free some space or choose another folder"
         raise ForgetError(
-            f"The patch could not be written to {path}: {error.strerror or error}. Nothing was left there; "
+            f"{path.name} could not be written to {path.parent}: {error.strerror or error}. Nothing was left there; "
             f"{remedy}, and queue again."
         ) from error
 
@@ -202,7 +207,7 @@ def publish(temporary: Path, path: Path) -> None:
 def require_new(path: Path) -> None:
     """Raises ForgetError where the name is taken, be it by a link to nowhere."""
     if os.path.lexists(path):
-        raise ForgetError(f"{path} exists already, and patches are never overwritten: choose another name.")
+        raise ForgetError(f"{path} exists already, and files are never overwritten: choose another name.")
 
 
 def read_patch(path: Path) -> Patch:

@@ -212,10 +212,15 @@ def draw(total: int, count: int, generator: torch.Generator) -> list[int]:
 
 def add_noise(host: DiffusionHost, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """x0 [B, C, h, w] noised to timesteps drawn uniformly, one for each (Ho et al., 2020, eq. 4): x_t and t."""
+    return diffuse(host, x0, generator)[:2]
+
+
+def diffuse(host: DiffusionHost, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """As add_noise, and the noise itself: x_t, t and epsilon."""
     t = torch.randint(len(host.alphas_cumprod), (len(x0),), generator=generator).to(x0.device)
     noise = torch.randn(x0.shape, generator=generator).to(x0)
     a = host.alphas_cumprod.to(x0)[t][:, None, None, None]
-    return a.sqrt() * x0 + (1 - a).sqrt() * noise, t
+    return a.sqrt() * x0 + (1 - a).sqrt() * noise, t, noise
 
 
 def region_of(mask: Tensor, shown: list[int], pixels: int, x_t: Tensor) -> Tensor:

@@ -24,6 +24,18 @@ def setting(default, help: str, *, choices=None, min=None, max=None, step=None, 
     return field(default=default, metadata=metadata)
 
 
+def check(settings) -> None:
+    """Raises ForgetError for a value that is not among its field's choices or is out of its bounds."""
+    for f in fields(settings):
+        value, limits = getattr(settings, f.name), f.metadata
+        if limits["choices"] and value not in limits["choices"]:
+            raise ForgetError(f"`{value}` is no {f.name}: choose one of {', '.join(limits['choices'])}.")
+        if limits["min"] is not None and not limits["min"] <= value <= limits["max"]:
+            raise ForgetError(f"{f.name} is {value}: use a value from {limits['min']} to {limits['max']}.")
+    if 0 < settings.resolution < 64:
+        raise ForgetError(f"resolution is {settings.resolution}: use 0 for the model's own, or 64 and more.")
+
+
 @dataclass(frozen=True)
 class ForgetSettings:
     """How a concept is forgotten. Defaults of the preset `paper`: the original's configs/attn.yaml, but for
@@ -104,15 +116,7 @@ class ForgetSettings:
     guidance: float = setting(5.0, "Guidance scale (CFG) of these pictures.", min=1.0, max=30.0, step=0.1, advanced=True)
 
     def __post_init__(self):
-        for f in fields(self):
-            value, limits = getattr(self, f.name), f.metadata
-            if limits["choices"] and value not in limits["choices"]:
-                raise ForgetError(f"`{value}` is no {f.name}: choose one of {', '.join(limits['choices'])}.")
-            if limits["min"] is not None and not limits["min"] <= value <= limits["max"]:
-                raise ForgetError(f"{f.name} is {value}: use a value from {limits['min']} to {limits['max']}.")
-
-        if 0 < self.resolution < 64:
-            raise ForgetError(f"resolution is {self.resolution}: use 0 for the model's own, or 64 and more.")
+        check(self)
 
     def resolved(self) -> ForgetSettings:
         """The settings with the preset's own learning rate where none is given."""
@@ -122,3 +126,49 @@ class ForgetSettings:
     def projections(self) -> tuple[str, ...]:
         """The module names behind `matrices`."""
         return tuple(f"to_{matrix}" for matrix in self.matrices.split())
+
+
+@dataclass(frozen=True)
+class InvertSettings:
+    """How words are learned that call for what pictures show. Defaults: the original's configs/ti.yaml."""
+
+    concept_type: str = setting(
+        "object", "What the pictures show; it picks the prompt that the words are learned in. `custom` uses the template.",
+        choices=tuple(TEMPLATES),
+    )  # fmt: skip
+    initializers: str = setting(
+        "<rand-1>|<rand-1>",
+        "What each vector starts as, between `|`: a word of one token, `<rand-1>` for noise (1 is its size where the norm "
+        "is left alone) or `<zero>`. As many words are learned as stand here; a word near the concept is learned soonest.",
+    )  # fmt: skip
+    steps: int = setting(500, "Optimisation steps; the original takes 500.", min=1, max=10000)
+    learning_rate: float = setting(
+        1e-3, "AdamW's step size for the vectors. Higher learns faster, and leaves the likeness of words sooner.",
+        min=1e-7, max=1.0, step=1e-6,
+    )  # fmt: skip
+    seed: int = setting(
+        0, "Seed of everything random: the same inputs and seed give the same words.", min=0, max=0xFFFFFFFFFFFFFFFF
+    )
+    template: str = setting(
+        "a photo of {}", "For the type `custom`: one prompt a line, {} where the learned words belong.", advanced=True,
+        multiline=True,
+    )  # fmt: skip
+    batch_size: int = setting(1, "Pictures in each step; the original takes 1.", min=1, max=16, advanced=True)
+    flip: bool = setting(True, "Learn from the mirrored pictures as well.", advanced=True)
+    norm_decay: bool = setting(
+        True, "Draw the vectors' norms to that of the text encoder's own words, so that they mix with them.", advanced=True
+    )
+    num_pictures: int = setting(
+        4, "How many pictures the model makes for itself where none are given.", min=1, max=64, advanced=True
+    )
+    resolution: int = setting(
+        0, "Width and height of these pictures, and about the size that given pictures are brought to. 0: what the model "
+        "was made for.", min=0, max=2048, step=64, advanced=True,
+    )  # fmt: skip
+    sampling_steps: int = setting(20, "Steps to make each of these pictures.", min=1, max=150, advanced=True)
+    guidance: float = setting(
+        5.0, "Guidance scale (CFG) of these pictures.", min=1.0, max=30.0, step=0.1, advanced=True
+    )  # fmt: skip
+
+    def __post_init__(self):
+        check(self)

@@ -82,3 +82,31 @@ def server(comfyui, tmp_path_factory):
 
     with ComfyServer(comfyui, tmp_path_factory.mktemp("comfyui")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def xl_pipeline(comfy):
+    """A tiny SDXL pipeline with random weights and CLIP's own tokenizer."""
+    from diffusers import AutoencoderTiny, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    from demo.recipe.text_encoder import make_tokenizer
+    from demo.recipe.unet import make_schedule
+
+    torch.manual_seed(0)
+    sizes = {"num_hidden_layers": 3, "num_attention_heads": 2, "max_position_embeddings": 77, "vocab_size": 49408}
+    one, two = (
+        CLIPTextConfig(hidden_size=width, intermediate_size=32, projection_dim=width, eos_token_id=49407, **sizes)
+        for width in (16, 24)
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(32, 32), layers_per_block=1, norm_num_groups=8, attention_head_dim=(2, 2),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=40, transformer_layers_per_block=(1, 1), use_linear_projection=True,
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 24,
+    )  # fmt: skip
+    return StableDiffusionXLPipeline(
+        vae=AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4).eval(),
+        text_encoder=CLIPTextModel(one).eval(), text_encoder_2=CLIPTextModelWithProjection(two).eval(),
+        tokenizer=make_tokenizer(), tokenizer_2=make_tokenizer(), unet=unet.eval(), scheduler=make_schedule(),
+    )  # fmt: skip

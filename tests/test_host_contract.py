@@ -31,11 +31,24 @@ def diffusers_host(pipeline):
     return DiffusersHost(pipeline, progress_bar=False)
 
 
+@pytest.fixture
+def xl_host(xl_pipeline):
+    from fmn_core.hosts.diffusers import DiffusersHost
+
+    return DiffusersHost(xl_pipeline, progress_bar=False)
+
+
 HOSTS = ["comfy_host", "diffusers_host"]
 
 
 @pytest.fixture(params=HOSTS)
 def host(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(params=[*HOSTS, "xl_host"])
+def wordy_host(request):
+    """Those of one text encoder, and one of two."""
     return request.getfixturevalue(request.param)
 
 
@@ -174,3 +187,49 @@ def test_weights_are_those_of_the_projections(host):
     for name, layer in host.cross_attentions().items():
         for matrix in MATRICES:
             assert torch.equal(host.weight(name, matrix), layer.linear(matrix).weight)
+
+
+@pytest.mark.parametrize("template", ["a photo of a {}", "{}", "two {}, and a {}!"])
+def test_the_vectors_of_a_word_say_what_the_word_says(wordy_host, template):
+    host = wordy_host
+    vectors = host.word_vectors("cat")
+    assert all(v.shape[0] == 1 and not v.is_inference() for v in vectors.values())
+    with host.training((1, *host.latent_shape()), text=True), torch.no_grad():
+        prompt, word = host.encode_vectors(template, vectors), host.encode([template.replace("{}", "cat")])
+    assert torch.allclose(prompt.embeddings, word.embeddings, atol=1e-5)
+    assert (prompt.pooled is None) == (word.pooled is None)
+    assert word.pooled is None or torch.allclose(prompt.pooled, word.pooled, atol=1e-5)
+
+
+def test_gradients_reach_the_vectors_and_nothing_else(wordy_host):
+    host = wordy_host
+    x, t = torch.randn(1, *host.latent_shape()).to(host.device), torch.tensor([500], device=host.device)
+    parts = text_encoders(host)
+    host.encode([""])  # transformers puts hooks of its own onto an encoder when it is first used
+    hooks = hooks_on(parts)
+    before = [(p, p.detach().clone(), p.requires_grad) for part in parts for p in part.parameters()]
+    vectors = {name: v.requires_grad_() for name, v in host.word_vectors("cat dog rose").items()}
+    with unchanged(host), host.training(x.shape, text=True):
+        host.predict(x, t, host.encode_vectors("a photo of {}", vectors)).square().sum().backward()
+    for vector in vectors.values():
+        assert vector.grad.shape == (3, vector.shape[1]) and (vector.grad.abs().sum(1) > 0).all()
+    after = [p for part in parts for p in part.parameters()]
+    for (parameter, values, flag), now in zip(before, after, strict=True):
+        assert now is parameter and torch.equal(now, values) and now.requires_grad == flag and now.grad is None
+    assert hooks_on(parts) == hooks
+
+
+def hooks_on(parts):
+    modules = [module for part in parts for module in part.modules()]
+    return [hook for module in modules for hook in (*module._forward_hooks, *module._forward_pre_hooks)]
+
+
+def text_encoders(host):
+    clip = getattr(host, "clip", None)
+    return [encoder for _, encoder in host.encoders] if clip is None else [clip.cond_stage_model]
+
+
+def test_word_vectors_leave_special_tokens_out(wordy_host):
+    many = wordy_host.word_vectors("cat " * 100)
+    assert all(v.shape[0] == 100 and (v == v[0]).all() for v in many.values())
+    assert all(v.shape[0] == 0 for v in wordy_host.word_vectors("").values())

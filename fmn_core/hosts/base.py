@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from ..errors import ForgetError
+
 MATRICES = ("to_q", "to_k", "to_v", "to_out")
 ENCODED_AT_ONCE = 64  # prompts
 
@@ -20,6 +22,11 @@ FAMILIES = {
     "sd2_v": ("sd_v2_v", "stable-diffusion-v2-768-v/lora"),
     "sdxl": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"),
 }
+
+
+WordVectors = dict[str, Tensor]  # text encoder (`clip_l`, `clip_g`, `clip_h`) -> vectors [n, D] that stand for n tokens
+PLACEHOLDERS = ("x", "y")  # each one token of CLIP's vocabulary, wherever spaces surround it
+CANNOT_INVERT = "This host cannot learn words: invert the concept in ComfyUI or on the command line, and use the file here."
 
 
 def linear_name(matrix: str) -> str:
@@ -78,6 +85,11 @@ class Prompts:
         )
 
 
+def placeholder_texts(template: str, count: int) -> list[str]:
+    """The template with `count` tokens in the place of `{}`, twice: they differ in just the columns to fill."""
+    return [" ".join(template.replace("{}", f" {' '.join([letter] * count)} ").split()) for letter in PLACEHOLDERS]
+
+
 class DiffusionHost(ABC):
     """A text-to-image model with cross-attention inside a host; latents are those the UNet sees."""
 
@@ -100,6 +112,17 @@ class DiffusionHost(ABC):
     @abstractmethod
     def contexts(self, texts: list[str], columns: int) -> Tensor:
         """The first columns of many prompts [B, columns, D], as `encode` gives them; what is left out is not computed."""
+
+    def word_vectors(self, text: str) -> WordVectors:
+        """The text encoders' input vectors of every token in `text`, special tokens left out."""
+        raise ForgetError(CANNOT_INVERT)
+
+    def encode_vectors(self, template: str, vectors: WordVectors) -> Prompts:
+        """One encoded prompt: `template` with vectors in the place of `{}`, differentiable by them.
+
+        Only inside `training(shape, text=True)`.
+        """
+        raise ForgetError(CANNOT_INVERT)
 
     @abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, prompts: Prompts) -> Tensor:
@@ -126,10 +149,11 @@ class DiffusionHost(ABC):
         """A projection's weight [out, in] without the LoRAs that are on the model."""
 
     @abstractmethod
-    def training(self, shape: Sequence[int]) -> AbstractContextManager[None]:
+    def training(self, shape: Sequence[int], text: bool = False) -> AbstractContextManager[None]:
         """A context in which autograd works on the host's own, frozen UNet; the host leaves it as it entered.
 
-        `shape` [B, C, h, w] is the largest batch of latents that it has to hold.
+        `shape` [B, C, h, w] is the largest batch of latents that it has to hold. With `text` autograd works on the
+        text encoders too.
         """
 
     @abstractmethod

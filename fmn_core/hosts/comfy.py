@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 
 import comfy.latent_formats
@@ -22,7 +22,10 @@ from torch import Tensor, nn
 
 from ..errors import ForgetError
 from ..patch import Patch, check_fits, model_shapes
-from .base import ENCODED_AT_ONCE, CrossAttention, DiffusionHost, Prompts, Token, linear_name
+from . import comfy_words
+from .base import (
+    ENCODED_AT_ONCE, CrossAttention, DiffusionHost, Prompts, Token, WordVectors, linear_name, placeholder_texts,
+)  # fmt: skip
 
 # What a training step holds beyond one forward of the host's own estimate: the activations that backward needs.
 TRAINING_MEMORY_FACTOR = 4
@@ -107,10 +110,21 @@ class ComfyHost(DiffusionHost):
                 tokens = [self.clip.tokenize(text) for text in texts[start : start + ENCODED_AT_ONCE]]
                 # The host encodes a long prompt as a batch of chunks: here every chunk is a prompt of its own.
                 chunks = {name: [several[name][0][:columns] for several in tokens] for name in tokens[0]}
-                context = torch.func.functional_call(encoder, positions, (chunks,))
+                context, _ = torch.func.functional_call(encoder, positions, (chunks,))
                 self.require_width(context)
                 parts.append(context.reshape(len(tokens), -1, context.shape[-1]).clone().to(self.device, torch.float32))
         return torch.cat(parts)
+
+    def word_vectors(self, text: str) -> WordVectors:
+        require_clip(self.clip)
+        return comfy_words.word_vectors(self.clip, text)
+
+    def encode_vectors(self, template: str, vectors: WordVectors) -> Prompts:
+        texts = placeholder_texts(template, len(next(iter(vectors.values()))))
+        context, pooled = ShortClip(self.clip)(comfy_words.with_vectors(self.clip, texts, vectors))
+        self.require_width(context)
+        pooled = None if pooled is None else pooled.to(self.device, torch.float32)
+        return Prompts((template,), context.to(self.device, torch.float32), pooled, (self.tokenize(texts[0]),))
 
     def predict(self, x_t: Tensor, t: Tensor, prompts: Prompts) -> Tensor:
         sigma = self.sigmas.to(x_t)[t]
@@ -174,12 +188,18 @@ class ComfyHost(DiffusionHost):
         return {w: n for n, w in names.items() if n.startswith("lora_unet_") and n.startswith(blocks) == sgm}
 
     @contextmanager
-    def training(self, shape: Sequence[int]) -> Iterator[None]:
-        with torch.inference_mode(False), torch.enable_grad():
+    def training(self, shape: Sequence[int], text: bool = False) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
             memory = self.patcher.memory_required(list(shape)) * TRAINING_MEMORY_FACTOR
-            comfy.model_management.load_models_gpu([self.patcher], memory_required=memory)
-            with ordinary_parameters(self.base.diffusion_model):
-                yield
+            models = [self.patcher, self.clip.patcher] if text else [self.patcher]
+            comfy.model_management.load_models_gpu(models, memory_required=memory)
+            stack.enter_context(ordinary_parameters(self.base.diffusion_model))
+            if text:
+                stack.enter_context(ordinary_parameters(self.clip.cond_stage_model))
+                stack.enter_context(comfy_words.norms_of_copies(self.clip.cond_stage_model))
+            yield
 
     def progress(self, step: int, total: int, preview: Tensor | None) -> None:
         if self.bar is None:
@@ -210,7 +230,7 @@ class ShortClip(nn.Module):
         self.encoder.reset_clip_options()
         if self.clip.layer_idx is not None:
             self.encoder.set_clip_options({"layer": self.clip.layer_idx})
-        return self.encoder.encode_token_weights(chunks)[0]
+        return self.encoder.encode_token_weights(chunks)[:2]
 
 
 def weight_key(layer: str, matrix: str) -> str:
@@ -255,13 +275,18 @@ def apply_patch(model, patch: Patch, strength: float):
     return comfy.sd.load_lora_for_models(model, None, dict(patch), strength, 0)[0]
 
 
+def require_clip(clip) -> None:
+    """Raises ForgetError where there is no text encoder."""
+    if clip is None:
+        raise ForgetError("There is no CLIP: the checkpoint holds no text encoder; load one with the host's Load CLIP.")
+
+
 def tokenize(clip, text: str) -> tuple[Token, ...]:
     """The columns of a prompt; SDXL's two encoders share one axis, and the first names it.
 
     Raises ForgetError where there is no text encoder.
     """
-    if clip is None:
-        raise ForgetError("There is no CLIP: the checkpoint holds no text encoder; load one with the host's Load CLIP.")
+    require_clip(clip)
     chunks = next(iter(clip.tokenize(text, return_word_ids=True).values()))
     tokens = []
     for chunk in chunks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 
 import torch
@@ -13,7 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import ForgetError
-from .base import ENCODED_AT_ONCE, CrossAttention, DiffusionHost, Prompts, Token, linear_name
+from .base import (
+    ENCODED_AT_ONCE, CrossAttention, DiffusionHost, Prompts, Token, WordVectors, linear_name, placeholder_texts,
+)  # fmt: skip
 
 PLACES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
 BLOCK = re.compile(r"^(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\.")
@@ -97,7 +99,12 @@ class DiffusersHost(DiffusionHost):
 
     def ids(self, tokenizer, texts: list[str]) -> Tensor:
         options = {"padding": "max_length", "truncation": True, "max_length": tokenizer.model_max_length}
-        return tokenizer(texts, return_tensors="pt", **options).input_ids
+        return tokenizer([self.expanded(tokenizer, text) for text in texts], return_tensors="pt", **options).input_ids
+
+    def expanded(self, tokenizer, text: str) -> str:
+        """A prompt with every token of an embedding that has several."""
+        learned = len(tokenizer) > tokenizer.vocab_size
+        return self.pipeline.maybe_convert_prompt(text, tokenizer) if learned else text
 
     def tokenize(self, text: str) -> tuple[Token, ...]:
         tokenizer = self.encoders[0][0]
@@ -105,7 +112,8 @@ class DiffusersHost(DiffusionHost):
         for place, id in enumerate(ids):
             ended = bool(tokens) and tokens[-1].kind in ("end", "padding")
             kind = "start" if place == 0 else "padding" if ended else "end" if id == tokenizer.eos_token_id else "word"
-            tokens.append(Token(id, tokenizer.convert_ids_to_tokens(id), kind))
+            learned = id >= tokenizer.vocab_size
+            tokens.append(Token(-1 - id if learned else id, tokenizer.convert_ids_to_tokens(id), kind))
         return tuple(tokens)
 
     @torch.no_grad()
@@ -130,6 +138,30 @@ class DiffusersHost(DiffusionHost):
                 pooled = output[0]
         pooled = None if pooled is None else pooled.float().to(self.device)
         return torch.cat(parts, -1).float().to(self.device), pooled
+
+    @property
+    def encoder_names(self) -> list[str]:
+        """What an embedding's file calls each of the encoders."""
+        return ["clip_l", "clip_g"] if self.family == "sdxl" else ["clip_l" if self.family == "sd1" else "clip_h"]
+
+    @torch.no_grad()
+    def word_vectors(self, text: str) -> WordVectors:
+        vectors = {}
+        for name, (tokenizer, encoder) in zip(self.encoder_names, self.encoders, strict=True):
+            ids = tokenizer(self.expanded(tokenizer, text), add_special_tokens=False).input_ids
+            vectors[name] = encoder.get_input_embeddings().weight[ids].float().cpu()
+        return vectors
+
+    def encode_vectors(self, template: str, vectors: WordVectors) -> Prompts:
+        texts = placeholder_texts(template, len(next(iter(vectors.values()))))
+        with ExitStack() as stack:
+            for name, (tokenizer, encoder) in zip(self.encoder_names, self.encoders, strict=True):
+                ids, others = self.ids(tokenizer, texts)
+                columns = (ids != others).nonzero()[:, 0].tolist()
+                hook = encoder.get_input_embeddings().register_forward_hook(put_into(columns, vectors[name]))
+                stack.callback(hook.remove)
+            embeddings, pooled = self.hidden_states(texts[:1], None)
+        return Prompts((template,), embeddings, pooled, (self.tokenize(texts[0]),))
 
     def predict(self, x_t: Tensor, t: Tensor, prompts: Prompts) -> Tensor:
         dtype, added = self.unet.dtype, None
@@ -174,17 +206,20 @@ class DiffusersHost(DiffusionHost):
         return getattr(linear, "base_layer", linear).weight  # PEFT keeps the layer that it wraps
 
     @contextmanager
-    def training(self, shape: Sequence[int]) -> Iterator[None]:
-        flags = [(p, p.requires_grad) for p in self.unet.parameters()]
-        was_training = self.unet.training
+    def training(self, shape: Sequence[int], text: bool = False) -> Iterator[None]:
+        modules = [self.unet, *(encoder for _, encoder in self.encoders)] if text else [self.unet]
+        flags = [(p, p.requires_grad) for module in modules for p in module.parameters()]
+        was_training = [module.training for module in modules]
         try:
-            self.unet.requires_grad_(False).train(False)
+            for module in modules:
+                module.requires_grad_(False).train(False)
             with torch.enable_grad():
                 yield
         finally:
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
-            self.unet.train(was_training)
+            for module, mode in zip(modules, was_training, strict=True):
+                module.train(mode)
 
     def progress(self, step: int, total: int, preview: Tensor | None) -> None:
         self.bar.total, self.bar.n = total, step
@@ -192,3 +227,15 @@ class DiffusersHost(DiffusionHost):
 
     def check_interrupt(self) -> None:
         """Python raises KeyboardInterrupt by itself."""
+
+
+def put_into(columns: list[int], vectors: Tensor):
+    """A forward hook for an embedding that puts vectors into these columns of its output, from the start again at need."""
+    rows = torch.arange(len(columns)) % len(vectors)
+
+    def hook(module, args, output):
+        output = output.clone()
+        output[:, columns] = vectors[rows].to(output)
+        return output
+
+    return hook

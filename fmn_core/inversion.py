@@ -1,0 +1,191 @@
+"""Concept inversion: words that call for what some pictures show (textual inversion, Gal et al., arXiv 2208.01618)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from .concept import make_concepts
+from .errors import ForgetError
+from .hosts.base import DiffusionHost, WordVectors
+from .losses import predicted_x0
+from .resteering import check_pictures, diffuse, draw, fit_pictures, sample_pairs
+from .settings import ForgetSettings, InvertSettings
+from .words import NOUNS
+
+WEIGHT_DECAY = 0.1  # the original's weight_decay_ti
+NORM_PULL = 0.1  # of the way to a word's norm, each step (the original: min(1, 100 * learning rate), 0.1 at its default)
+OUTSIDE = 0.05  # what counts outside a mask, beside 1 inside
+MOST_VECTORS = 64  # with a template's words, what fits into the 77 columns of a prompt
+RANDOM = re.compile(r"<rand-(\d*\.?\d+)>")
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """Vectors that stand for a concept in the place of words, the loss of each step, and what a user should know."""
+
+    vectors: WordVectors
+    losses: list[float]
+    warnings: list[str] = field(default_factory=list)
+
+
+def invert_pictures(
+    host: DiffusionHost,
+    settings: InvertSettings,
+    images: Tensor | None = None,
+    mask: Tensor | None = None,
+    concept: str = "",
+) -> Inversion:
+    """Words for what pictures show: `images` [P, H, W, 3] in 0..1, or pictures that the model makes of `concept`.
+
+    `mask` [1 or P, H, W] in 0..1 says where in them it is. Raises ForgetError for inputs that cannot work.
+    """
+    check_pictures(images, mask)
+    if images is None:
+        latents = make_latents(host, settings, concept)
+        return invert(host, latents, settings, pictures=host.decode(latents))
+    _, height, width = host.latent_shape()
+    images, mask = fit_pictures(images, mask, height * width * 64)
+    if settings.flip:
+        images = torch.cat([images, images.flip(2)])
+        mask = None if mask is None else torch.cat([mask.expand(len(images) // 2, -1, -1), mask.flip(2)])
+    return invert(host, host.encode_images(images), settings, mask, images)
+
+
+def make_latents(host: DiffusionHost, settings: InvertSettings, concept: str) -> Tensor:
+    """Latents [P, C, h, w] of pictures that the model makes of a concept."""
+    (named,) = make_concepts(" ".join(concept.splitlines()), settings.concept_type, settings.template)
+    prompts, empty = host.encode([prompt for prompt, _ in named.prompts]), host.encode([""])
+    sampling = ForgetSettings(
+        num_pictures=settings.num_pictures, sampling_steps=settings.sampling_steps, guidance=settings.guidance
+    )
+    with host.training((settings.num_pictures, *host.latent_shape())):
+        generator = torch.Generator().manual_seed(settings.seed)
+        return sample_pairs(host, prompts, empty, None, sampling, generator)[0]
+
+
+def invert(
+    host: DiffusionHost,
+    latents: Tensor,
+    settings: InvertSettings,
+    mask: Tensor | None = None,
+    pictures: Tensor | None = None,
+) -> Inversion:
+    """Learns vectors with which the model denoises latents [P, C, h, w] best, all else frozen.
+
+    AdamW on the mean squared error of the noise estimate at uniform timesteps (Gal et al., eq. 2); the vectors' norms
+    are drawn to those of the text encoder's own words (the original's `clip_ti_decay`, which draws them to SD's 0.4).
+    `mask` [1 or P, H, W] weights the error; `pictures` [P, H, W, 3] are what the latents encode, for the preview.
+    What is hooked onto the model stays on it: a patched model learns what the patch has left.
+    Raises ForgetError for initialisers that cannot work, and where the first loss is not finite.
+    """
+    generator = torch.Generator().manual_seed(settings.seed)
+    (named,) = make_concepts("{}", settings.concept_type, settings.template)
+    norms = {name: v.norm(dim=-1).mean() for name, v in host.word_vectors(" ".join(NOUNS)).items()}
+    first = first_vectors(host, settings, norms, generator)
+    weight = None if mask is None else error_weight(mask, latents)
+    show = None if pictures is None else linear_decoder(latents, pictures)
+    losses, warnings = [], []
+    with host.training((settings.batch_size, *latents.shape[1:]), text=True):
+        vectors = {name: v.to(host.device).requires_grad_() for name, v in first.items()}
+        optimizer = torch.optim.AdamW(vectors.values(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY)
+        for step in range(settings.steps):
+            host.check_interrupt()
+            shown = draw(len(latents), settings.batch_size, generator)
+            (row,) = draw(len(named.templates), 1, generator)
+            x_t, t, noise = diffuse(host, latents[shown], generator)
+            prompts = host.encode_vectors(named.templates[row], vectors).take([0] * len(x_t))
+            epsilon = host.predict(x_t, t, prompts)
+            error = (epsilon - noise).square()
+            if weight is not None:
+                error = error * weight[[i % len(weight) for i in shown]]
+            # The sum's gradient, because half precision may round the mean's to zero; AdamW minds no scale. And only by
+            # the vectors: whatever else is hooked onto the model must not gather gradients.
+            gradients = torch.autograd.grad(error.sum(), list(vectors.values()))
+            if not all(torch.isfinite(x).all() for x in (error, *gradients)):
+                break
+            good = {name: v.detach().clone() for name, v in vectors.items()}
+            for vector, gradient in zip(vectors.values(), gradients, strict=True):
+                vector.grad = gradient
+            optimizer.step()
+            if settings.norm_decay:
+                pull_norms(vectors, norms, NORM_PULL)
+            losses.append(error.mean().item())
+            x0 = predicted_x0(x_t[:1], epsilon[:1], host.alphas_cumprod.to(x_t)[t[:1]])
+            host.progress(step + 1, settings.steps, show and show(x0))
+        else:
+            good = {name: v.detach() for name, v in vectors.items()}
+    if not losses:
+        raise ForgetError("The loss is not finite at step 1: look for broken pictures or a broken model.")
+    if len(losses) < settings.steps:
+        warnings.append(
+            f"The inversion diverged after step {len(losses)} of {settings.steps}, and the last good state was kept: lower "
+            "the learning rate."
+        )
+    return Inversion({name: v.cpu() for name, v in good.items()}, losses, warnings)
+
+
+def first_vectors(
+    host: DiffusionHost, settings: InvertSettings, norms: dict[str, Tensor], generator: torch.Generator
+) -> WordVectors:
+    """One vector [n, D] for each initialiser: a word's own, noise or zero; raises ForgetError for any other."""
+    rows, some = [], host.word_vectors("a")
+    for word in (word.strip() for word in settings.initializers.split("|")):
+        noise = RANDOM.fullmatch(word)
+        if noise:
+            row = {name: torch.randn(v.shape, generator=generator) * float(noise[1]) for name, v in some.items()}
+            if settings.norm_decay:  # where the decay takes noise of any size anyway
+                pull_norms(row, norms, 1.0)
+        elif word == "<zero>":
+            row = {name: torch.zeros_like(v) for name, v in some.items()}
+        else:
+            row = host.word_vectors(word)
+            if any(len(v) != 1 for v in row.values()):
+                raise ForgetError(
+                    f"The initialiser `{word}` is {len(next(iter(row.values())))} tokens and must be one: take a shorter or "
+                    "commoner word, <rand-1> or <zero>, and `|` between several."
+                )
+        rows.append(row)
+    if len(rows) > MOST_VECTORS:
+        raise ForgetError(f"{len(rows)} initialisers do not fit into a prompt: give {MOST_VECTORS} or fewer.")
+    return {name: torch.cat([row[name] for row in rows]) for name in some}
+
+
+@torch.no_grad()
+def pull_norms(vectors: WordVectors, norms: dict[str, Tensor], share: float) -> None:
+    """Brings the norms of vectors this share of the way to a word's, in place."""
+    for name, v in vectors.items():
+        norm = v.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        v.mul_(1 + share * (norms[name].to(v) / norm - 1))
+
+
+def error_weight(mask: Tensor, latents: Tensor) -> Tensor:
+    """A mask [P, H, W] as weights of the squared error [P, 1, h, w]: a little outside, 1 in the mean."""
+    weight = F.interpolate(mask[:, None].to(latents), latents.shape[-2:], mode="area") + OUTSIDE
+    return weight / weight.mean(dim=(1, 2, 3), keepdim=True)
+
+
+def linear_decoder(latents: Tensor, pictures: Tensor):
+    """latents [1, C, h, w] -> a picture [8 h, 8 w, 3]: the linear map that best explains these pictures by these
+    latents. For previews: the VAE would take as long as a training step."""
+    height, width = latents.shape[-2:]
+    small = F.interpolate(pictures[..., :3].movedim(-1, 1).to(latents), (height, width), mode="area")
+
+    def columns(x: Tensor) -> Tensor:
+        flat = rearrange(x, "p c h w -> (p h w) c")
+        return torch.cat([flat, torch.ones_like(flat[:, :1])], 1)
+
+    with torch.no_grad():
+        colours = torch.linalg.lstsq(columns(latents), rearrange(small, "p c h w -> (p h w) c")).solution
+
+    @torch.no_grad()
+    def decode(x0: Tensor) -> Tensor:
+        small = rearrange(columns(x0) @ colours, "(h w) c -> 1 c h w", h=height)
+        return rearrange(F.interpolate(small, scale_factor=8, mode="bilinear"), "1 c h w -> h w c").clamp(0, 1).cpu()
+
+    return decode
