@@ -6,12 +6,17 @@ import argparse
 import dataclasses
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+from .configs import run
+from .embedding import add_embedding, save_embedding
 from .errors import ForgetError
 from .forget import forget, summary
+from .inversion import invert_pictures
 from .patch import read_patch, require_new, save_patch, slug
-from .settings import ForgetSettings
+from .pictures import read_images
+from .settings import ForgetSettings, InvertSettings
 
 
 def add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
@@ -19,7 +24,8 @@ def add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
     for f in dataclasses.fields(settings):
         option, help = f"--{f.name.replace('_', '-')}", f.metadata["help"].replace("%", "%%")
         if isinstance(f.default, bool):
-            parser.add_argument(option, action="store_true", help=help)
+            action = argparse.BooleanOptionalAction if f.default else "store_true"
+            parser.add_argument(option, action=action, default=f.default, help=help)
         else:
             shown = f"{help} (default: {f.default})" if f.default != "" else help
             choices = f.metadata["choices"]
@@ -35,30 +41,37 @@ def run_forget(options: argparse.Namespace) -> None:
     from .hosts.diffusers import DiffusersHost, load_pipeline
 
     settings = take_settings(options, ForgetSettings)
-    names = "\n".join(options.concept)
+    if not (options.concept or options.embedding):
+        raise ForgetError(
+            "There is no concept: give its name with --concept, or the file of learned words with --embedding."
+        )
     if options.out:
         require_new(options.out)
     images = read_images(options.images) if options.images else None
     host = DiffusersHost(load_pipeline(options.model, options.device), settings.resolution)
-    patch, _ = forget(host, names, settings, images)
+    token = add_embedding(host, options.embedding.stem, options.embedding) if options.embedding else ""
+    patch, _ = forget(host, "\n".join(options.concept or [token]), settings, images)
     path = options.out or Path(f"forget-{slug(patch.info['concept'])}.safetensors")
     save_patch(patch, path)
     print(summary(patch))
     print(f"{path}  {path.stat().st_size:,} bytes")
 
 
-def read_images(folder: Path):
-    """The pictures of a folder as [P, H, W, 3] in 0..1, brought to the size of the first."""
-    import numpy as np
-    import torch
-    from PIL import Image, ImageOps
+def run_invert(options: argparse.Namespace) -> None:
+    from .hosts.diffusers import DiffusersHost, load_pipeline
 
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
-    if not files:
-        raise ForgetError(f"There is no picture in {folder}: put PNG, JPEG or WebP files there.")
-    pictures = [ImageOps.exif_transpose(Image.open(file)).convert("RGB") for file in files]
-    fitted = [np.asarray(ImageOps.fit(picture, pictures[0].size)) for picture in pictures]
-    return torch.from_numpy(np.stack(fitted)).float() / 255
+    settings = take_settings(options, InvertSettings)
+    require_new(options.out)
+    images = read_images(options.images) if options.images else None
+    host = DiffusersHost(load_pipeline(options.model, options.device), settings.resolution)
+    inversion = invert_pictures(host, settings, images, concept=options.concept)
+    save_embedding(inversion.vectors, options.out, asdict(settings))
+    print(inversion.summary)
+    print(f"{options.out}  {options.out.stat().st_size:,} bytes")
+
+
+def run_config(options: argparse.Namespace) -> None:
+    run(options.file, options.model, options.device)
 
 
 def run_inspect(options: argparse.Namespace) -> None:
@@ -81,14 +94,29 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument(
         "--model", required=True, help="a folder or name of a diffusers model, or a .safetensors checkpoint"
     )
+    command.add_argument("--concept", action="append", help="its names, between commas; once for each concept")
     command.add_argument(
-        "--concept", required=True, action="append", help="its names, between commas; once for each concept"
+        "--embedding", type=Path, help="a file of learned words: in --concept <NAME> stands for them, or leave that out"
     )
     command.add_argument("--images", type=Path, help="`paper`: a folder of pictures that show it")
     command.add_argument("--out", type=Path, help="the file to write; a name in use is never taken over")
     command.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
     add_settings(command, ForgetSettings)
     command.set_defaults(run=run_forget)
+    command = commands.add_parser("invert", help="learn words that call for what pictures show (textual inversion)")
+    command.add_argument("--model", required=True, help="as for `forget`")
+    pictures = command.add_mutually_exclusive_group(required=True)
+    pictures.add_argument("--images", type=Path, help="a folder of pictures")
+    pictures.add_argument("--concept", default="", help="or what the model makes pictures of itself")
+    command.add_argument("--out", type=Path, required=True, help="the embedding's file, e.g. my-cat.safetensors")
+    command.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
+    add_settings(command, InvertSettings)
+    command.set_defaults(run=run_invert)
+    command = commands.add_parser("run", help="do what an attn.yaml or ti.yaml of the original Forget-Me-Not says")
+    command.add_argument("file", type=Path)
+    command.add_argument("--model", help="in place of the file's pretrained_model_name_or_path")
+    command.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
+    command.set_defaults(run=run_config)
     command = commands.add_parser("inspect", help="what a patch forgets, how it was made, and its own report")
     command.add_argument("file", type=Path)
     command.add_argument("--json", action="store_true")

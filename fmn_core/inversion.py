@@ -22,16 +22,29 @@ WEIGHT_DECAY = 0.1  # the original's weight_decay_ti
 NORM_PULL = 0.1  # of the way to a word's norm, each step (the original: min(1, 100 * learning rate), 0.1 at its default)
 OUTSIDE = 0.05  # what counts outside a mask, beside 1 inside
 MOST_VECTORS = 64  # with a template's words, what fits into the 77 columns of a prompt
+PROBES = 8  # fixed noisy latents, for the error before and after: single steps depend on their timesteps
 RANDOM = re.compile(r"<rand-(\d*\.?\d+)>")
 
 
 @dataclass(frozen=True)
 class Inversion:
-    """Vectors that stand for a concept in the place of words, the loss of each step, and what a user should know."""
+    """Vectors that stand for a concept in the place of words, the loss of each step, the loss on fixed noisy latents
+    before and after, and what a user should know."""
 
     vectors: WordVectors
     losses: list[float]
+    before: float
+    after: float
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def summary(self) -> str:
+        """What was learned, in a line or two, the warnings first."""
+        count = len(next(iter(self.vectors.values())))
+        learned = f"{count} {'word' if count == 1 else 'words'} learned in {len(self.losses)} steps"
+        return "\n".join(
+            [*self.warnings, f"{learned}: the noise estimate's error went from {self.before:.4f} to {self.after:.4f}."]
+        )
 
 
 def invert_pictures(
@@ -91,8 +104,11 @@ def invert(
     weight = None if mask is None else error_weight(mask, latents)
     show = None if pictures is None else linear_decoder(latents, pictures)
     losses, warnings = [], []
+    probe = diffuse(host, latents[draw(len(latents), PROBES, generator)], generator)
     with host.training((settings.batch_size, *latents.shape[1:]), text=True):
         vectors = {name: v.to(host.device).requires_grad_() for name, v in first.items()}
+        before = probe_error(host, probe, named.templates[0], vectors)
+        good = {name: v.detach().clone() for name, v in vectors.items()}
         optimizer = torch.optim.AdamW(vectors.values(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY)
         for step in range(settings.steps):
             host.check_interrupt()
@@ -120,6 +136,7 @@ def invert(
             host.progress(step + 1, settings.steps, show and show(x0))
         else:
             good = {name: v.detach() for name, v in vectors.items()}
+        after = probe_error(host, probe, named.templates[0], good)
     if not losses:
         raise ForgetError("The loss is not finite at step 1: look for broken pictures or a broken model.")
     if len(losses) < settings.steps:
@@ -127,7 +144,17 @@ def invert(
             f"The inversion diverged after step {len(losses)} of {settings.steps}, and the last good state was kept: lower "
             "the learning rate."
         )
-    return Inversion({name: v.cpu() for name, v in good.items()}, losses, warnings)
+    elif after > before:
+        warnings.append("Nothing was learned: lower the learning rate, or take more steps.")
+    return Inversion({name: v.cpu() for name, v in good.items()}, losses, before, after, warnings)
+
+
+@torch.no_grad()
+def probe_error(host: DiffusionHost, probe: tuple[Tensor, Tensor, Tensor], template: str, vectors: WordVectors) -> float:
+    """The mean squared error of the noise estimate over fixed x_t, t and epsilon, one at a time."""
+    prompts = host.encode_vectors(template, vectors)
+    parts = (tuple(x[i : i + 1] for x in probe) for i in range(PROBES))
+    return sum((host.predict(x_t, t, prompts) - noise).square().mean().item() for x_t, t, noise in parts) / PROBES
 
 
 def first_vectors(

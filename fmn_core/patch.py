@@ -204,10 +204,11 @@ def publish(temporary: Path, path: Path) -> None:
     os.rename(temporary, path)
 
 
-def require_new(path: Path) -> None:
-    """Raises ForgetError where the name is taken, be it by a link to nowhere."""
+def require_new(path: Path) -> Path:
+    """The path; raises ForgetError where the name is taken, be it by a link to nowhere: better before the work."""
     if os.path.lexists(path):
         raise ForgetError(f"{path} exists already, and files are never overwritten: choose another name.")
+    return path
 
 
 def read_patch(path: Path) -> Patch:

@@ -144,11 +144,20 @@ class DiffusersHost(DiffusionHost):
         """What an embedding's file calls each of the encoders."""
         return ["clip_l", "clip_g"] if self.family == "sdxl" else ["clip_l" if self.family == "sd1" else "clip_h"]
 
+    def learn(self, token: str, vectors: WordVectors) -> None:
+        """Adds a token that stands for vectors to the pipeline; raises ForgetError for one that it knows."""
+        for name, (tokenizer, encoder) in zip(self.encoder_names, self.encoders, strict=True):
+            if token in tokenizer.get_vocab():
+                raise ForgetError(f"The model knows the token {token} already: give the embedding's file another name.")
+            self.pipeline.load_textual_inversion(
+                {token: vectors[name]}, token=token, tokenizer=tokenizer, text_encoder=encoder
+            )
+
     @torch.no_grad()
     def word_vectors(self, text: str) -> WordVectors:
         vectors = {}
         for name, (tokenizer, encoder) in zip(self.encoder_names, self.encoders, strict=True):
-            ids = tokenizer(self.expanded(tokenizer, text), add_special_tokens=False).input_ids
+            ids = tokenizer(self.expanded(tokenizer, text), add_special_tokens=False, verbose=False).input_ids
             vectors[name] = encoder.get_input_embeddings().weight[ids].float().cpu()
         return vectors
 

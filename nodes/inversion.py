@@ -1,0 +1,90 @@
+"""Invert Concept."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+from server import PromptServer
+
+from ..fmn_core.embedding import save_embedding
+from ..fmn_core.hosts.comfy import ComfyHost
+from ..fmn_core.inversion import invert_pictures
+from ..fmn_core.patch import slug
+from ..fmn_core.settings import InvertSettings
+from .schema import LossMap, schema, settings_inputs
+
+
+class InvertConcept(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="FMN_InvertConcept",
+            display_name="Invert Concept",
+            description="Learns words that call for what pictures show (textual inversion) and writes them as an embedding, "
+            "for Forget Concept or any prompt.",
+            search_aliases=["textual inversion", "embedding", "concept inversion", "train embedding"],
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the words are for. It is left as it is."),
+                io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
+                io.String.Input(
+                    "concept",
+                    default="cat",
+                    tooltip="What the file is named after, and what the model makes pictures of where none are connected.",
+                ),
+                *settings_inputs(InvertSettings),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="Pictures that show the concept (a VAE is needed then). Without them the model makes its own.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where in the pictures the concept is: what is around it counts little. One mask for all "
+                    "pictures or one for each, of their size.",
+                ),
+                io.Vae.Input(
+                    "vae", optional=True, tooltip="Needed for pictures; without pictures it only makes previews possible."
+                ),
+            ],
+            outputs=[
+                io.String.Output(
+                    display_name="embedding",
+                    tooltip="The words as a prompt calls for them, embedding:NAME; for `concept` of Forget Concept.",
+                ),
+                LossMap.Output(display_name="loss_map", tooltip="The loss of each step, for Plot Loss Graph."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, clip, concept, images=None, mask=None, vae=None, **settings) -> io.NodeOutput:
+        settings = InvertSettings(**settings)
+        with torch.inference_mode(False):  # the graph runs in inference mode, whose tensors autograd refuses
+            images, mask = (None if x is None else x.clone() for x in (images, mask))
+            host = ComfyHost(model, clip, vae, resolution=settings.resolution)
+            inversion = invert_pictures(host, settings, images, mask, concept)
+            path = new_embedding(concept)
+            save_embedding(inversion.vectors, path, asdict(settings))
+        if inversion.warnings:
+            logging.warning("Invert Concept: %s", inversion.summary)
+        text = f"{inversion.summary}\nSaved {path}"
+        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)  # shown on the node
+        return io.NodeOutput(f"embedding:{path.stem}", {"loss": inversion.losses}, ui=ui.PreviewText(text))
+
+
+def new_embedding(concept: str) -> Path:
+    """A numbered path in the host's first embeddings folder, of a name that is in none of them: prompts call by name."""
+    folders = [Path(folder) for folder in folder_paths.get_folder_paths("embeddings")]
+    counter = 1
+    while True:
+        name = f"learned-{slug(concept)}_{counter:05}_"
+        if not any(file.stem == name for folder in folders for file in folder.rglob(f"{name}.*")):
+            return folders[0] / f"{name}.safetensors"
+        counter += 1
