@@ -42,6 +42,10 @@ class ComfyServer:
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         places = [f"--{name}-directory={folder}" for name, folder in folders.items()]
+        # Learned words go to the first of the host's embeddings folders: one of this server's own.
+        embeddings, config = self.work / "embeddings", self.work / "model_paths.yaml"
+        embeddings.mkdir(exist_ok=True)
+        config.write_text(json.dumps({"work": {"is_default": True, "embeddings": str(embeddings)}}))
         packs = [
             "--disable-api-nodes",
             "--disable-all-custom-nodes",
@@ -49,6 +53,7 @@ class ComfyServer:
             pack_link(self.folder).name,
         ]
         command = [self.python, str(LAUNCHER), str(self.folder), "--cpu", "--disable-auto-launch", f"--port={port}"]
+        command += ["--extra-model-paths-config", str(config)]
         with open(self.log, "w") as log:
             offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
             self.process = subprocess.Popen(

@@ -65,8 +65,8 @@ def invert_pictures(
     _, height, width = host.latent_shape()
     images, mask = fit_pictures(images, mask, height * width * 64)
     if settings.flip:
-        images = torch.cat([images, images.flip(2)])
-        mask = None if mask is None else torch.cat([mask.expand(len(images) // 2, -1, -1), mask.flip(2)])
+        mask = None if mask is None else mask.expand(len(images), -1, -1)
+        images, mask = (None if x is None else torch.cat([x, x.flip(2)]) for x in (images, mask))
     return invert(host, host.encode_images(images), settings, mask, images)
 
 

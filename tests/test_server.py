@@ -20,7 +20,10 @@ from demo.run import find_python, load_pictures, with_node
 from demo.server import ComfyServer, ServerError
 from demo.workflow import by_title, load_workflow
 
-NODES = ["FMN_ForgetConcept", "FMN_SavePatch", "FMN_ApplyPatch", "FMN_RecordAttention", "FMN_VisualizeTokenAttention"]
+NODES = [
+    "FMN_ForgetConcept", "FMN_InvertConcept", "FMN_SavePatch", "FMN_ApplyPatch", "FMN_RecordAttention",
+    "FMN_VisualizeTokenAttention",
+]  # fmt: skip
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 
 

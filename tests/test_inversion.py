@@ -1,0 +1,386 @@
+"""Learning words that call for what pictures show, in the real hosts, and the file that holds them."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from demo.judge import Judge
+from demo.run import load_pictures
+from demo.server import ServerError
+from demo.workflow import by_title, load_workflow
+from fmn_core.embedding import add_embedding, read_embedding, save_embedding
+from fmn_core.errors import ForgetError
+from fmn_core.inversion import error_weight, first_vectors, invert, invert_pictures, linear_decoder
+from fmn_core.lora import CrossAttentionLoRA
+from fmn_core.sampling import sample_ddim
+from fmn_core.settings import InvertSettings
+
+ROOT = Path(__file__).parent.parent
+QUICK = InvertSettings(steps=3, num_pictures=2, sampling_steps=3, learning_rate=1e-2)
+
+
+@pytest.fixture
+def host(loaded):
+    from fmn_core.hosts.comfy import ComfyHost
+
+    return ComfyHost(*loaded)
+
+
+@pytest.fixture(scope="module")
+def cats(loaded):
+    """Pictures of cats that the model makes, [2, H, W, 3]."""
+    from demo.evaluate import sample
+    from fmn_core.hosts.comfy import ComfyHost
+
+    return sample(ComfyHost(*loaded), ["a cat"] * 2, [1, 2], steps=10)
+
+
+@pytest.fixture
+def latents(host):
+    return torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def weights(host):
+    modules = (host.base, host.clip.cond_stage_model)
+    return [(p, p.detach().clone(), p.is_inference()) for module in modules for p in module.parameters()]
+
+
+def assert_untouched(host, before):
+    modules = (host.base, host.clip.cond_stage_model)
+    after = [p for module in modules for p in module.parameters()]
+    for (parameter, values, inference), now in zip(before, after, strict=True):
+        assert now is parameter and torch.equal(now, values) and now.grad is None and now.is_inference() == inference
+    assert not any(m._forward_hooks or m._forward_pre_hooks for module in modules for m in module.modules())
+
+
+def test_learned_words_call_for_what_the_pictures_show(host, cats):
+    """From the word for another thing, in the prompt they were learned in and in another."""
+    settings = InvertSettings(initializers="house", steps=50, learning_rate=2e-2)
+    inversion = invert_pictures(host, settings, cats)
+    assert inversion.after < 0.6 * inversion.before and not inversion.warnings
+    noise = torch.randn(4, *host.latent_shape(), generator=torch.Generator().manual_seed(9))
+    with host.training(noise.shape, text=True), torch.no_grad():
+        prompts = [host.encode_vectors(template, inversion.vectors) for template in ("a photo of {}", "a {}")]
+        parts = [
+            sample_ddim(host, x, p.take([0, 0]), host.encode(["", ""]), 10, 3.0)
+            for p, x in zip(prompts, noise.split(2), strict=True)
+        ]
+    assert Judge.load().accuracy(host.decode(torch.cat(parts)), "cat") >= 0.75
+
+
+def test_the_model_is_left_as_it_was(host, latents):
+    before = weights(host)
+    one, again = (invert(host, latents, QUICK) for _ in range(2))
+    assert_untouched(host, before)
+    assert len(one.losses) == 3 and one.vectors.keys() == {"clip_l"} and one.vectors["clip_l"].shape[0] == 2
+    assert torch.equal(one.vectors["clip_l"], again.vectors["clip_l"]) and one.losses == again.losses
+    other = invert(host, latents, replace(QUICK, seed=1))
+    assert not torch.equal(one.vectors["clip_l"], other.vectors["clip_l"])
+
+
+class Stop(BaseException):
+    """As the host's interrupt is one since ComfyUI 0.20."""
+
+
+def test_an_interrupt_leaves_the_model_as_it_was(host, latents, monkeypatch):
+    before, seen = weights(host), []
+
+    def progress(step, total, preview):
+        seen.append(step)
+        if step == 2:
+            raise Stop
+
+    monkeypatch.setattr(host, "progress", progress)
+    with pytest.raises(Stop):
+        invert(host, latents, QUICK)
+    assert seen == [1, 2]
+    assert_untouched(host, before)
+
+
+def test_initialisers_are_words_noise_or_zero(host):
+    norms = {"clip_l": torch.tensor(3.0)}
+    make = lambda words, **other: first_vectors(  # noqa: E731
+        host, InvertSettings(initializers=words, **other), norms, torch.Generator().manual_seed(0)
+    )["clip_l"]
+    several = make("cat|<zero>| <rand-1>|<rand-0.5>")
+    assert torch.equal(several[:1], host.word_vectors("cat")["clip_l"]) and not several[1].any()
+    assert torch.allclose(several[2:].norm(dim=1), torch.tensor(3.0)), "noise starts where the decay takes it"
+    free = make("<rand-1>|<rand-0.5>", norm_decay=False)
+    assert free.std(1) == pytest.approx([1, 0.5], rel=0.3)
+    for bad in ("sunflower seeds", "", "cat|", "<rand-x>"):
+        with pytest.raises(ForgetError, match="and must be one"):
+            make(bad)
+    with pytest.raises(ForgetError, match="65 initialisers do not fit"):
+        make("|".join(["a"] * 65))
+
+
+def test_norms_are_drawn_to_those_of_words(host, latents):
+    """From vectors ten times as long, with a step size of about nothing."""
+    far = InvertSettings(initializers="<rand-1>", learning_rate=1e-7, steps=10, norm_decay=False)
+    length = invert(host, latents, far).vectors["clip_l"].norm().item()
+    word = host.word_vectors("cat dog tree house")["clip_l"].norm(dim=1)
+    assert length > 5 * word.max()
+    drawn = invert(host, latents, replace(far, norm_decay=True)).vectors["clip_l"].norm().item()
+    assert word.min() < drawn < word.max()
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_state(host, latents, monkeypatch):
+    good = invert(host, latents, replace(QUICK, steps=1)).vectors["clip_l"]
+    predict, calls = host.predict, []
+
+    def broken_from(first):
+        calls.clear()
+
+        def broken(x_t, t, prompts):
+            if torch.is_grad_enabled():
+                calls.append(1)
+            return predict(x_t, t, prompts) * (float("nan") if len(calls) >= first else 1)
+
+        return broken
+
+    monkeypatch.setattr(host, "predict", broken_from(3))
+    stopped = invert(host, latents, QUICK)
+    assert len(stopped.losses) == 2 and "diverged after step 2 of 3" in stopped.warnings[0]
+    assert torch.allclose(stopped.vectors["clip_l"], good, atol=0.05) and stopped.vectors["clip_l"].isfinite().all()
+    monkeypatch.setattr(host, "predict", broken_from(1))
+    with pytest.raises(ForgetError, match="not finite at step 1"):
+        invert(host, latents, QUICK)
+
+
+def test_it_runs_on_a_patched_model_and_leaves_the_patch_alone(host, latents):
+    """As recovery by inversion does: with hooks on the projections, whose parameters would gather gradients."""
+    plain = invert(host, latents, QUICK)
+    lora = CrossAttentionLoRA(host.cross_attentions(), ("to_k", "to_v"), 2, torch.Generator().manual_seed(0))
+    for parameter in lora.parameters():
+        parameter.data.normal_(generator=torch.Generator().manual_seed(1)).mul_(0.1)
+    state = copy.deepcopy(lora.state_dict())
+    with lora.attached():
+        patched = invert(host, latents, QUICK)
+    assert not torch.allclose(patched.vectors["clip_l"], plain.vectors["clip_l"], atol=1e-4)
+    assert all(parameter.grad is None for parameter in lora.parameters())
+    assert all(torch.equal(value, state[name]) for name, value in lora.state_dict().items())
+    assert_untouched(host, weights(host))
+
+
+def test_it_runs_on_a_model_with_a_lora_of_the_hosts(host, loaded, latents):
+    from fmn_core.forget import forget
+    from fmn_core.hosts.comfy import ComfyHost, apply_patch
+    from fmn_core.settings import ForgetSettings
+
+    patch, _ = forget(host, "cat", ForgetSettings(preset="fast"))
+    settings = replace(QUICK, initializers="cat")
+    plain = invert(host, latents, settings)
+    patched = invert(ComfyHost(apply_patch(loaded[0], patch, 1.0), *loaded[1:]), latents, settings)
+    assert patched.before != pytest.approx(plain.before, rel=1e-4)
+    again = invert(host, latents, settings)
+    assert torch.allclose(again.vectors["clip_l"], plain.vectors["clip_l"], atol=1e-5)
+
+
+def test_two_text_encoders_learn_together(xl_pipeline):
+    from fmn_core.hosts.diffusers import DiffusersHost
+
+    host = DiffusersHost(xl_pipeline, progress_bar=False)
+    inversion = invert_pictures(host, replace(QUICK, initializers="cat|dog|<zero>"), concept="a cat")
+    assert {name: tuple(v.shape) for name, v in inversion.vectors.items()} == {"clip_l": (3, 16), "clip_g": (3, 24)}
+    first = host.word_vectors("cat dog")
+    assert all(not torch.equal(v[:2], first[name]) for name, v in inversion.vectors.items())
+
+
+def test_pictures_are_mirrored_with_their_masks(host, monkeypatch):
+    images, mask = torch.rand(2, 128, 128, 3), torch.zeros(1, 128, 128)
+    mask[:, :, :64] = 1
+    seen = {}
+    monkeypatch.setattr(
+        "fmn_core.inversion.invert",
+        lambda host, latents, settings, mask, pictures: seen.update(mask=mask, pictures=pictures),
+    )
+    invert_pictures(host, QUICK, images, mask)
+    assert torch.equal(seen["pictures"], torch.cat([images, images.flip(2)]))
+    assert seen["mask"].shape == (4, 128, 128)
+    assert seen["mask"][:2, :, :64].all() and seen["mask"][2:, :, 64:].all() and seen["mask"].mean() == 0.5
+    invert_pictures(host, replace(QUICK, flip=False), images, mask)
+    assert torch.equal(seen["pictures"], images)
+    with pytest.raises(ForgetError, match="resize the mask"):
+        invert_pictures(host, QUICK, images, mask[:, 1:])
+    with pytest.raises(ForgetError, match="The concept is empty"):
+        invert_pictures(host, QUICK)
+
+
+def test_a_mask_weights_the_error(host, latents):
+    mask = torch.zeros(1, 64, 64)
+    mask[:, :, :32] = 1
+    weight = error_weight(mask, latents)
+    assert weight.shape == (1, 1, 8, 8) and weight.mean().item() == pytest.approx(1)
+    assert weight[..., 0, 0] == pytest.approx(21 * weight[..., 0, 7].item())
+    masked, plain = invert(host, latents, QUICK, mask), invert(host, latents, QUICK)
+    assert not torch.allclose(masked.vectors["clip_l"], plain.vectors["clip_l"], atol=1e-4)
+
+
+def test_previews_show_the_pictures(host, cats, monkeypatch):
+    latents = host.encode_images(cats)
+    shown = linear_decoder(latents, cats)(latents[:1])
+    assert shown.shape == cats[0].shape and (shown - cats[0]).abs().mean() < 0.5 * (cats[0] - cats[0].mean()).abs().mean()
+    previews = []
+    monkeypatch.setattr(host, "progress", lambda step, total, preview: previews.append(preview))
+    invert_pictures(host, QUICK, cats)
+    assert len(previews) == 3 and all(0 <= p.min() and p.max() <= 1 for p in previews)
+
+
+@pytest.fixture
+def vectors(host):
+    return {"clip_l": host.word_vectors("cat dog rose")["clip_l"] + 0.1}
+
+
+def test_comfyui_reads_the_file_in_a_prompt(host, vectors, tmp_path, monkeypatch):
+    save_embedding(vectors, tmp_path / "mine.safetensors", asdict(QUICK))
+    assert load_file(tmp_path / "mine.safetensors").keys() == {"emb_params"}
+    monkeypatch.setattr(host.clip.tokenizer.clip_l, "embedding_directory", [str(tmp_path)])
+    prompt = "a photo of embedding:mine on a table"
+    assert [t.text for t in host.tokenize(prompt)].count("embedding") == 3
+    with host.training((1, 4, 8, 8), text=True), torch.no_grad():
+        expected = host.encode_vectors("a photo of {} on a table", vectors).embeddings
+    assert torch.allclose(host.encode([prompt]).embeddings, expected, atol=1e-5)
+    assert torch.allclose(host.word_vectors("embedding:mine")["clip_l"], vectors["clip_l"])
+
+
+def test_diffusers_reads_the_file(comfy, host, vectors, tmp_path):
+    from demo.export import make_pipeline
+    from fmn_core.hosts.diffusers import DiffusersHost
+
+    file = tmp_path / "mine.safetensors"
+    save_embedding(vectors, file, {})
+    pipeline = make_pipeline()
+    pipeline.load_textual_inversion(str(tmp_path), weight_name=file.name, token="<theirs>")
+    other = DiffusersHost(pipeline, progress_bar=False)
+    assert add_embedding(other, "ours", file) == "<ours>"
+    with host.training((1, 4, 8, 8), text=True), torch.no_grad():
+        expected = host.encode_vectors("a photo of {} on a table", vectors).embeddings
+    for token in ("<theirs>", "<ours>"):
+        prompts = other.encode([f"a photo of {token} on a table"])
+        assert torch.allclose(prompts.embeddings, expected, atol=1e-4)
+        assert [t.id < 0 for t in prompts.tokens[0]].count(True) == 3
+    with pytest.raises(ForgetError, match="knows the token <ours> already"):
+        add_embedding(other, "ours", file)
+
+
+def test_the_file_for_two_text_encoders(xl_pipeline, tmp_path):
+    from fmn_core.hosts.diffusers import DiffusersHost
+
+    host = DiffusersHost(copy.deepcopy(xl_pipeline), progress_bar=False)
+    vectors = {name: v + 0.1 for name, v in host.word_vectors("cat dog").items()}
+    save_embedding(vectors, tmp_path / "xl.safetensors", {})
+    assert load_file(tmp_path / "xl.safetensors").keys() == {"clip_l", "clip_g"}
+    with host.training((1, *host.latent_shape()), text=True), torch.no_grad():
+        expected = host.encode_vectors("a photo of {}", vectors)
+    token = add_embedding(host, "xl", tmp_path / "xl.safetensors")
+    read = host.encode([f"a photo of {token}"])
+    assert torch.allclose(read.embeddings, expected.embeddings, atol=1e-5)
+    assert torch.allclose(read.pooled, expected.pooled, atol=1e-5)
+
+
+def test_files_that_do_not_fit_get_a_sentence(tmp_path, vectors):
+    file = tmp_path / "e.safetensors"
+    save_embedding(vectors, file, {})
+    assert torch.equal(read_embedding(file, {"clip_l": 112})["clip_l"], vectors["clip_l"])
+    with pytest.raises(ForgetError, match="never overwritten"):
+        save_embedding(vectors, file, {})
+    for encoders in ({"clip_l": 768}, {"clip_l": 112, "clip_g": 1280}):
+        with pytest.raises(ForgetError, match="learned with another model"):
+            read_embedding(file, encoders)
+    with pytest.raises(ForgetError, match="There is no embedding"):
+        read_embedding(tmp_path / "none.safetensors", {"clip_l": 112})
+    (tmp_path / "cut.safetensors").write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(ForgetError, match="cannot be read"):
+        read_embedding(tmp_path / "cut.safetensors", {"clip_l": 112})
+    save_file({"emb_params": torch.full((1, 112), float("inf"))}, tmp_path / "inf.safetensors")
+    with pytest.raises(ForgetError, match="not finite"):
+        read_embedding(tmp_path / "inf.safetensors", {"clip_l": 112})
+
+
+def test_the_originals_tokens_come_in_the_order_of_their_numbers(tmp_path):
+    save_file({f"<s{i}>": torch.full((4,), float(i)) for i in range(1, 13)}, tmp_path / "step_inv_500.safetensors")
+    read = read_embedding(tmp_path / "step_inv_500.safetensors", {"clip_h": 4})["clip_h"]
+    assert read[:, 0].tolist() == list(range(1, 13))
+
+
+@pytest.fixture(scope="module")
+def job(server):
+    """Invert, forget by the learned words, and pictures of these before and after; with the events of the run."""
+    workflow = load_workflow(ROOT / "workflows/forget-a-concept.json", server.get("object_info"))
+    ids = by_title(workflow)
+    forget, prompt = ids["Forget Concept"], ids["Prompt"]
+    wired = {key: workflow[forget]["inputs"][key] for key in ("model", "clip", "vae")}
+    settings = asdict(InvertSettings(initializers="<rand-1>", steps=60, learning_rate=2e-2, num_pictures=2))
+    workflow["800"] = {
+        "class_type": "FMN_InvertConcept",
+        "inputs": {**wired, "concept": "cat", **settings},
+        "_meta": {"title": "Invert Concept"},
+    }
+    workflow["801"] = {"class_type": "PreviewAny", "inputs": {"source": ["800", 0]}, "_meta": {"title": "Name"}}
+    workflow[forget]["inputs"]["concept"] = ["800", 0]
+    workflow[prompt] = {
+        "class_type": "StringConcatenate",
+        "inputs": {"string_a": "a photo of ", "string_b": ["800", 0], "delimiter": ""},
+        "_meta": {"title": "Prompt"},
+    }
+    for when in ("before", "after"):
+        workflow[ids[f"Attention {when}"]]["inputs"]["words"] = ""
+    events = []
+    outputs = server.run(workflow, lambda kind, data: events.append((kind, data)))
+    return workflow, ids, outputs, events
+
+
+def judged(server, job, outputs, when):
+    return Judge.load().accuracy(load_pictures(server, outputs[job[1][f"Pictures {when}"]]["images"]), "cat")
+
+
+def test_the_node_learns_words_that_forget_concept_forgets(server, job):
+    _, _, outputs, events = job
+    name = outputs["801"]["text"][0]
+    assert name == "embedding:learned-cat_00001_" and "error went from" in outputs["800"]["text"][0]
+    assert (server.work / "embeddings/learned-cat_00001_.safetensors").exists()
+    assert judged(server, job, outputs, "before") >= 0.75
+    assert judged(server, job, outputs, "after") <= 0.25
+    steps = [data["max"] for kind, data in events if kind == "progress" and data["node"] == "800"]
+    assert {20, 60} <= set(steps) and sum(kind == "preview" for kind, _ in events) >= 2
+
+
+def test_the_preset_that_trains_forgets_the_learned_words(server, job):
+    workflow, ids, _, _ = job
+    paper = copy.deepcopy(workflow)
+    paper[ids["Forget Concept"]]["inputs"]["preset"] = "paper"
+    assert judged(server, job, server.run(paper), "after") <= 0.25
+
+
+def test_an_interrupt_writes_nothing(server, job):
+    workflow, _, _, _ = job
+    long = copy.deepcopy(workflow)
+    long["800"]["inputs"] |= {"steps": 5000, "seed": 3}
+    seen = []
+
+    def stop_once(kind, data):
+        if kind == "progress" and data["node"] == "800" and data["max"] == 5000:
+            seen.append(data["value"])
+            if len(seen) == 2:
+                threading.Thread(target=server.interrupt).start()
+
+    before = sorted((server.work / "embeddings").iterdir())
+    with pytest.raises(ServerError, match="interrupted"):
+        server.run(long, stop_once)
+    assert seen[-1] < 4000 and sorted((server.work / "embeddings").iterdir()) == before
+
+
+def test_the_node_refuses_what_cannot_work(server, job):
+    workflow, _, _, _ = job
+    for change, message in (({"initializers": "hot dog"}, "must be one"), ({"concept": " "}, "The concept is empty")):
+        bad = copy.deepcopy(workflow)
+        bad["800"]["inputs"] |= change
+        with pytest.raises(ServerError, match=message):
+            server.run(bad)
