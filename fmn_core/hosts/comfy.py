@@ -24,7 +24,14 @@ from ..errors import ForgetError
 from ..patch import Patch, check_fits, model_shapes
 from . import comfy_words
 from .base import (
-    ENCODED_AT_ONCE, CrossAttention, DiffusionHost, Prompts, Token, WordVectors, linear_name, placeholder_texts,
+    ENCODED_AT_ONCE,
+    CrossAttention,
+    DiffusionHost,
+    Prompts,
+    Token,
+    WordVectors,
+    linear_name,
+    placeholder_texts,
 )  # fmt: skip
 
 # What a training step holds beyond one forward of the host's own estimate: the activations that backward needs.

@@ -14,7 +14,14 @@ from tqdm import tqdm
 
 from ..errors import ForgetError
 from .base import (
-    ENCODED_AT_ONCE, CrossAttention, DiffusionHost, Prompts, Token, WordVectors, linear_name, placeholder_texts,
+    ENCODED_AT_ONCE,
+    CrossAttention,
+    DiffusionHost,
+    Prompts,
+    Token,
+    WordVectors,
+    linear_name,
+    placeholder_texts,
 )  # fmt: skip
 
 PLACES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
