@@ -17,7 +17,7 @@ from torch import Tensor
 from .attention import concept_mass, tapped
 from .concept import Concept, concept_columns
 from .errors import ForgetError
-from .fast import Task, edit_factors, make_edit
+from .fast import Edit, Task, edit_factors, make_edit
 from .hosts.base import DiffusionHost, Prompts
 from .lora import CrossAttentionLoRA
 from .losses import mean_attention_loss
@@ -46,11 +46,12 @@ LITTLE = 0.5  # of the way left between the concept and its target: more is wort
 
 @dataclass(frozen=True)
 class Texts:
-    """Encoded prompts: `asked` of the concepts, with their columns [R, T] and the template each row fills; for every
-    template, `places` where something else stands; `near` words that stay; the empty prompt."""
+    """Encoded prompts: `asked` of the concepts, with their columns [R, T], the concept each row calls for and the template
+    it fills, by number; for every template, `places` where something else stands; `near` words that stay; the empty one."""
 
     asked: Prompts
     columns: Tensor
+    concept: list[int]
     template: list[int]
     places: list[Prompts]
     near: Prompts
@@ -59,16 +60,22 @@ class Texts:
     @classmethod
     def of(cls, host: DiffusionHost, task: Task) -> Texts:
         templates = NEAR_TEMPLATES[task.type]
-        rows = [(fill(t, name), name, i) for name in task.forgotten for i, t in enumerate(templates)]
+        named = [(c, name) for c, names in enumerate(task.names.values()) for name in names]
+        rows = [(c, name, i, fill(t, name)) for i, t in enumerate(templates) for c, name in named]
         place = [task.other] if task.other else task.neutral
         return cls(
-            asked=host.encode([text for text, _, _ in rows]),
-            columns=torch.stack([concept_columns(host, name, text, "concept") for text, name, _ in rows]).to(host.device),
-            template=[i for _, _, i in rows],
+            asked=host.encode([text for *_, text in rows]),
+            columns=torch.stack([concept_columns(host, name, text, "concept") for _, name, _, text in rows]).to(host.device),
+            concept=[c for c, *_ in rows],
+            template=[i for _, _, i, _ in rows],
             places=[host.encode([fill(template, word) for word in place]) for template in templates],
             near=host.encode([fill(templates[0], word) for word in (*task.neighbours, *task.keep)] or [""]),
             empty=host.encode([""]),
         )
+
+    def rows(self, concept: int | None) -> list[int]:
+        """The rows that call for a concept; all of them for None."""
+        return [row for row, own in enumerate(self.concept) if concept in (own, None)]
 
 
 @dataclass(frozen=True)
@@ -91,17 +98,18 @@ def make_batch(
     texts: Texts,
     mode: str,
     noisy: tuple[Tensor, Tensor],
+    concept: list[int | None],
     words: int,
     generator: torch.Generator,
 ) -> Batch:
-    """A batch at `noisy` (x_t, t) with drawn prompts; call it without a patch.
+    """A batch at `noisy` (x_t, t) with drawn prompts, each for the `concept` that the latent shows; call it without a patch.
 
     The target is the noise estimate where something else stands in the concept's place (Kumari et al., arXiv
     2303.13516, eq. 4), as a mean over at most so many drawn words. In the mode `correct` that is the dominant concept, and
     what it adds is taken away (Gandikota et al., arXiv 2303.07345, eq. 7, with eta 1).
     """
     x_t, t = noisy
-    rows = draw(len(texts.asked), len(x_t), generator)
+    rows = [(own := texts.rows(c))[draw(len(own), 1, generator)[0]] for c in concept]
     asked, near = texts.asked.take(rows), texts.near.take(draw(len(texts.near), len(x_t), generator))
     drawn = torch.randperm(len(texts.places[0]), generator=generator)[:words].tolist()
     target = sum(host.predict(x_t, t, join([texts.places[texts.template[r]].take([w]) for r in rows])) for w in drawn)
@@ -130,32 +138,53 @@ def forget_balanced(
     mask: Tensor | None = None,
 ) -> tuple[Patch, list[float]]:
     """A patch in closed form, refined on pictures; returns it and the loss of each step. Arguments as for `forget`."""
-    check_pictures(images, mask)
-    if images is not None:
-        _, height, width = host.latent_shape()
-        images, mask = fit_pictures(images, mask, height * width * 64)
     edit = make_edit(host, concepts, settings)
-    texts, generator = Texts.of(host, edit.task), torch.Generator().manual_seed(settings.seed)
+    return refine(host, concepts, settings, edit, gather(host, edit.task, settings, images, mask))
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures of the concepts: latents [P, C, h, w], the concept that each shows, by number, or None for given ones,
+    where in them it is [1 or P, H, W], and the pictures [P, H, W, 3] where the host can decode them; prompts for them, and
+    the generator of what is drawn next."""
+
+    latents: Tensor
+    concept: list[int | None]
+    mask: Tensor | None
+    images: Tensor | None
+    texts: Texts
+    generator: torch.Generator
+
+    def of(self, concept: int) -> Tensor:
+        """The latents that show a concept."""
+        return self.latents[[i for i, own in enumerate(self.concept) if own in (concept, None)]]
+
+
+def gather(
+    host: DiffusionHost, task: Task, settings: ForgetSettings, images: Tensor | None, mask: Tensor | None
+) -> Pictures:
+    """The pictures and prompts to train on; raises ForgetError for pictures or masks that cannot be used."""
+    check_pictures(images, mask)
+    texts, generator = Texts.of(host, task), torch.Generator().manual_seed(settings.seed)
     if images is None:
+        rows = [i % len(texts.asked) for i in range(max(settings.num_pictures, len(task.names)))]
         with host.training((SAMPLED_AT_ONCE, *host.latent_shape())):
-            latents, _ = sample_pairs(host, texts.asked, texts.empty, texts.columns, settings, generator)
-        images = host.decode(latents)
-    else:
-        latents = host.encode_images(images)
-    return refine(host, concepts, settings, edit, texts, latents, mask, images, generator)
+            latents, _ = sample_pairs(host, texts.asked.take(rows), texts.empty, None, settings, generator)
+        return Pictures(latents, [texts.concept[row] for row in rows], None, host.decode(latents), texts, generator)
+    _, height, width = host.latent_shape()
+    images, mask = fit_pictures(images, mask, height * width * 64)
+    return Pictures(host.encode_images(images), [None] * len(images), mask, images, texts, generator)
 
 
-def refine(host, concepts, settings, edit, texts, latents, mask, pictures, generator) -> tuple[Patch, list[float]]:
-    """A patch that starts as the edit and is trained on the latents, at the strength that measures best."""
-    factors = edit_factors(host, edit, settings)
-    with host.training((settings.batch_size, *latents.shape[1:])):
-        lora = CrossAttentionLoRA(
-            host.cross_attentions(), tuple(dict.fromkeys(m for _, m in factors)), edit.up.shape[1], generator
-        ).to(host.device)
-        lora.load(factors)
-        probe = make_probe(host, lora, texts, settings.mode, latents, generator)
+def refine(
+    host: DiffusionHost, concepts: tuple[Concept, ...], settings: ForgetSettings, edit: Edit, pictures: Pictures
+) -> tuple[Patch, list[float]]:
+    """A patch that starts as the edit and is trained on pictures, at the strength that measures best."""
+    with host.training((settings.batch_size, *pictures.latents.shape[1:])):
+        lora = CrossAttentionLoRA.of(host, edit_factors(host, edit, settings))
+        probe = make_probe(host, lora, settings.mode, pictures)
         before = probe(0.0)
-        losses, checks = train(host, lora, texts, settings, latents, mask, pictures, probe, generator)
+        losses, checks = train(host, lora, settings, pictures, probe)
         readings = {strength: probe(strength) for strength in STRENGTHS}
         strength = min(readings, key=lambda s: readings[s].total)
         after = readings[strength]
@@ -172,18 +201,33 @@ def refine(host, concepts, settings, edit, texts, latents, mask, pictures, gener
     return make_patch(host, factors, concepts, asdict(settings), report), losses
 
 
-def train(host, lora, texts, settings, latents, mask, pictures, probe, generator) -> tuple[list[float], list[Reading]]:
+def train(
+    host: DiffusionHost,
+    lora: CrossAttentionLoRA,
+    settings: ForgetSettings,
+    pictures: Pictures,
+    probe: Callable[[float], Reading],
+) -> tuple[list[float], list[Reading]]:
     """Trains the ups until the steps are up or the probe has not fallen for a while, and leaves the best of them.
 
     Returns the loss of each step and the probe's readings, the first before any step. A loss that is not finite ends it.
     """
+    texts, latents, mask, generator = pictures.texts, pictures.latents, pictures.mask, pictures.generator
     layers, ups = host.cross_attentions(), [adapter.up for adapter in lora.values()]
     optimizer = torch.optim.AdamW(ups, lr=settings.learning_rate, weight_decay=0)
     losses, checks, best = [], [probe(1.0)], [up.detach().clone() for up in ups]
     for step in range(settings.steps):
         host.check_interrupt()
         shown = draw(len(latents), settings.batch_size, generator)
-        batch = make_batch(host, texts, settings.mode, add_noise(host, latents[shown], generator), WORDS, generator)
+        batch = make_batch(
+            host,
+            texts,
+            settings.mode,
+            add_noise(host, latents[shown], generator),
+            [pictures.concept[i] for i in shown],
+            WORDS,
+            generator,
+        )
         columns = texts.columns[batch.rows]
         with lora.attached():
             with tapped(layers) as maps:
@@ -200,7 +244,7 @@ def train(host, lora, texts, settings, latents, mask, pictures, probe, generator
         torch.nn.utils.clip_grad_norm_(ups, MAX_GRAD_NORM)
         optimizer.step()
         losses.append(loss.item())
-        host.progress(step + 1, settings.steps, preview(maps, columns, pictures, shown, batch.x_t))
+        host.progress(step + 1, settings.steps, preview(maps, columns, pictures.images, shown, batch.x_t))
         if (step + 1) % CHECK == 0 or step + 1 == settings.steps:
             checks.append(probe(1.0))
             totals = [check.total for check in checks]
@@ -229,11 +273,18 @@ class Reading(NamedTuple):
         return self.distance + self.drift
 
 
-def make_probe(host, lora, texts: Texts, mode: str, latents: Tensor, generator) -> Callable[[float], Reading]:
+def make_probe(host: DiffusionHost, lora: CrossAttentionLoRA, mode: str, pictures: Pictures) -> Callable[[float], Reading]:
     """A measurement of the LoRA at a strength, the same each time: on fixed latents, one at a time, which takes no more
     memory than training."""
-    x_t, t = add_noise(host, latents[draw(len(latents), PROBES, generator)], generator)
-    batches = [make_batch(host, texts, mode, (x_t[i : i + 1], t[i : i + 1]), 99, generator) for i in range(PROBES)]
+    texts, latents, generator = pictures.texts, pictures.latents, pictures.generator
+    shown = draw(len(latents), PROBES, generator)
+    x_t, t = add_noise(host, latents[shown], generator)
+    batches = [
+        make_batch(
+            host, texts, mode, (x_t[i : i + 1], t[i : i + 1]), [pictures.concept[shown[i]]], len(texts.places[0]), generator
+        )
+        for i in range(PROBES)
+    ]
 
     @torch.no_grad()
     def probe(strength: float) -> Reading:

@@ -11,6 +11,7 @@ from .fast import forget_fast
 from .hosts.base import DiffusionHost
 from .patch import Patch
 from .resteering import forget_by_resteering
+from .robust import forget_robust
 from .settings import ForgetSettings
 
 
@@ -32,6 +33,8 @@ def forget(
         patch, losses = forget_fast(host, concepts, settings)
     elif settings.preset == "balanced":
         patch, losses = forget_balanced(host, concepts, settings, images, mask)
+    elif settings.preset == "robust":
+        patch, losses = forget_robust(host, concepts, settings, images, mask)
     else:
         patch, losses = forget_by_resteering(host, concepts, settings, images, mask)
     warnings = patch.info["report"]["warnings"]

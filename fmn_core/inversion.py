@@ -74,12 +74,11 @@ def make_latents(host: DiffusionHost, settings: InvertSettings, concept: str) ->
     """Latents [P, C, h, w] of pictures that the model makes of a concept."""
     (named,) = make_concepts(" ".join(concept.splitlines()), settings.concept_type, settings.template)
     prompts, empty = host.encode([prompt for prompt, _ in named.prompts]), host.encode([""])
-    sampling = ForgetSettings(
-        num_pictures=settings.num_pictures, sampling_steps=settings.sampling_steps, guidance=settings.guidance
-    )
+    sampling = ForgetSettings(sampling_steps=settings.sampling_steps, guidance=settings.guidance)
     with host.training((settings.num_pictures, *host.latent_shape())):
         generator = torch.Generator().manual_seed(settings.seed)
-        return sample_pairs(host, prompts, empty, None, sampling, generator)[0]
+        rows = [i % len(prompts) for i in range(settings.num_pictures)]
+        return sample_pairs(host, prompts.take(rows), empty, None, sampling, generator)[0]
 
 
 def invert(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .hosts.base import CrossAttention
+from .hosts.base import CrossAttention, DiffusionHost
 
 
 class LoRA(nn.Module):
@@ -48,12 +48,17 @@ class CrossAttentionLoRA(nn.ModuleDict):
         """The LoRA of one projection."""
         return self[self._key(layer, matrix)]
 
-    def load(self, factors: dict[tuple[str, str], tuple[Tensor, Tensor]]) -> None:
-        """Takes over (up, down) of every target."""
+    @classmethod
+    def of(cls, host: DiffusionHost, factors: dict[tuple[str, str], tuple[Tensor, Tensor]]) -> CrossAttentionLoRA:
+        """The adapters that these factors, (layer, matrix) -> (up [out, r], down [r, in]), are of, on the host's device."""
+        matrices = tuple(dict.fromkeys(matrix for _, matrix in factors))
+        rank = len(next(iter(factors.values()))[1])
+        lora = cls(host.cross_attentions(), matrices, rank, torch.Generator())
         with torch.no_grad():
             for target, (up, down) in factors.items():
-                self.adapter(*target).up.copy_(up)
-                self.adapter(*target).down.copy_(down)
+                lora.adapter(*target).up.copy_(up)
+                lora.adapter(*target).down.copy_(down)
+        return lora.to(host.device)
 
     def factors(self) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
         """(layer, matrix) -> (up [out, r], down [r, in])."""

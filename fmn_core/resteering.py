@@ -57,7 +57,9 @@ def forget_by_resteering(
     pairs = None
     if images is None or settings.visual_weight:
         with host.training((SAMPLED_AT_ONCE, *host.latent_shape())):
-            pairs = sample_pairs(host, prompts, empty, columns, settings, generator)
+            rows = [i % len(prompts) for i in range(max(settings.num_pictures, len(concepts)))]
+            ignored = columns[rows] if settings.visual_weight else None
+            pairs = sample_pairs(host, prompts.take(rows), empty, ignored, settings, generator)
     latents = pairs[0] if images is None else host.encode_images(images)
     pictures = host.decode(latents) if images is None else images
 
@@ -127,28 +129,25 @@ def fit_pictures(images: Tensor, mask: Tensor | None, area: int) -> tuple[Tensor
 
 def sample_pairs(
     host: DiffusionHost,
-    prompts: Prompts,
+    asked: Prompts,
     empty: Prompts,
-    columns: Tensor,
+    ignored: Tensor | None,
     settings: ForgetSettings,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor | None]:
-    """Latents of pictures that the model makes of the concept and, where the visual denoising loss wants them, those
-    it makes of the same noise with the attention to the concept set to zero: [P, C, h, w] each."""
-    rows = [i % len(prompts) for i in range(settings.num_pictures)]
-    noise = torch.randn(len(rows), *host.latent_shape(), generator=generator).to(host.device)
+    """Latents [B, C, h, w] of pictures that the model makes of each prompt and, where `ignored` [B, T] names columns, of
+    those it makes of the same noise with the attention to them set to zero."""
+    noise = torch.randn(len(asked), *host.latent_shape(), generator=generator).to(host.device)
 
     def sample(ignored: Tensor | None = None) -> Tensor:
         parts = []
-        for start in range(0, len(rows), SAMPLED_AT_ONCE):
-            part = slice(start, start + SAMPLED_AT_ONCE)
-            x, asked = noise[part], prompts.take(rows[part])
-            without = None if ignored is None else ignored[part]
-            nothing = empty.take([0] * len(asked))
-            parts.append(sample_ddim(host, x, asked, nothing, settings.sampling_steps, settings.guidance, without))
+        for rows in torch.arange(len(asked)).split(SAMPLED_AT_ONCE):
+            part, nothing = asked.take(rows.tolist()), empty.take([0] * len(rows))
+            without = None if ignored is None else ignored[rows]
+            parts.append(sample_ddim(host, noise[rows], part, nothing, settings.sampling_steps, settings.guidance, without))
         return torch.cat(parts)
 
-    return sample(), sample(columns[rows]) if settings.visual_weight else None
+    return sample(), None if ignored is None else sample(ignored)
 
 
 def resteer(
