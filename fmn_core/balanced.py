@@ -184,7 +184,7 @@ def refine(
         lora = CrossAttentionLoRA.of(host, edit_factors(host, edit, settings))
         probe = make_probe(host, lora, settings.mode, pictures)
         before = probe(0.0)
-        losses, checks = train(host, lora, settings, pictures, probe)
+        losses, checks, diverged = train(host, lora, settings, pictures, probe)
         readings = {strength: probe(strength) for strength in STRENGTHS}
         strength = min(readings, key=lambda s: readings[s].total)
         after = readings[strength]
@@ -196,7 +196,7 @@ def refine(
         "distance": {"before": before.distance, "fast": checks[0].distance, "after": after.distance},
         "noise drift": after.drift,
     }
-    report["warnings"] = [*edit.report["warnings"], *warnings(after, len(losses), settings)]
+    report["warnings"] = [*edit.report["warnings"], *warnings(after, len(losses) if diverged else None, settings)]
     factors = {target: (up * strength, down) for target, (up, down) in lora.factors().items()}
     return make_patch(host, factors, concepts, asdict(settings), report), losses
 
@@ -207,15 +207,17 @@ def train(
     settings: ForgetSettings,
     pictures: Pictures,
     probe: Callable[[float], Reading],
-) -> tuple[list[float], list[Reading]]:
+) -> tuple[list[float], list[Reading], bool]:
     """Trains the ups until the steps are up or the probe has not fallen for a while, and leaves the best of them.
 
-    Returns the loss of each step and the probe's readings, the first before any step. A loss that is not finite ends it.
+    Returns the loss of each step, the probe's readings, the first before any step, and whether a loss was not finite,
+    which ends it.
     """
     texts, latents, mask, generator = pictures.texts, pictures.latents, pictures.mask, pictures.generator
     layers, ups = host.cross_attentions(), [adapter.up for adapter in lora.values()]
     optimizer = torch.optim.AdamW(ups, lr=settings.learning_rate, weight_decay=0)
     losses, checks, best = [], [probe(1.0)], [up.detach().clone() for up in ups]
+    diverged = False
     for step in range(settings.steps):
         host.check_interrupt()
         shown = draw(len(latents), settings.batch_size, generator)
@@ -236,7 +238,8 @@ def train(
             attention = mean_attention_loss(maps.values(), columns, regions)
             drift = (host.predict(batch.x_t, batch.t, batch.near) - batch.kept).square().mean()
         loss = noise + ATTENTION * attention + KEEP * drift
-        if not torch.isfinite(loss):
+        diverged = not torch.isfinite(loss)
+        if diverged:
             break
         gradients = torch.autograd.grad(loss, ups)
         for up, gradient in zip(ups, gradients, strict=True):
@@ -257,7 +260,7 @@ def train(
     with torch.no_grad():
         for up, value in zip(ups, best, strict=True):
             up.copy_(value)
-    return losses, checks
+    return losses, checks, diverged
 
 
 class Reading(NamedTuple):
@@ -302,9 +305,14 @@ def make_probe(host: DiffusionHost, lora: CrossAttentionLoRA, mode: str, picture
     return probe
 
 
-def warnings(after: Reading, steps: int, settings: ForgetSettings) -> list[str]:
-    """A sentence for each figure that says the training did little, or harms."""
+def warnings(after: Reading, diverged: int | None, settings: ForgetSettings) -> list[str]:
+    """A sentence for each figure that says the training diverged, after so many steps, did little, or harms."""
     found = []
+    if diverged is not None:
+        found.append(
+            f"The training diverged after step {diverged} of {settings.steps}, and the best state was kept: lower the "
+            "learning rate."
+        )
     if after.distance > LITTLE:
         found.append(
             f"Little effect: the noise estimate for the concept is still {after.distance:.0%} as far from its target as "

@@ -55,6 +55,12 @@ def summary(patch: Patch) -> str:
         if report["drift"]:
             word, share = next(iter(report["drift"].items()))
             lines.append(f"Of the near words `{word}` moves most, by {share:.1%} of that way.")
+    if "distance" in report:
+        distance, drift = report["distance"]["after"], report["noise drift"]
+        lines.append(
+            f"Noise estimates of the concept are {distance:.0%} as far from what stands in its place as before, those of "
+            f"near words move by {drift:.1%} of that; {report['steps']} steps, at strength {report['strength']}."
+        )
     if "attention_mass" in report:
         before, after = (report["attention_mass"][key] for key in ("before", "after"))
         lines.append(f"Attention to the concept: {before:.4f} before, {after:.4f} after.")

@@ -7,6 +7,8 @@ Erasure, Pham et al., arXiv 2308.01508), and the closed form is solved anew with
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ from .concept import Concept, find_tokens
 from .errors import ForgetError
 from .fast import Edit, Places, edit_factors, make_edit
 from .hosts.base import DiffusionHost, WordVectors, placeholder_texts
-from .inversion import invert
+from .inversion import Inversion, invert
 from .lora import CrossAttentionLoRA
 from .paraphrases import PADDING, Place
 from .patch import Patch
@@ -39,19 +41,22 @@ def forget_robust(
     if settings.mode == "correct":
         raise ForgetError("The preset `robust` removes or replaces, it cannot correct: choose `fast` or `balanced`.")
     learned: dict[str, list[Places]] = {}
+    errors: dict[str, list[float]] = {}
     edit = make_edit(host, concepts, settings)
     pictures = gather(host, edit.task, settings, images, mask)
     for round in range(settings.rounds):
         for index, name in enumerate(edit.task.names):
-            words = attack(host, edit, settings, pictures, index, settings.seed + round)
-            learned.setdefault(name, []).append(read_places(host, words, edit.task.templates))
+            inversion = attack(host, edit, settings, pictures, index, settings.seed + round)
+            learned.setdefault(name, []).append(read_places(host, inversion.vectors, edit.task.templates))
+            errors.setdefault(name, []).append(inversion.after)
         edit = make_edit(host, concepts, settings, learned)
+    edit = replace(edit, report=edit.report | {"error with learned words": errors})
     return refine(host, concepts, settings, edit, pictures)
 
 
 def attack(
     host: DiffusionHost, edit: Edit, settings: ForgetSettings, pictures: Pictures, concept: int, seed: int
-) -> WordVectors:
+) -> Inversion:
     """Words that call for one of the concepts, by its number, in the model with the edit."""
     inverting = InvertSettings(
         concept_type=edit.task.type,
@@ -62,7 +67,7 @@ def attack(
         seed=seed,
     )
     with CrossAttentionLoRA.of(host, edit_factors(host, edit, settings)).attached():
-        return invert(host, pictures.of(concept), inverting).vectors
+        return invert(host, pictures.of(concept), inverting)
 
 
 def read_places(host: DiffusionHost, words: WordVectors, templates: tuple[str, ...]) -> Places:

@@ -1,0 +1,135 @@
+"""The presets `balanced` and `robust` in the real host."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fmn_core.balanced import Texts
+from fmn_core.concept import make_concepts
+from fmn_core.errors import ForgetError
+from fmn_core.fast import make_edit
+from fmn_core.forget import forget, summary
+from fmn_core.paraphrases import NEAR_TEMPLATES, fill
+from fmn_core.patch import ALPHA, DOWN, UP, serialize
+from fmn_core.settings import ForgetSettings
+
+QUICK = ForgetSettings(preset="balanced", steps=6, num_pictures=1, sampling_steps=2, resolution=64)
+
+
+@pytest.fixture(scope="module")
+def host(loaded):
+    from fmn_core.hosts.comfy import ComfyHost
+
+    return ComfyHost(*loaded, resolution=64)
+
+
+@pytest.fixture(scope="module")
+def patch(host):
+    return forget(host, "cat", QUICK)[0]
+
+
+def test_it_is_nearer_to_its_target_than_the_closed_form(host, patch):
+    report = patch.info["report"]
+    assert (
+        report["distance"]["after"] + report["noise drift"] < report["distance"]["fast"] < report["distance"]["before"] == 1
+    )
+    assert report["attention_mass"]["after"] < report["attention_mass"]["before"] and report["steps"] == 6
+    assert "as far from what stands in its place" in summary(patch)
+
+
+def test_what_the_closed_form_leaves_alone_stays_left_alone(host, patch):
+    """Every down spans what the edit's does, so the start token, which the edit does not see, is unchanged."""
+    edit = make_edit(host, make_concepts("cat"), QUICK)
+    start = host.contexts([""], 1)[0].double()
+    for module in patch.modules:
+        down, up = patch[module + DOWN].double(), patch[module + UP].double()
+        outside = down - down @ torch.linalg.pinv(edit.down) @ edit.down
+        assert outside.norm() < 2e-3 * down.norm()
+        assert (up @ down @ start.T).norm() < 2e-3 * (up @ down).norm() * start.norm()
+        assert patch[module + ALPHA] == 4
+
+
+def test_same_seed_same_file(host, patch):
+    state = torch.get_rng_state()
+    assert serialize(forget(host, "cat", QUICK)[0], "x") == serialize(patch, "x")
+    assert serialize(forget(host, "cat", replace(QUICK, seed=1))[0], "x") != serialize(patch, "x")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_replaced_by_itself_changes_nothing_and_says_so(host):
+    settings = replace(QUICK, mode="replace", replacement="cat")
+    patch, _ = forget(host, "cat", settings)
+    assert all((patch[module + UP].double() @ patch[module + DOWN].double()).abs().max() == 0 for module in patch.modules)
+    with pytest.raises(ForgetError, match="Little effect: prompts of `cat` go 0%"):
+        forget(host, "cat", replace(settings, strict=True))
+
+
+def test_a_loss_that_is_not_finite_keeps_the_best_state(host, monkeypatch):
+    """The third step's first estimate is NaN; what comes out is finite, and says after which step."""
+    predict, trained = host.predict, []
+
+    def broken(x_t, t, prompts):
+        estimate = predict(x_t, t, prompts)
+        if estimate.requires_grad:
+            trained.append(None)
+        return estimate * float("nan") if estimate.requires_grad and len(trained) == 5 else estimate
+
+    monkeypatch.setattr(host, "predict", broken)
+    patch, losses = forget(host, "cat", QUICK)
+    assert len(losses) == 2 and "diverged after step 2 of 6" in patch.info["report"]["warnings"][0]
+    monkeypatch.setattr(host, "predict", lambda *args: predict(*args) * float("nan"))
+    with pytest.raises(ForgetError, match="not finite at step 1"):
+        forget(host, "cat", QUICK)
+
+
+def test_each_picture_is_asked_for_by_its_own_concept(host):
+    edit = make_edit(host, make_concepts("cat, kitten\nhouse"), QUICK)
+    texts = Texts.of(host, edit.task)
+    for concept, names in enumerate(edit.task.names.values()):
+        rows = texts.rows(concept)
+        assert rows and all(any(name in texts.asked.texts[row] for name in names) for row in rows)
+    assert sorted(texts.rows(0) + texts.rows(1)) == texts.rows(None) == list(range(len(texts.asked)))
+    for row, template in enumerate(texts.template):
+        pattern = NEAR_TEMPLATES["object"][template]
+        assert texts.asked.texts[row] in [fill(pattern, name) for name in edit.task.forgotten]
+        assert texts.places[template].texts == tuple(fill(pattern, word) for word in edit.task.neutral)
+
+
+@pytest.mark.parametrize("mode", ["replace", "correct"])
+def test_modes(host, mode):
+    patch, _ = forget(host, "lion", replace(QUICK, mode=mode, replacement="tiger", steps=2))
+    report = patch.info["report"]
+    assert report["distance"]["after"] < 1 and list(report["erased"]) == ["tiger" if mode == "correct" else "lion"]
+
+
+def test_given_pictures_and_a_mask(host):
+    images = torch.rand(2, 80, 64, 3, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(1, 80, 64)
+    mask[:, 20:40, 20:40] = 1
+    with_mask, without = (forget(host, "cat", replace(QUICK, steps=2), images, m)[1] for m in (mask, None))
+    assert with_mask != without
+    with pytest.raises(ForgetError, match="The mask is empty"):
+        forget(host, "cat", QUICK, images, mask * 0)
+
+
+def test_robust_forgets_what_was_learned_to_bring_the_concept_back(host, monkeypatch):
+    from fmn_core import robust
+
+    monkeypatch.setattr(robust, "STEPS", 4)
+    settings = replace(QUICK, preset="robust", rounds=2, steps=2)
+    seen, read_places = [], robust.read_places
+    monkeypatch.setattr(robust, "read_places", lambda *args: seen.append(read_places(*args)) or seen[-1])
+    patch, _ = forget(host, "cat", settings)
+    assert patch.rank == 3 * settings.rank and len(seen) == 2
+    assert len(patch.info["report"]["error with learned words"]["cat"]) == 2
+    edit = make_edit(host, make_concepts("cat"), settings, {"cat": seen})
+    plain = make_edit(host, make_concepts("cat"), settings)
+    moved, before = (
+        sum(e(places["a {}"].mention).norm() / places["a {}"].mention.norm() for places in seen) for e in (edit, plain)
+    )
+    assert moved > before
+    with pytest.raises(ForgetError, match="cannot correct"):
+        forget(host, "cat", replace(settings, mode="correct", replacement="dog"))
