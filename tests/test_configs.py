@@ -1,0 +1,160 @@
+"""The original's config files, run on the embedded model as a diffusers pipeline."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from fmn_core.__main__ import main
+from fmn_core.configs import forgetting_settings, inversion_settings, read_config
+from fmn_core.errors import ForgetError
+from fmn_core.patch import read_patch
+from fmn_core.settings import ForgetSettings, InvertSettings
+
+
+@pytest.fixture(scope="module")
+def model(comfy, tmp_path_factory):
+    from demo.export import export_diffusers
+
+    folder = tmp_path_factory.mktemp("model") / "emoji"
+    export_diffusers(folder)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys, model):
+    """run(config) -> exit code, what was printed, errors: in a folder with pictures in data/red-cat and data/dog."""
+    monkeypatch.chdir(tmp_path)
+    for name, size in (("red-cat", (128, 128)), ("dog", (160, 128))):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.new("RGB", size, "red").save(tmp_path / "data" / name / "one.png")
+        (tmp_path / "data" / name / "notes.txt").write_text("no picture")
+
+    def run(config, model=model):
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+        capsys.readouterr()
+        code = main(["run", "c.yaml", *(["--model", str(model)] if model else []), "--device", "cpu"])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+ATTN = {"multi_concept": [["red-cat", "object"]], "output_dir": "out", "max_train_steps": 2, "resolution": 128}
+TI = {
+    "instance_data_dir": "data/red-cat",
+    "output_dir": "exps_ti/red-cat",
+    "placeholder_tokens": "<s1>|<s2>",
+    "initializer_tokens": "cat|<rand-1>",
+    "max_train_steps_ti": 3,
+    "resolution": 128,
+}
+
+
+def test_both_stages_run_one_after_the_other_from_one_file(run, tmp_path):
+    code, said, error = run({"Attn": {**ATTN, "report_to": "tensorboard"}, "Ti": {**TI, "lora_rank": 4, "device": "cuda:0"}})
+    assert code == 0, error
+    assert load_file(tmp_path / "exps_ti/red-cat/step_inv_3.safetensors")["emb_params"].shape == (2, 112)
+    patch = read_patch(tmp_path / "out/forget-red-cat.safetensors")
+    assert patch.info["concept"] == "<red-cat>" and len(patch.modules) % 4 == 0
+    assert {module.rsplit("_to_", 1)[1] for module in patch.modules} == {"q", "k", "v", "out_0"}
+    assert "Of Ti these keys have no effect any more: device, lora_rank." in said
+    assert "Of Attn these keys have no effect any more: report_to." in said
+    assert "only_optimize_ca is false" in said and "Attention to the concept" in said
+
+
+def test_several_concepts_of_different_types_by_their_names(run, tmp_path):
+    several = [["red-cat", "object"], ["dog", "style"]]
+    code, said, error = run({"Attn": {**ATTN, "multi_concept": several, "use_ti": False, "only_optimize_ca": True}})
+    assert code == 0, error
+    concepts = read_patch(tmp_path / "out/forget-red-cat-dog.safetensors").info["concepts"]
+    assert [(c["names"], c["templates"]) for c in concepts] == [
+        (["red cat"], ["a photo of {}"]),
+        (["dog"], ["a photo in the style of {}"]),
+    ]
+    assert "only_optimize_ca" not in said
+
+
+def test_the_originals_learned_words_are_loaded(run, tmp_path):
+    folder = tmp_path / "exps_ti/red-cat"
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    for steps, count in ((100, 1), (500, 3), (50, 2)):
+        tokens = {f"<s{i + 1}>": torch.randn(112) for i in range(count)}
+        save_file(tokens, folder / f"step_inv_{steps}.safetensors")
+    code, _, error = run({"Attn": {**ATTN, "max_train_steps": 1, "use_pooler": False}})
+    assert code == 0, error
+    keys = read_patch(tmp_path / "out/forget-red-cat.safetensors").info["erase_keys"]
+    assert keys["shape"] == [3, 112], "the words after the most steps"
+
+
+def test_no_real_image_takes_the_models_own(run, tmp_path):
+    config = {**ATTN, "multi_concept": [["cat", "object"]], "use_ti": False, "no_real_image": True, "max_train_steps": 1}
+    code, _, error = run({"Attn": config})
+    assert code == 0, error
+    assert (tmp_path / "out/forget-cat.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"Attn": ATTN}, "There is no embedding in"),
+        ({"Attn": {**ATTN, "use_ti": False, "multi_concept": [["bird", "object"]]}}, "There is no folder"),
+        ({"Attn": {**ATTN, "use_ti": False, "multi_concept": [["dog", "thing"]]}}, "The concept type `thing` is unknown"),
+        ({"Attn": {**ATTN, "multi_concept": ["dog", "object"]}}, "write a list of pairs"),
+        ({"Attn": {"output_dir": "out"}}, "multi_concept is `None`"),
+        ({"Attn": {**ATTN, "max_train_step": 3}}, "does not know: max_train_step."),
+        ({"Attn": {**ATTN, "max_train_steps": "many"}}, "max_train_steps is `many`: write a number"),
+        ({"Attn": {**ATTN, "max_train_steps": 0}}, "steps is 0"),
+        ({"Ti": {**TI, "use_template": "naked"}}, "write `object` or `style`"),
+        ({"Ti": {**TI, "initializer_tokens": "cat"}}, "2 placeholder_tokens and 1 initializer_tokens"),
+        ({"Ti": {**TI, "instance_data_dir": None}}, "instance_data_dir is missing"),
+        ({"Ti": {**TI, "initializer_tokens": "sunflowery|cat"}}, "tokens and must be one"),
+        ({"Lora": {}}, "there are only `Attn` and `Ti`"),
+        ({"multi_concept": 3}, "its keys stand below"),
+        ([1], "is no config"),
+    ],
+)
+def test_what_cannot_be_followed_gets_a_sentence(run, config, message):
+    code, _, error = run(config)
+    assert code == 1 and message in error
+
+
+def test_a_model_that_is_not_there_gets_a_sentence(run, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, _, error = run({"Ti": {**TI, "pretrained_model_name_or_path": "nowhere/model"}}, model="nowhere-at-all/model")
+    assert code == 1 and "The model nowhere-at-all/model cannot be loaded" in error and "--model" in error
+
+
+def test_broken_yaml_gets_a_sentence(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("Attn: [")
+    assert main(["run", str(tmp_path / "c.yaml")]) == 1 and "cannot be read as YAML" in capsys.readouterr().err
+    (tmp_path / "c.yaml").write_text("Attn: !!python/object/apply:os.getcwd []")
+    assert main(["run", str(tmp_path / "c.yaml")]) == 1 and "cannot be read as YAML" in capsys.readouterr().err
+
+
+def test_keys_become_settings(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("Attn:\n  multi_concept: [[elon-musk, object]]\nTi:\n  instance_data_dir: x\n")
+    config = read_config(file)
+    assert list(config) == ["Ti", "Attn"]
+    assert forgetting_settings(config["Attn"]) == ForgetSettings(
+        preset="paper", tokens="concept and end", matrices="q k v out", resolution=512
+    )
+    assert inversion_settings(config["Ti"]) == InvertSettings(initializers="<rand-0.017>", seed=42, resolution=512)
+    file.write_text(
+        "Attn:\n  multi_concept: [[a, style]]\n  learning_rate: 4e-6\n  use_pooler: false\n  seed: 7\n"
+        "  train_batch_size: 2\n"
+        "Ti:\n  use_template: style\n  placeholder_tokens: <s1>|<s2>\n  learning_rate_ti: 5e-3\n  clip_ti_decay: false\n"
+    )
+    config = read_config(file)
+    forgetting, inversion = forgetting_settings(config["Attn"]), inversion_settings(config["Ti"])
+    assert forgetting.learning_rate == pytest.approx(2 * ForgetSettings().learning_rate)
+    assert (forgetting.tokens, forgetting.seed, forgetting.batch_size) == ("concept", 7, 2)
+    assert (inversion.learning_rate, inversion.norm_decay, inversion.concept_type) == (5e-3, False, "style")
+    assert inversion.initializers == "<rand-0.017>|<rand-0.017>"
+    file.write_text("Attn:\n  multi_concept: [[a, style]]\n  learning_rate: 1e-3\n")
+    with pytest.raises(ForgetError, match="learning_rate is"):
+        forgetting_settings(read_config(file)["Attn"])
