@@ -56,3 +56,21 @@ def test_every_setting_is_an_option_and_bad_ones_get_a_sentence(run, model, tmp_
     assert bad.returncode == 1 and "steps is 0" in bad.stderr
     missing = run("inspect", tmp_path / "none.safetensors")
     assert missing.returncode == 1 and "not there any more" in missing.stderr
+
+
+def test_words_are_learned_and_forgotten_by(run, model, tmp_path):
+    file, patch = tmp_path / "my-cat.safetensors", tmp_path / "p.safetensors"
+    command = ["invert", "--model", model, "--concept", "cat", "--out", file, "--device", "cpu", "--steps", "20"]
+    quick = ["--learning-rate", "2e-2", "--num-pictures", "1", "--sampling-steps", "8", "--initializers", "dog", "--no-flip"]
+    done = run(*command, *quick)
+    assert done.returncode == 0, done.stderr
+    assert "1 word learned in 20 steps" in done.stdout and "my-cat.safetensors" in done.stdout
+    again = run(*command, *quick)
+    assert again.returncode == 1 and "never overwritten" in again.stderr
+    done = run("forget", "--model", model, "--embedding", file, "--device", "cpu", "--out", patch)
+    assert done.returncode == 0, done.stderr
+    assert "`<my-cat>` goes" in done.stdout and read_patch(patch).info["concept"] == "<my-cat>"
+    nothing = run("forget", "--model", model, "--device", "cpu")
+    assert nothing.returncode == 1 and "There is no concept" in nothing.stderr
+    lost = run("invert", "--model", model, "--images", tmp_path / "none", "--out", tmp_path / "x.safetensors")
+    assert lost.returncode == 1 and "There is no folder" in lost.stderr

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import copy
-import re
-import threading
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from demo.judge import Judge
-from demo.run import load_pictures
-from demo.server import ServerError
-from demo.workflow import by_title, load_workflow
 from fmn_core.embedding import add_embedding, read_embedding, save_embedding
 from fmn_core.errors import ForgetError
 from fmn_core.inversion import error_weight, first_vectors, invert, invert_pictures, linear_decoder
@@ -23,7 +17,6 @@ from fmn_core.lora import CrossAttentionLoRA
 from fmn_core.sampling import sample_ddim
 from fmn_core.settings import InvertSettings
 
-ROOT = Path(__file__).parent.parent
 QUICK = InvertSettings(steps=3, num_pictures=2, sampling_steps=3, learning_rate=1e-2)
 
 
@@ -50,14 +43,19 @@ def latents(host):
 
 def weights(host):
     modules = (host.base, host.clip.cond_stage_model)
-    return [(p, p.detach().clone(), p.is_inference()) for module in modules for p in module.parameters()]
+    return [(p, bits(p), p.is_inference()) for module in modules for p in module.parameters()]
+
+
+def bits(parameter):
+    """Not its values: what a checkpoint leaves out of a text encoder may be NaN, which equals nothing."""
+    return parameter.detach().cpu().numpy().tobytes()
 
 
 def assert_untouched(host, before):
     modules = (host.base, host.clip.cond_stage_model)
     after = [p for module in modules for p in module.parameters()]
     for (parameter, values, inference), now in zip(before, after, strict=True):
-        assert now is parameter and torch.equal(now, values) and now.grad is None and now.is_inference() == inference
+        assert now is parameter and bits(now) == values and now.grad is None and now.is_inference() == inference
     assert not any(m._forward_hooks or m._forward_pre_hooks for module in modules for m in module.modules())
 
 
@@ -157,7 +155,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(host, latents, monk
 
 def test_it_runs_on_a_patched_model_and_leaves_the_patch_alone(host, latents):
     """As recovery by inversion does: with hooks on the projections, whose parameters would gather gradients."""
-    plain = invert(host, latents, QUICK)
+    before, plain = weights(host), invert(host, latents, QUICK)
     lora = CrossAttentionLoRA(host.cross_attentions(), ("to_k", "to_v"), 2, torch.Generator().manual_seed(0))
     for parameter in lora.parameters():
         parameter.data.normal_(generator=torch.Generator().manual_seed(1)).mul_(0.1)
@@ -167,7 +165,7 @@ def test_it_runs_on_a_patched_model_and_leaves_the_patch_alone(host, latents):
     assert not torch.allclose(patched.vectors["clip_l"], plain.vectors["clip_l"], atol=1e-4)
     assert all(parameter.grad is None for parameter in lora.parameters())
     assert all(torch.equal(value, state[name]) for name, value in lora.state_dict().items())
-    assert_untouched(host, weights(host))
+    assert_untouched(host, before)
 
 
 def test_it_runs_on_a_model_with_a_lora_of_the_hosts(host, loaded, latents):
@@ -309,77 +307,3 @@ def test_the_originals_tokens_come_in_the_order_of_their_numbers(tmp_path):
     save_file({f"<s{i}>": torch.full((4,), float(i)) for i in range(1, 13)}, tmp_path / "step_inv_500.safetensors")
     read = read_embedding(tmp_path / "step_inv_500.safetensors", {"clip_h": 4})["clip_h"]
     assert read[:, 0].tolist() == list(range(1, 13))
-
-
-@pytest.fixture(scope="module")
-def job(server):
-    """Invert, forget by the learned words, and pictures of these before and after; with the events of the run."""
-    workflow = load_workflow(ROOT / "workflows/forget-a-concept.json", server.get("object_info"))
-    ids = by_title(workflow)
-    loader, forget = ids["Load Checkpoint"], workflow[ids["Forget Concept"]]["inputs"]
-    wired = {key: forget[key] for key in ("model", "clip", "vae")}
-    settings = asdict(
-        InvertSettings(initializers="<rand-1>", steps=50, learning_rate=2e-2, num_pictures=2, sampling_steps=10)
-    )
-    workflow["800"] = {"class_type": "FMN_InvertConcept", "inputs": {**wired, "concept": "cat", **settings}}
-    workflow["801"] = {"class_type": "PreviewAny", "inputs": {"source": ["800", 0]}}
-    forget |= {"concept": ["800", 0], "sampling_steps": 10}
-    both = {"string_a": "a photo of ", "string_b": ["800", 0], "delimiter": ""}
-    workflow[ids["Prompt"]] = {"class_type": "StringConcatenate", "inputs": both}
-    for when, model in (("Before", loader), ("After", ids["Apply FMN Patch"])):
-        workflow[ids[when]]["inputs"] |= {"model": [model, 0], "steps": 10}
-    for title in ids:  # the rest of the workflow has its own tests
-        if re.search("attention|Heat|Save Forget|saved|Plot", title, re.IGNORECASE):
-            del workflow[ids[title]]
-    events = []
-    outputs = server.run(workflow, lambda kind, data: events.append((kind, data)))
-    return workflow, ids, outputs, events
-
-
-def judged(server, job, outputs, when):
-    return Judge.load().accuracy(load_pictures(server, outputs[job[1][f"Pictures {when}"]]["images"]), "cat")
-
-
-def test_the_node_learns_words_that_forget_concept_forgets(server, job):
-    _, _, outputs, events = job
-    name = outputs["801"]["text"][0]
-    assert name == "embedding:learned-cat_00001_" and "error went from" in outputs["800"]["text"][0]
-    assert (server.work / "embeddings/learned-cat_00001_.safetensors").exists()
-    assert judged(server, job, outputs, "before") >= 0.75
-    assert judged(server, job, outputs, "after") <= 0.25
-    steps = [data["max"] for kind, data in events if kind == "progress" and data["node"] == "800"]
-    assert {10, 50} <= set(steps) and sum(kind == "preview" for kind, _ in events) >= 2
-
-
-def test_the_preset_that_trains_forgets_the_learned_words(server, job):
-    workflow, ids, _, _ = job
-    paper = copy.deepcopy(workflow)
-    paper[ids["Forget Concept"]]["inputs"]["preset"] = "paper"
-    assert judged(server, job, server.run(paper), "after") <= 0.25
-
-
-def test_an_interrupt_writes_nothing(server, job):
-    workflow, _, _, _ = job
-    long = copy.deepcopy(workflow)
-    long["800"]["inputs"] |= {"steps": 5000, "seed": 3}
-    seen = []
-
-    def stop_once(kind, data):
-        if kind == "progress" and data["node"] == "800" and data["max"] == 5000:
-            seen.append(data["value"])
-            if len(seen) == 2:
-                threading.Thread(target=server.interrupt).start()
-
-    before = sorted((server.work / "embeddings").iterdir())
-    with pytest.raises(ServerError, match="interrupted"):
-        server.run(long, stop_once)
-    assert seen[-1] < 4000 and sorted((server.work / "embeddings").iterdir()) == before
-
-
-def test_the_node_refuses_what_cannot_work(server, job):
-    workflow, _, _, _ = job
-    for change, message in (({"initializers": "hot dog"}, "must be one"), ({"concept": " "}, "The concept is empty")):
-        bad = copy.deepcopy(workflow)
-        bad["800"]["inputs"] |= change
-        with pytest.raises(ServerError, match=message):
-            server.run(bad)

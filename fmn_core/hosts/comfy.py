@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -32,7 +31,8 @@ from .base import (
     WordVectors,
     linear_name,
     placeholder_texts,
-)  # fmt: skip
+)
+from .comfy_words import ShortClip, require_clip, tokenize
 
 # What a training step holds beyond one forward of the host's own estimate: the activations that backward needs.
 TRAINING_MEMORY_FACTOR = 4
@@ -220,26 +220,6 @@ class ComfyHost(DiffusionHost):
         comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-class ShortClip(nn.Module):
-    """The host's text encoder for prompts of fewer columns than it pads to: it is causal, so the first are the same."""
-
-    def __init__(self, clip):
-        super().__init__()
-        self.clip = clip
-        self.encoder = clip.cond_stage_model
-
-    def positions(self, columns: int) -> dict[str, Tensor]:
-        """Name -> the first position embeddings, for torch.func.functional_call."""
-        return {n: p[:columns] for n, p in self.named_parameters() if n.endswith("position_embedding.weight")}
-
-    def forward(self, chunks):
-        """As encode_from_tokens, but for its load_model, which must not see parameters that are put in for a moment."""
-        self.encoder.reset_clip_options()
-        if self.clip.layer_idx is not None:
-            self.encoder.set_clip_options({"layer": self.clip.layer_idx})
-        return self.encoder.encode_token_weights(chunks)[:2]
-
-
 def weight_key(layer: str, matrix: str) -> str:
     """The host's name of a projection's weight."""
     return f"diffusion_model.{layer}.{linear_name(matrix)}.weight"
@@ -280,33 +260,6 @@ def apply_patch(model, patch: Patch, strength: float):
     if strength == 0:
         return model
     return comfy.sd.load_lora_for_models(model, None, dict(patch), strength, 0)[0]
-
-
-def require_clip(clip) -> None:
-    """Raises ForgetError where there is no text encoder."""
-    if clip is None:
-        raise ForgetError("There is no CLIP: the checkpoint holds no text encoder; load one with the host's Load CLIP.")
-
-
-def tokenize(clip, text: str) -> tuple[Token, ...]:
-    """The columns of a prompt; SDXL's two encoders share one axis, and the first names it.
-
-    Raises ForgetError where there is no text encoder.
-    """
-    require_clip(clip)
-    chunks = next(iter(clip.tokenize(text, return_word_ids=True).values()))
-    tokens = []
-    for chunk in chunks:
-        ended = False
-        for place, (id, weight, word) in enumerate(chunk):
-            kind = "word" if word else "start" if place == 0 else "padding" if ended else "end"
-            ended = ended or kind == "end"
-            if isinstance(id, int):
-                tokens.append(Token(id, clip.tokenizer.untokenize([(id, weight)])[0][1], kind))
-            else:
-                digest = hashlib.sha256(id.detach().float().cpu().numpy().tobytes()).digest()
-                tokens.append(Token(-1 - int.from_bytes(digest[:6], "big"), "embedding", kind))
-    return tuple(tokens)
 
 
 def differentiable_attention(func, *args, **kwargs):

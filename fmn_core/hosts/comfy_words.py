@@ -1,15 +1,64 @@
-"""ComfyUI's text encoders fed with vectors in the place of words."""
+"""ComfyUI's text encoders: their tokens, short prompts, and vectors in the place of words."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import cycle
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .base import WordVectors
+from ..errors import ForgetError
+from .base import Token, WordVectors
+
+
+def require_clip(clip) -> None:
+    """Raises ForgetError where there is no text encoder."""
+    if clip is None:
+        raise ForgetError("There is no CLIP: the checkpoint holds no text encoder; load one with the host's Load CLIP.")
+
+
+def tokenize(clip, text: str) -> tuple[Token, ...]:
+    """The columns of a prompt; SDXL's two encoders share one axis, and the first names it.
+
+    Raises ForgetError where there is no text encoder.
+    """
+    require_clip(clip)
+    chunks = next(iter(clip.tokenize(text, return_word_ids=True).values()))
+    tokens = []
+    for chunk in chunks:
+        ended = False
+        for place, (id, weight, word) in enumerate(chunk):
+            kind = "word" if word else "start" if place == 0 else "padding" if ended else "end"
+            ended = ended or kind == "end"
+            if isinstance(id, int):
+                tokens.append(Token(id, clip.tokenizer.untokenize([(id, weight)])[0][1], kind))
+            else:
+                digest = hashlib.sha256(id.detach().float().cpu().numpy().tobytes()).digest()
+                tokens.append(Token(-1 - int.from_bytes(digest[:6], "big"), "embedding", kind))
+    return tuple(tokens)
+
+
+class ShortClip(nn.Module):
+    """The host's text encoder for prompts of fewer columns than it pads to: it is causal, so the first are the same."""
+
+    def __init__(self, clip):
+        super().__init__()
+        self.clip = clip
+        self.encoder = clip.cond_stage_model
+
+    def positions(self, columns: int) -> dict[str, Tensor]:
+        """Name -> the first position embeddings, for torch.func.functional_call."""
+        return {n: p[:columns] for n, p in self.named_parameters() if n.endswith("position_embedding.weight")}
+
+    def forward(self, chunks):
+        """As encode_from_tokens, but for its load_model, which must not see parameters that are put in for a moment."""
+        self.encoder.reset_clip_options()
+        if self.clip.layer_idx is not None:
+            self.encoder.set_clip_options({"layer": self.clip.layer_idx})
+        return self.encoder.encode_token_weights(chunks)[:2]
 
 
 def word_vectors(clip, text: str) -> WordVectors:

@@ -1,0 +1,93 @@
+"""Invert Concept in a real ComfyUI server, and Forget Concept by the words it learns."""
+
+from __future__ import annotations
+
+import copy
+import re
+import threading
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from demo.judge import Judge
+from demo.run import load_pictures
+from demo.server import ServerError
+from demo.workflow import by_title, load_workflow
+from fmn_core.settings import InvertSettings
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def job(server):
+    """Invert, forget by the learned words, and pictures of these before and after; with the events of the run."""
+    workflow = load_workflow(ROOT / "workflows/forget-a-concept.json", server.get("object_info"))
+    ids = by_title(workflow)
+    loader, forget = ids["Load Checkpoint"], workflow[ids["Forget Concept"]]["inputs"]
+    wired = {key: forget[key] for key in ("model", "clip", "vae")}
+    settings = asdict(
+        InvertSettings(initializers="<rand-1>", steps=50, learning_rate=2e-2, num_pictures=2, sampling_steps=10)
+    )
+    workflow["800"] = {"class_type": "FMN_InvertConcept", "inputs": {**wired, "concept": "cat", **settings}}
+    workflow["801"] = {"class_type": "PreviewAny", "inputs": {"source": ["800", 0]}}
+    forget |= {"concept": ["800", 0], "sampling_steps": 10}
+    both = {"string_a": "a photo of ", "string_b": ["800", 0], "delimiter": ""}
+    workflow[ids["Prompt"]] = {"class_type": "StringConcatenate", "inputs": both}
+    for when, model in (("Before", loader), ("After", ids["Apply FMN Patch"])):
+        workflow[ids[when]]["inputs"] |= {"model": [model, 0], "steps": 10}
+    for title in ids:  # the rest of the workflow has its own tests
+        if re.search("attention|Heat|Save Forget|saved|Plot", title, re.IGNORECASE):
+            del workflow[ids[title]]
+    events = []
+    outputs = server.run(workflow, lambda kind, data: events.append((kind, data)))
+    return workflow, ids, outputs, events
+
+
+def judged(server, job, outputs, when):
+    return Judge.load().accuracy(load_pictures(server, outputs[job[1][f"Pictures {when}"]]["images"]), "cat")
+
+
+def test_the_node_learns_words_that_forget_concept_forgets(server, job):
+    _, _, outputs, events = job
+    name = outputs["801"]["text"][0]
+    assert name == "embedding:learned-cat_00001_" and "error went from" in outputs["800"]["text"][0]
+    assert (server.work / "embeddings/learned-cat_00001_.safetensors").exists()
+    assert judged(server, job, outputs, "before") >= 0.75
+    assert judged(server, job, outputs, "after") <= 0.25
+    steps = [data["max"] for kind, data in events if kind == "progress" and data["node"] == "800"]
+    assert {10, 50} <= set(steps) and sum(kind == "preview" for kind, _ in events) >= 2
+
+
+def test_the_preset_that_trains_forgets_the_learned_words(server, job):
+    workflow, ids, _, _ = job
+    paper = copy.deepcopy(workflow)
+    paper[ids["Forget Concept"]]["inputs"]["preset"] = "paper"
+    assert judged(server, job, server.run(paper), "after") <= 0.25
+
+
+def test_an_interrupt_writes_nothing(server, job):
+    workflow, _, _, _ = job
+    long = copy.deepcopy(workflow)
+    long["800"]["inputs"] |= {"steps": 5000, "seed": 3}
+    seen = []
+
+    def stop_once(kind, data):
+        if kind == "progress" and data["node"] == "800" and data["max"] == 5000:
+            seen.append(data["value"])
+            if len(seen) == 2:
+                threading.Thread(target=server.interrupt).start()
+
+    before = sorted((server.work / "embeddings").iterdir())
+    with pytest.raises(ServerError, match="interrupted"):
+        server.run(long, stop_once)
+    assert seen[-1] < 4000 and sorted((server.work / "embeddings").iterdir()) == before
+
+
+def test_the_node_refuses_what_cannot_work(server, job):
+    workflow, _, _, _ = job
+    for change, message in (({"initializers": "hot dog"}, "must be one"), ({"concept": " "}, "The concept is empty")):
+        bad = copy.deepcopy(workflow)
+        bad["800"]["inputs"] |= change
+        with pytest.raises(ServerError, match=message):
+            server.run(bad)
