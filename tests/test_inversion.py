@@ -232,6 +232,39 @@ def test_previews_show_the_pictures(host, cats, monkeypatch):
     assert len(previews) == 3 and all(0 <= p.min() and p.max() <= 1 for p in previews)
 
 
+@pytest.fixture(scope="module")
+def xl_clip(comfy):
+    """ComfyUI's own CLIP of SDXL in small widths, together those of the embedded model's context; random weights."""
+    import comfy.sdxl_clip
+    import comfy.supported_models_base
+
+    sizes = {"num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    widths = {"clip_l_model_config": {"hidden_size": 48, **sizes}, "clip_g_model_config": {"hidden_size": 64, **sizes}}
+    target = comfy.supported_models_base.ClipTarget(comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel)
+    clip = comfy.sd.CLIP(target, model_options=widths)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in clip.cond_stage_model.parameters():
+        parameter.data.normal_(generator=generator).mul_(0.1)
+    return clip
+
+
+def test_comfyuis_two_text_encoders_learn_and_read_together(loaded, xl_clip, latents, tmp_path, monkeypatch):
+    from fmn_core.hosts.comfy import ComfyHost
+
+    host = ComfyHost(loaded[0], xl_clip)
+    word = host.word_vectors("cat")
+    with host.training((1, 4, 8, 8), text=True), torch.no_grad():
+        prompt, expected = host.encode_vectors("a photo of a {}", word), host.encode(["a photo of a cat"])
+    assert torch.equal(prompt.embeddings, expected.embeddings) and torch.equal(prompt.pooled, expected.pooled)
+    inversion = invert(host, latents, replace(QUICK, initializers="cat|dog"))
+    assert {name: tuple(v.shape) for name, v in inversion.vectors.items()} == {"clip_g": (2, 64), "clip_l": (2, 48)}
+    assert all((v[0] != word[name][0]).any() for name, v in inversion.vectors.items())
+    save_embedding(inversion.vectors, tmp_path / "xl.safetensors", {})
+    for tokenizer in (xl_clip.tokenizer.clip_l, xl_clip.tokenizer.clip_g):
+        monkeypatch.setattr(tokenizer, "embedding_directory", [str(tmp_path)])
+    assert all(torch.equal(v, inversion.vectors[name]) for name, v in host.word_vectors("embedding:xl").items())
+
+
 @pytest.fixture
 def vectors(host):
     return {"clip_l": host.word_vectors("cat dog rose")["clip_l"] + 0.1}
