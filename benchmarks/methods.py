@@ -9,7 +9,7 @@ import torch
 
 from demo.vocabulary import OBJECTS, PEOPLE, STYLES
 from fmn_core.forget import forget
-from fmn_core.patch import ALPHA, DOWN, UP, serialize
+from fmn_core.patch import patch_factors, serialize
 from fmn_core.settings import ForgetSettings
 
 EVERY = {"object": tuple(OBJECTS), "style": STYLES, "identity": tuple(PEOPLE)}
@@ -31,13 +31,7 @@ def applied(host, weights):
 
 def changes(host, patch):
     """A patch as changes of weights, as its file holds them."""
-    weights = {}
-    for layer in host.cross_attentions():
-        for matrix in ("to_q", "to_k", "to_v", "to_out"):
-            name = host.lora_key(layer, matrix)
-            if name + ALPHA in patch:
-                weights[layer, matrix] = patch[name + UP].float() @ patch[name + DOWN].float()
-    return weights
+    return {target: up @ down for target, (up, down) in patch_factors(host, patch).items()}
 
 
 def preset(**settings):

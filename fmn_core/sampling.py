@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -21,11 +22,12 @@ def sample_ddim(
     steps: int,
     guidance: float,
     ignored: Tensor | None = None,
+    progress: Callable[[int, int, None], None] | None = None,
 ) -> Tensor:
     """Deterministic DDIM (Song et al., arXiv 2010.02502, eq. 12, sigma = 0) with classifier-free guidance.
 
     noise [B, C, h, w], prompts and empty of B rows -> latents [B, C, h, w]. Nothing attends to the columns of the
-    prompts that are in `ignored` [B, T].
+    prompts that are in `ignored` [B, T]. `progress` is told of every step in the host's place.
     """
     layers = host.cross_attentions()
     alphas = host.alphas_cumprod.to(noise)
@@ -42,5 +44,5 @@ def sample_ddim(
         x0 = predicted_x0(x, epsilon, alphas[ts])
         a = alphas[timesteps[i + 1]] if i + 1 < steps else torch.ones_like(alphas[0])
         x = a.sqrt() * x0 + (1 - a).sqrt() * epsilon
-        host.progress(i + 1, steps, None)
+        (progress or host.progress)(i + 1, steps, None)
     return x
