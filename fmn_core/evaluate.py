@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .hosts.base import DiffusionHost, Prompts
 from .measures import (
+    AT_ONCE,
     adversarial_token,
     attention_to,
     clip_scores,
@@ -18,6 +19,7 @@ from .measures import (
     noise_estimates,
     noised,
     picture_change,
+    prompt_drift,
     sample_pictures,
     unlearn_canvas,
 )
@@ -67,21 +69,24 @@ def evaluate(
     pictures = decode(host, before), decode(host, after)
     pictures = None if pictures[0] is None else pictures
     drawn = [probe for probe in probes if probe.group != "empty" for _ in range(settings.pictures)]
-    drift = noise_drift(*reversed(measured.estimates))
+    estimates, patched = measured.estimates
+    drift = noise_drift(patched, estimates)
+    n = len(estimates) // 2  # prompts, and the empty one on the same latents
+    effect = prompt_drift(patched[:n], estimates[:n], estimates[n:])
     report = {
         "settings": asdict(settings),
         "model": host.model_name(),
         "forgotten": {name: [*names] for name, names in subjects.names.items()},
         "prompts": {group: [probe.prompt for probe in probes if probe.group == group] for group in GROUPS},
         "attention": measured.attention,
-        "noise_drift": by_group([(probe, [value]) for probe, value in zip(measured.rows, drift.tolist(), strict=True)]),
+        "noise_drift": by_group(measured.rows, drift),
+        "prompt_drift": by_group(measured.rows[:n], effect),
         "kv_drift": drift_of_columns(host, factors, columns),
         "picture_change": None,
         "adversarial_token": adversarial_token(host, factors, torch.cat([*columns["concept"].values()])),
     }
     if pictures is not None:
-        change = picture_change(*pictures).tolist()
-        report["picture_change"] = by_group([(probe, [value]) for probe, value in zip(drawn, change, strict=True)])
+        report["picture_change"] = by_group(drawn, picture_change(*pictures))
         if classifier is not None:
             report["classifier"] = both(pictures, lambda made: classified(classifier, made, drawn, subjects))
         if clip is not None:
@@ -109,13 +114,12 @@ def measure(host: DiffusionHost, patch: Patch, probes: list[Probe], settings: Ev
     prompts, empty = host.encode([probe.prompt for probe in probes]), host.encode([""])
     about = [row for row in first if probes[row].group == "concept"]
     masks = concept_masks(host, [probes[row] for row in about], prompts.embeddings.shape[1])
-    noise = [
-        torch.randn(host.latent_shape(), generator=torch.Generator().manual_seed(settings.seed + i))
-        for i in range(settings.pictures)
-    ]
-    noise = torch.stack(noise).repeat(len(first), 1, 1, 1).to(host.device)
-    told = Told(host, 2 * -(-len(noise) // 4) * settings.steps)
-    with host.training((min(4, len(noise)), *host.latent_shape())), torch.no_grad():
+    seeds = range(settings.seed, settings.seed + len(drawn))
+    shape = host.latent_shape()
+    noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    noise = noise.to(host.device)
+    told = Told(host, 2 * -(-len(noise) // AT_ONCE) * settings.steps)
+    with host.training((AT_ONCE, *shape)), torch.no_grad():
 
         def sample() -> Tensor:
             asked = prompts.take(drawn)
@@ -153,7 +157,7 @@ class Told:
 
 def decode(host: DiffusionHost, latents: Tensor) -> Tensor | None:
     """Pictures [B, H, W, 3] in 0..1, a few at a time, or None where the host was given no VAE."""
-    parts = [host.decode(part) for part in latents.split(4)]
+    parts = [host.decode(part) for part in latents.split(AT_ONCE)]
     return None if parts[0] is None else torch.cat([part.float().cpu() for part in parts])
 
 
@@ -162,11 +166,11 @@ def both(pictures: tuple[Tensor, Tensor], figures: Callable[[Tensor], dict]) -> 
     return {when: figures(made) for when, made in zip(("before", "after"), pictures, strict=True)}
 
 
-def by_group(values: list[tuple[Probe, list[float]]]) -> dict:
+def by_group(probes: list[Probe], values: Tensor) -> dict:
     """group -> mean, and the mean of each word or prompt, the largest first."""
     found: dict[str, dict[str, list[float]]] = {}
-    for probe, several in values:
-        found.setdefault(probe.group, {}).setdefault(probe.word or probe.prompt, []).extend(several)
+    for probe, value in zip(probes, values.tolist(), strict=True):
+        found.setdefault(probe.group, {}).setdefault(probe.word or probe.prompt, []).append(value)
     return {group: grouped({word: sum(v) / len(v) for word, v in several.items()}) for group, several in found.items()}
 
 

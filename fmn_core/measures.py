@@ -18,7 +18,7 @@ from .sampling import sample_ddim
 
 NOISE_LEVELS = (0.2, 0.4, 0.6, 0.8)  # of the schedule, from clean to noise, at which estimates and attention are read
 AT_ONCE = 4  # pictures in a batch: what a consumer GPU holds at SDXL's size
-RIDGE = 0.1  # RECE's lambda for concepts other than styles (Gong et al., 2024)
+RIDGE = 1e-3  # of the mean eigenvalue: the attacker's lambda, small, since a larger one makes the attack weaker
 
 Factors = dict[tuple[str, str], tuple[Tensor, Tensor]]  # (layer, matrix) -> (up [out, r], down [r, in])
 
@@ -56,10 +56,20 @@ def noise_estimates(host: DiffusionHost, x_t: Tensor, t: Tensor, prompts: Prompt
 
 
 def noise_drift(after: Tensor, before: Tensor) -> Tensor:
-    """Noise-prediction drift |eps - eps0|^2 / |eps0|^2 of each row: [B, ...] -> [B] (the side-effect measure of
-    erasure by fine-tuning, as in SPM's latent anchoring, Lyu et al., arXiv 2312.16145, here relative)."""
-    dims = tuple(range(1, before.ndim))
-    return (after - before).square().sum(dims) / before.square().sum(dims)
+    """Noise-prediction drift |eps - eps0|^2 / |eps0|^2 of each row, [B, ...] -> [B]: what the keep terms of the trained
+    erasers hold down (SPM's latent anchoring, Lyu et al., arXiv 2312.16145), here relative."""
+    return energy(after - before) / energy(before)
+
+
+def prompt_drift(after: Tensor, before: Tensor, empty: Tensor) -> Tensor:
+    """The same, relative to what the prompt does at all: |eps - eps0|^2 / |eps0 - eps0(empty prompt)|^2, the direction
+    of classifier-free guidance; 0 left alone, about 1 as if the prompt had been empty."""
+    return energy(after - before) / energy(before - empty).clamp(min=1e-12)
+
+
+def energy(x: Tensor) -> Tensor:
+    """The squared norm of each row, [B, ...] -> [B]."""
+    return x.square().flatten(1).sum(1)
 
 
 @torch.no_grad()
@@ -112,7 +122,7 @@ def kv_targets(host: DiffusionHost) -> list[tuple[str, str]]:
 def adversarial_token(host: DiffusionHost, factors: Factors, columns: Tensor, ridge: float = RIDGE) -> dict[str, float]:
     """How much of the concept's K/V response the best embedding gets back through the patch.
 
-    RECE's closed form (Gong et al., arXiv 2407.12383, eq. 8), c' = (sum W'^T W' + lambda I)^-1 (sum W'^T W) c over all
+    RECE's closed form (Gong et al., arXiv 2407.12383), c' = (sum W'^T W' + lambda I)^-1 (sum W'^T W) c over all
     K and V, for each of the concept's columns c [N, D]. `recovered`: 1 - sum |W' c' - W c|^2 / sum |W' c - W c|^2, the
     share of what the patch takes away that c' brings back, 1 where it takes nothing; `length`: |c'| / |c|, and
     `moved`: |c' - c| / |c|, how far c' is from any word.
@@ -128,6 +138,7 @@ def adversarial_token(host: DiffusionHost, factors: Factors, columns: Tensor, ri
         squares += patched.T @ patched
         cross += patched.T @ W
         pairs.append((W, patched))
+    ridge = ridge * squares.diagonal().mean()
     found = torch.linalg.solve(squares + ridge * torch.eye(size), cross @ c.T).T
 
     def missing(x: Tensor) -> float:
