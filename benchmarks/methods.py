@@ -8,8 +8,9 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from demo.vocabulary import OBJECTS, PEOPLE, STYLES
+from fmn_core.applied import patch_factors
 from fmn_core.forget import forget
-from fmn_core.patch import patch_factors, serialize
+from fmn_core.patch import serialize
 from fmn_core.settings import ForgetSettings
 
 EVERY = {"object": tuple(OBJECTS), "style": STYLES, "identity": tuple(PEOPLE)}

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from .hosts.base import DiffusionHost, Prompts
+from .applied import applied, patch_factors
+from .hosts.base import DiffusionHost
 from .measures import (
     AT_ONCE,
     adversarial_token,
@@ -24,8 +25,9 @@ from .measures import (
     unlearn_canvas,
 )
 from .paraphrases import Lexicon
-from .patch import Patch, applied, patch_factors
+from .patch import Patch
 from .probes import GROUPS, Probe, Subjects, concept_masks, find_probes, probe_columns, subjects_of
+from .recovery import recover
 from .settings import EvaluateSettings
 from .verdict import verdict
 
@@ -33,13 +35,15 @@ from .verdict import verdict
 @dataclass(frozen=True)
 class Evaluation:
     """A report that goes to JSON, and what its picture is drawn from: the prompts measured, latents of the pictures
-    before and after, these pictures where the host can decode, and heat maps before and after."""
+    before and after, these pictures where the host can decode, heat maps before and after, and pictures that learned
+    words drew through the patch."""
 
     report: dict
     probes: list[Probe]
     latents: tuple[Tensor, Tensor]
     pictures: tuple[Tensor, Tensor] | None
     heat: tuple[Tensor, Tensor]
+    recovered: Tensor | None = None
 
 
 def evaluate(
@@ -48,11 +52,13 @@ def evaluate(
     settings: EvaluateSettings,
     clip: Callable[[Tensor, list[str]], Tensor] | None = None,
     classifier: Callable[[Tensor], list] | None = None,
+    images: Tensor | None = None,
 ) -> Evaluation:
     """Measures a patch on the model: everything with and without it, at equal seeds.
 
     `clip` takes pictures [B, H, W, 3] and texts and returns cosines [B, T]; `classifier` takes pictures and returns for
-    each a label, or the labels of several kinds. Both need a host that can decode. Raises ForgetError where the patch
+    each a label, or the labels of several kinds; both need a host that can decode. `images` [P, H, W, 3] in 0..1 show
+    the concept, for the inversion; without them the model makes its own. Raises ForgetError where the patch
     does not fit the model or does not say what it forgets.
     """
     subjects = subjects_of(patch, settings.keep)
@@ -60,9 +66,7 @@ def evaluate(
         pass  # whether it fits, before the work begins
     lexicon = Lexicon(host)
     probes = find_probes(host, lexicon, patch, subjects, settings.prompts)
-    factors = {
-        target: (up * settings.strength, down) for target, (up, down) in patch_factors(host, patch).items()
-    }
+    factors = {target: (up * settings.strength, down) for target, (up, down) in patch_factors(host, patch).items()}
     columns = probe_columns(lexicon, probes, subjects)
     measured = measure(host, patch, probes, settings)
     before, after = measured.latents
@@ -91,8 +95,14 @@ def evaluate(
             report["classifier"] = both(pictures, lambda made: classified(classifier, made, drawn, subjects))
         if clip is not None:
             report["clip"] = both(pictures, lambda made: clip_figures(clip, made, drawn))
+    recovered = None
+    if settings.inversion:
+        report["inversion"], latents = recover(host, patch, subjects, settings, images)
+        recovered = decode(host, latents)
+        if recovered is not None and classifier is not None:
+            report["inversion"]["recognised"] = recognised(classifier, recovered, subjects.every)
     report = rounded(report)
-    return Evaluation(report | verdict(report), probes, measured.latents, pictures, measured.heat)
+    return Evaluation(report | verdict(report), probes, measured.latents, pictures, measured.heat, recovered)
 
 
 @dataclass(frozen=True)
@@ -126,7 +136,7 @@ def measure(host: DiffusionHost, patch: Patch, probes: list[Probe], settings: Ev
             return sample_pictures(host, noise, asked, empty, settings.steps, settings.guidance, told)
 
         before = sample()
-        x_t, t = noised(host, before[:: settings.pictures], settings.seed)
+        x_t, t, _ = noised(host, before[:: settings.pictures], settings.seed)
         # Each prompt on its own picture, and the empty one on all of them.
         rows = [*first, *[len(probes) - 1] * len(first)]
 
@@ -183,20 +193,26 @@ def drift_of_columns(host: DiffusionHost, factors, columns: dict[str, dict[str, 
     """kv_drift of every group that has words."""
     flat = {(group, word): several for group, words in columns.items() for word, several in words.items()}
     drift = kv_drift(host, factors, flat)
-    return {
-        group: grouped({word: drift[group, word] for word in words}) for group, words in columns.items() if words
-    }
+    return {group: grouped({word: drift[group, word] for word in words}) for group, words in columns.items() if words}
 
 
 def classified(classifier: Callable, pictures: Tensor, drawn: list[Probe], subjects: Subjects) -> dict:
     """UA, IRA, CRA and H of pictures by a classifier's labels."""
-    seen = [{label} if isinstance(label, str) else set(label) for label in classifier(pictures)]
+    seen = labels_of(classifier, pictures)
     roles = {"concept": "target", "near": "in", "kept": "in"}
     asked = [
-        (roles.get(p.group, "") if p.kind == subjects.kind else "cross" if p.kind else "", p.word, {*p.names})
-        for p in drawn
+        (roles.get(p.group, "") if p.kind == subjects.kind else "cross" if p.kind else "", p.word, {*p.names}) for p in drawn
     ]
     return unlearn_canvas(asked, seen)
+
+
+def labels_of(classifier: Callable, pictures: Tensor) -> list[set[str]]:
+    return [{label} if isinstance(label, str) else set(label) for label in classifier(pictures)]
+
+
+def recognised(classifier: Callable, pictures: Tensor, names: tuple[str, ...]) -> float:
+    """The share of pictures that a classifier takes for one of the names."""
+    return sum(bool({*names} & labels) for labels in labels_of(classifier, pictures)) / len(pictures)
 
 
 def clip_figures(scorer: Callable, pictures: Tensor, drawn: list[Probe]) -> dict:

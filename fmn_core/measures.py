@@ -35,14 +35,14 @@ def sample_pictures(
     return torch.cat(parts)
 
 
-def noised(host: DiffusionHost, latents: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+def noised(host: DiffusionHost, latents: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Each latent of [B, C, h, w] at each of NOISE_LEVELS, with noise of its own that depends on the seed alone: x_t
-    [B, levels, C, h, w] and t [levels]."""
+    [B, levels, C, h, w], t [levels], and the noise."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(latents), len(NOISE_LEVELS), *latents.shape[1:], generator=generator).to(latents)
     t = torch.tensor([round(level * (len(host.alphas_cumprod) - 1)) for level in NOISE_LEVELS], device=latents.device)
     a = host.alphas_cumprod.to(latents)[t][:, None, None, None]
-    return a.sqrt() * latents[:, None] + (1 - a).sqrt() * noise, t
+    return a.sqrt() * latents[:, None] + (1 - a).sqrt() * noise, t, noise
 
 
 @torch.no_grad()

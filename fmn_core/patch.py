@@ -10,8 +10,6 @@ import os
 import re
 import struct
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -280,33 +278,3 @@ def model_shapes(host: DiffusionHost) -> dict[str, tuple[int, int]]:
         for layer, cross in host.cross_attentions().items()
         for matrix in MATRICES
     }
-
-
-def patch_factors(host: DiffusionHost, patch: Patch) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
-    """(layer, matrix) -> (up [out, r], down [r, in]) in fp32, as the file holds them."""
-    found = {}
-    for layer in host.cross_attentions():
-        for matrix in MATRICES:
-            name = host.lora_key(layer, matrix)
-            if name + ALPHA in patch:
-                found[layer, matrix] = patch[name + UP].float(), patch[name + DOWN].float()
-    return found
-
-
-@contextmanager
-def applied(host: DiffusionHost, patch: Patch, strength: float = 1.0) -> Iterator[None]:
-    """Context in which the host's cross-attention computes W x + strength up (down x), and its weights stay as they are.
-
-    Raises ForgetError where the patch was made for another architecture.
-    """
-    check_fits(patch, model_shapes(host), host.model_name())
-
-    def add(up: Tensor, down: Tensor):
-        return lambda module, args, output: output + (args[0].to(down) @ down.T @ up.T * strength).to(output.dtype)
-
-    layers = host.cross_attentions()
-    with ExitStack() as stack:
-        for (layer, matrix), factors in patch_factors(host, patch).items():
-            up, down = (factor.to(host.device) for factor in factors)
-            stack.callback(layers[layer].linear(matrix).register_forward_hook(add(up, down)).remove)
-        yield

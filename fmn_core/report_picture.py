@@ -42,7 +42,9 @@ def draw_report(evaluation: Evaluation) -> Tensor:
     names = ", ".join(report["forgotten"])
     pen.text((MARGIN, MARGIN), f"Forgotten: {names}", INK, font(24))
     settings = report["settings"]
-    facts = f"{report['model']}, strength {settings['strength']:g}, {settings['steps']} steps, guidance {settings['guidance']:g}"
+    facts = (
+        f"{report['model']}, strength {settings['strength']:g}, {settings['steps']} steps, guidance {settings['guidance']:g}"
+    )
     pen.text((MARGIN, MARGIN + 32), facts, FAINT, font(13))
     y = draw_grid(canvas, pen, evaluation, columns, MARGIN + 64)
     y = draw_charts(pen, report, y + 2 * GAP)

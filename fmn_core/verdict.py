@@ -57,7 +57,8 @@ def effects(report: dict) -> list[str]:
         lines.append(
             "Recognised: "
             + ", ".join(
-                f"{key.upper()} {percent(after[key])} (without the patch {percent(before[key])})" for key in ("ua", "ira", "cra")
+                f"{key.upper()} {percent(after[key])} (without the patch {percent(before[key])})"
+                for key in ("ua", "ira", "cra")
             )
             + f", H {after['h']:.2f}."
         )
