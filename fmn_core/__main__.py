@@ -1,4 +1,5 @@
-"""Forgetting without a graph: `python -m fmn_core forget --model FOLDER --concept cat`, `... inspect FILE`."""
+"""Forgetting without a graph: `python -m fmn_core forget --model FOLDER --concept cat`, `... evaluate FILE --model
+FOLDER`, `... inspect FILE`."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from .forget import forget, summary
 from .inversion import invert_pictures
 from .patch import read_patch, require_new, save_patch, slug
 from .pictures import read_images
-from .settings import ForgetSettings, InvertSettings
+from .settings import EvaluateSettings, ForgetSettings, InvertSettings
 
 
 def add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
@@ -74,6 +75,38 @@ def run_config(options: argparse.Namespace) -> None:
     run(options.file, options.model, options.device)
 
 
+def run_evaluate(options: argparse.Namespace) -> None:
+    from .clip import load_clip
+    from .evaluate import evaluate, with_evaluation
+    from .hosts.diffusers import DiffusersHost, load_pipeline
+    from .report_picture import draw_report
+
+    settings, patch = take_settings(options, EvaluateSettings), read_patch(options.file)
+    if options.out:
+        require_new(options.out)
+    images = read_images(options.images) if options.images else None
+    scorer = load_clip(options.clip) if options.clip else None
+    host = DiffusersHost(load_pipeline(options.model, options.device), settings.resolution)
+    evaluation = evaluate(host, patch, settings, clip=scorer, images=images)
+    if options.json:
+        options.json.write_text(json.dumps(evaluation.report, indent=1))
+    if options.picture:
+        save_picture(draw_report(evaluation), options.picture)
+    if options.out:
+        save_patch(with_evaluation(patch, evaluation.report), options.out)
+    print(evaluation.report["summary"])
+
+
+def save_picture(picture, path: Path) -> None:
+    """Writes a picture [H, W, 3] in 0..1, in the format that the name ends in."""
+    from PIL import Image
+
+    try:
+        Image.fromarray((picture.numpy() * 255).round().astype("uint8")).save(path)
+    except ValueError:
+        raise ForgetError(f"{path} has no ending that says which kind of picture it is: use .png or .jpg.") from None
+
+
 def run_inspect(options: argparse.Namespace) -> None:
     patch = read_patch(options.file)
     if options.json:
@@ -117,6 +150,19 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--model", help="in place of the file's pretrained_model_name_or_path")
     command.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
     command.set_defaults(run=run_config)
+    command = commands.add_parser("evaluate", help="measure what a patch forgets and what it harms, in a diffusers model")
+    command.add_argument("file", type=Path, help="the patch")
+    command.add_argument(
+        "--model", required=True, help="a folder or name of a diffusers model, or a .safetensors checkpoint"
+    )
+    command.add_argument("--json", type=Path, help="write every figure there")
+    command.add_argument("--picture", type=Path, help="draw the report there, as .png or .jpg")
+    command.add_argument("--out", type=Path, help="write the patch there, with the report in it")
+    command.add_argument("--clip", metavar="FOLDER", help="a transformers CLIPModel, for CLIP scores")
+    command.add_argument("--images", type=Path, help="a folder of pictures of the concept, for `--inversion`")
+    command.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
+    add_settings(command, EvaluateSettings)
+    command.set_defaults(run=run_evaluate)
     command = commands.add_parser("inspect", help="what a patch forgets, how it was made, and its own report")
     command.add_argument("file", type=Path)
     command.add_argument("--json", action="store_true")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .applied import applied, patch_factors
+from .errors import ForgetError
 from .hosts.base import DiffusionHost
 from .measures import (
     AT_ONCE,
@@ -148,6 +149,8 @@ def measure(host: DiffusionHost, patch: Patch, probes: list[Probe], settings: Ev
         with applied(host, patch, settings.strength):
             after = sample()
             estimates_after, mass_after, heat_after = read()
+    if not estimates_after.isfinite().all():
+        raise ForgetError("The patched model's noise estimates are not numbers: lower the strength, or forget anew.")
     attention = {name: {"before": mass[name], "after": mass_after[name]} for name in mass}
     return Measured(
         (before, after), [probes[row] for row in rows], (estimates, estimates_after), attention, (heat, heat_after)

@@ -64,4 +64,6 @@ def summary(patch: Patch) -> str:
     if "attention_mass" in report:
         before, after = (report["attention_mass"][key] for key in ("before", "after"))
         lines.append(f"Attention to the concept: {before:.4f} before, {after:.4f} after.")
+    if "evaluation" in report:
+        lines += ["Measured on the model:", report["evaluation"]["summary"]]
     return "\n".join(lines)

@@ -55,17 +55,19 @@ def subjects_of(patch: Patch, keep: str = "") -> Subjects:
         kind, templates = concepts[0]["type"], tuple(concepts[0]["templates"])
     except (KeyError, IndexError, TypeError):
         raise ForgetError("The patch does not say what it forgets: forget the concept anew, and evaluate that.") from None
-    kept = [name for text in (settings.get("keep", ""), keep) for line in text.splitlines() for name in split_names(line)]
+    asked, kept = (
+        [name for line in text.splitlines() for name in split_names(line)] for text in (keep, settings.get("keep", ""))
+    )
     if settings.get("mode") == "correct":  # there the concept stays, and the word that it overshadows moves
         kept += names
         names = {settings["replacement"]: (settings["replacement"],)}
-    known = PROBES.get(kind)
     forgotten = {name.lower() for several in names.values() for name in several}
-    for word in keep and kept:
+    for word in asked:
         if word.lower() in forgotten:
             raise ForgetError(f"`{word}` is what the patch forgets: take it off `keep`.")
+    known = PROBES.get(kind)
     own = (PLAIN[kind], *known) if known else templates
-    return Subjects(names, tuple(dict.fromkeys(kept)), kind if known else "object", own)
+    return Subjects(names, tuple(dict.fromkeys(kept + asked)), kind if known else "object", own)
 
 
 def find_probes(host: DiffusionHost, lexicon: Lexicon, patch: Patch, subjects: Subjects, most: int) -> list[Probe]:

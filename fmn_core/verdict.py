@@ -18,17 +18,17 @@ def verdict(report: dict) -> dict:
 def warnings(report: dict) -> list[str]:
     """A sentence for each figure that says the patch does little, or harms, or lets the concept be recovered."""
     found = [
-        f"Little effect: what prompts of `{name}` do changes by {part:.0%}. Forget it anew with another preset, or apply the "
-        "patch more strongly."
+        f"Little effect: what prompts of `{name}` do changes by {times(part)}. Forget it anew with another preset, or "
+        "apply the patch more strongly."
         for name, part in report["prompt_drift"]["concept"]["each"].items()
         if part < LITTLE
     ]
-    for group in TITLES:
+    for group, title in TITLES.items():
         harmed = {word: part for word, part in each(report, "prompt_drift", group).items() if part > MUCH}
         if harmed:
-            several = ", ".join(f"`{word}` {part:.0%}" for word, part in harmed.items())
+            several = ", ".join(f"`{word}` {times(part)}" for word, part in harmed.items())
             advice = "" if group == "unrelated" else " Put them in `keep` of Forget Concept, and forget anew."
-            found.append(f"Harmed {TITLES[group]}, by how much of what their prompts do changes: {several}.{advice}")
+            found.append(f"Harmed {title}, by how much what their prompts do changes: {several}.{advice}")
     empty = report["noise_drift"]["empty"]["mean"]
     if empty > EMPTY:
         found.append(f"The empty prompt's noise estimate changes by {empty:.1%}, and with it every picture.")
@@ -42,26 +42,19 @@ def effects(report: dict) -> list[str]:
     """What was forgotten and what was kept."""
     lines = []
     for name, part in report["prompt_drift"]["concept"]["each"].items():
-        state = "hardly forgotten" if part < LITTLE else "forgotten"
-        lines.append(f"`{name}` is {state}: what its prompts do changes by {part:.0%}{pictures_of(report, name)}.")
+        lines.append(f"`{name}`: what its prompts do changes by {times(part)}{pictures_of(report, name)}.")
     mass = report["attention"]["own tokens"]
     lines.append(f"Attention to it: {mass['before']:.4f} before, {mass['after']:.4f} after.")
     kept = [
-        f"{title} change by {report['prompt_drift'][group]['mean']:.1%} (`{word}` most, {part:.1%})"
+        f"{title} {times(report['prompt_drift'][group]['mean'])} (`{word}` most, {times(part)})"
         for group, title in TITLES.items()
         for word, part in [*each(report, "prompt_drift", group).items()][:1]
     ]
-    lines.append(f"On the same scale {', '.join(kept)}.")
+    lines.append(f"The rest, on the same scale: {', '.join(kept)}.")
     if "classifier" in report:
         before, after = (report["classifier"][when] for when in ("before", "after"))
-        lines.append(
-            "Recognised: "
-            + ", ".join(
-                f"{key.upper()} {percent(after[key])} (without the patch {percent(before[key])})"
-                for key in ("ua", "ira", "cra")
-            )
-            + f", H {after['h']:.2f}."
-        )
+        shares = [f"{key.upper()} {percent(after[key])} ({percent(before[key])} before)" for key in ("ua", "ira", "cra")]
+        lines.append(f"Recognised: {', '.join(shares)}, H {after['h']:.2f}.")
     if "clip" in report:
         scores = [
             f"{TITLES.get(group, group)} {before['score']:.3f} to {report['clip']['after'][group]['score']:.3f}"
@@ -75,6 +68,11 @@ def pictures_of(report: dict, name: str) -> str:
     """How much the pictures of a concept change, where there are pictures."""
     change = each(report, "picture_change", "concept").get(name)
     return "" if change is None else f", its pictures by {change:.3f} of the range"
+
+
+def times(part: float) -> str:
+    """A part of what a prompt does: in percent, or where it is more than twice that, in times."""
+    return f"{part:.1f} times that" if part >= 2 else f"{part:.0%}" if part >= 0.1 else f"{part:.1%}"
 
 
 def percent(share: float | None) -> str:

@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..fmn_core.hosts import comfy_embedded
 from .attention import RecordTokenAttention, VisualizeTokenAttention
+from .evaluate import EvaluatePatch
 from .forget import ForgetConcept
 from .inversion import InvertConcept
 from .patch import ApplyPatch, SavePatch
@@ -13,7 +14,15 @@ from .patch import ApplyPatch, SavePatch
 
 class ForgetMeNotExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ForgetConcept, InvertConcept, SavePatch, ApplyPatch, RecordTokenAttention, VisualizeTokenAttention]
+        return [
+            ForgetConcept,
+            InvertConcept,
+            SavePatch,
+            ApplyPatch,
+            EvaluatePatch,
+            RecordTokenAttention,
+            VisualizeTokenAttention,
+        ]
 
 
 async def comfy_entrypoint() -> ForgetMeNotExtension:

@@ -6,6 +6,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from conftest import ROOT
 
 from fmn_core.__main__ import main
 from fmn_core.patch import read_patch
@@ -74,3 +75,22 @@ def test_words_are_learned_and_forgotten_by(run, model, tmp_path):
     assert nothing.returncode == 1 and "There is no concept" in nothing.stderr
     lost = run("invert", "--model", model, "--images", tmp_path / "none", "--out", tmp_path / "x.safetensors")
     assert lost.returncode == 1 and "There is no folder" in lost.stderr
+
+
+def test_evaluate_writes_figures_a_picture_and_the_patch_with_them(run, model, tmp_path):
+    from PIL import Image
+
+    patch = ROOT / "demo/loras/forget-cat.safetensors"
+    names = {kind: tmp_path / f"report.{kind}" for kind in ("json", "png", "safetensors")}
+    quick = ["--prompts", 1, "--steps", 2, "--resolution", 64, "--keep", "house", "--device", "cpu", "--model", model]
+    done = run("evaluate", patch, *quick, "--json", names["json"], "--picture", names["png"], "--out", names["safetensors"])
+    assert done.returncode == 0, done.stderr
+    report = json.loads(names["json"].read_text())
+    assert "`cat`: what its prompts do changes by" in done.stdout and report["summary"] == done.stdout.strip()
+    assert Image.open(names["png"]).width > 500
+    assert read_patch(names["safetensors"]).info["report"]["evaluation"] == report
+    assert report["summary"] in run("inspect", names["safetensors"]).stdout
+    again = run("evaluate", patch, *quick, "--out", names["safetensors"])
+    assert again.returncode == 1 and "never overwritten" in again.stderr
+    wrong = run("evaluate", patch, *quick, "--clip", tmp_path)
+    assert wrong.returncode == 1 and "no CLIP model" in wrong.stderr

@@ -21,7 +21,7 @@ from demo.server import ComfyServer, ServerError
 from demo.workflow import by_title, load_workflow
 
 NODES = [
-    "FMN_ForgetConcept", "FMN_InvertConcept", "FMN_SavePatch", "FMN_ApplyPatch", "FMN_RecordAttention",
+    "FMN_ForgetConcept", "FMN_InvertConcept", "FMN_SavePatch", "FMN_ApplyPatch", "FMN_EvaluatePatch", "FMN_RecordAttention",
     "FMN_VisualizeTokenAttention",
 ]  # fmt: skip
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))

@@ -1,0 +1,255 @@
+"""What an evaluation measures, that it measures right, and that it leaves the model alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT
+
+from fmn_core.applied import applied, patch_factors
+from fmn_core.errors import ForgetError
+from fmn_core.evaluate import classified, evaluate, with_evaluation
+from fmn_core.measures import adversarial_token, clip_scores, kv_drift, kv_targets, noise_drift, prompt_drift
+from fmn_core.patch import UP, Patch, read_patch, save_patch
+from fmn_core.probes import Probe, Subjects, subjects_of
+from fmn_core.recovery import recover
+from fmn_core.report_picture import GAP, HEADING, LABEL, MARGIN, TILE, draw_report
+from fmn_core.settings import EvaluateSettings
+from fmn_core.verdict import verdict
+
+QUICK = EvaluateSettings(prompts=2, steps=2, resolution=64, keep="house", inversion_steps=2)
+MEASURES = ("prompt_drift", "noise_drift", "kv_drift", "picture_change")
+
+
+@pytest.fixture(scope="module")
+def host(loaded):
+    from fmn_core.hosts.comfy import ComfyHost
+
+    return ComfyHost(*loaded, resolution=QUICK.resolution)
+
+
+@pytest.fixture(scope="module")
+def patch():
+    return read_patch(ROOT / "demo/loras/forget-cat.safetensors")
+
+
+@pytest.fixture(scope="module")
+def evaluation(host, patch):
+    return evaluate(host, patch, QUICK)
+
+
+@pytest.fixture(scope="module")
+def at_strength_0(host, patch):
+    return evaluate(host, patch, replace(QUICK, strength=0.0))
+
+
+def nothing(patch):
+    return Patch({name: torch.zeros_like(t) if name.endswith(UP) else t for name, t in patch.items()}, patch.info)
+
+
+def assert_untouched(host, before):
+    for (parameter, values), now in zip(before, host.base.parameters(), strict=True):
+        assert now is parameter and torch.equal(now, values) and now.grad is None and now.is_inference()
+    assert not any(m._forward_hooks for m in host.base.modules())
+
+
+@pytest.mark.parametrize("how", ["zeros", "strength 0"])
+def test_a_patch_that_does_nothing_changes_nothing_and_withstands_nothing(host, patch, at_strength_0, how):
+    report = (evaluate(host, nothing(patch), QUICK) if how == "zeros" else at_strength_0).report
+    assert all(group["mean"] == 0 for measure in MEASURES for group in report[measure].values())
+    assert all(mass["after"] == mass["before"] > 0 for mass in report["attention"].values())
+    assert report["adversarial_token"]["recovered"] == 1
+    assert report["warnings"][0].startswith("Little effect: what prompts of `cat` do changes by 0.0%")
+
+
+def test_a_good_patch_moves_the_concept_and_little_else(evaluation):
+    report = evaluation.report
+    for measure in MEASURES:
+        concept, *others = (report[measure][group]["mean"] for group in ("concept", "near", "kept", "unrelated"))
+        assert concept > 2 * max(others) > 0, measure
+    assert report["attention"]["own tokens"]["after"] < report["attention"]["own tokens"]["before"]
+    assert report["noise_drift"]["empty"]["mean"] < 1e-4 and report["warnings"] == []
+    assert list(report["kv_drift"]["kept"]["each"]) == ["house"] and "cat" not in str(report["prompts"]["unrelated"])
+
+
+def test_the_same_inputs_give_the_same_report_without_pictures_too_and_the_model_is_left_alone(patch, evaluation, loaded):
+    from fmn_core.hosts.comfy import ComfyHost
+
+    blind = ComfyHost(*loaded[:2], None, resolution=QUICK.resolution)
+    before = [(p, p.detach().clone()) for p in blind.base.parameters()]
+    again = evaluate(blind, patch, QUICK)
+    same = [key for key in evaluation.report if key not in ("picture_change", "summary")]
+    assert {key: again.report[key] for key in same} == {key: evaluation.report[key] for key in same}
+    assert again.pictures is None and again.report["picture_change"] is None and draw_report(again).shape[2] == 3
+    assert all(torch.equal(*pair) for pair in zip(again.latents, evaluation.latents, strict=True))
+    assert_untouched(blind, before)
+
+
+def test_an_interrupt_leaves_the_model_alone(host, patch, monkeypatch):
+    before, calls = [(p, p.detach().clone()) for p in host.base.parameters()], []
+
+    def stop():
+        calls.append(bool(next(iter(host.cross_attentions().values())).module.to_k._forward_hooks))
+        if calls[-1]:
+            raise InterruptedError
+
+    monkeypatch.setattr(host, "check_interrupt", stop)
+    with pytest.raises(InterruptedError):  # while the patch is on
+        evaluate(host, patch, QUICK)
+    assert len(calls) > 3
+    assert_untouched(host, before)
+
+
+def test_a_patch_applied_by_hooks_is_what_the_hosts_own_loader_makes_of_it(host, patch, sample, loaded):
+    from fmn_core.hosts.comfy import ComfyHost, apply_patch
+
+    merged = ComfyHost(apply_patch(loaded[0], patch, 0.7), *loaded[1:], resolution=64)
+    x, t, prompts = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([500]), None
+    estimates = []
+    for one, strength in ((merged, 0.0), (host, 0.7), (host, 0.0)):
+        prompts = prompts or one.encode(["a cat"])
+        with one.training(x.shape), torch.no_grad(), applied(one, patch, strength):
+            estimates.append(one.predict(x, t, prompts))
+    by_loader, by_hooks, base = estimates
+    assert (by_loader - by_hooks).abs().max() < 1e-4 < (by_loader - base).abs().max()
+
+
+def test_kv_drift_is_the_formula(host, patch):
+    """A column, a layer and a matrix at a time, from whole matrices in fp64."""
+    factors, columns = patch_factors(host, patch), {"a": torch.randn(3, 112), "b": torch.randn(2, 112)}
+    drift = kv_drift(host, factors, columns)
+    for name, several in columns.items():
+        ratios = []
+        for layer in host.cross_attentions():
+            for matrix in ("to_k", "to_v"):
+                up, down = factors[layer, matrix]
+                W, delta = host.weight(layer, matrix).double(), up.double() @ down.double()
+                ratios += [((delta @ c).norm() / (W @ c).norm()).item() for c in several.double()]
+        assert drift[name] == pytest.approx(sum(ratios) / len(ratios), rel=1e-5)
+
+
+def test_the_adversarial_token_is_the_least_squares_solution(host, patch):
+    factors, columns, ridge = patch_factors(host, patch), torch.randn(3, 112, dtype=torch.double), 1e-3
+    W = torch.cat([host.weight(*target).double() for target in kv_targets(host)])
+    patched = W + torch.cat([factors[target][0].double() @ factors[target][1].double() for target in kv_targets(host)])
+    own = (ridge * (patched.T @ patched).diagonal().mean()).sqrt() * torch.eye(112, dtype=torch.double)
+    wanted = torch.cat([W @ columns.T, torch.zeros(112, 3, dtype=torch.double)])
+    found = torch.linalg.lstsq(torch.cat([patched, own]), wanted).solution
+    left, taken = ((patched @ x - W @ columns.T).square().sum() for x in (found, columns.T))
+    figures = adversarial_token(host, factors, columns, ridge)
+    assert figures["recovered"] == pytest.approx((1 - left / taken).item(), rel=1e-6)
+    assert figures["length"] == pytest.approx((found.norm(dim=0) / columns.norm(dim=1)).mean().item(), rel=1e-6)
+
+
+def test_nothing_gets_through_a_patch_that_takes_all_away(host):
+    factors = {target: (-host.weight(*target).float(), torch.eye(112)) for target in kv_targets(host)}
+    assert abs(adversarial_token(host, factors, torch.randn(2, 112))["recovered"]) < 1e-3
+    assert kv_drift(host, factors, {"": torch.randn(2, 112)})[""] == pytest.approx(1, rel=1e-4)
+
+
+def test_drifts_are_ratios_of_energies():
+    before, empty = torch.full((1, 2, 2), 2.0), torch.full((1, 2, 2), 1.0)
+    after = torch.full((1, 2, 2), 2.5)
+    assert noise_drift(after, before).item() == pytest.approx(0.25 / 4)
+    assert prompt_drift(after, before, empty).item() == 0.25
+    assert prompt_drift(empty, before, empty).item() == 1  # as if the prompt had been empty
+
+
+def test_classified_shares_are_those_of_the_benchmark():
+    from test_benchmarks import Seer
+
+    from benchmarks.quality import Picture, score
+
+    pictures = [Picture("a cat", 0, "cat"), Picture("a cat", 1, "cat"), Picture("a dog", 500_000, "dog"),
+                Picture("neon", 500_001, style="neon"), Picture("sepia", 500_002, style="sepia")]  # fmt: skip
+    objects, styles = ["dog", "cat", "dog", "bus", "bus"], ["", "", "", "neon", "clay"]
+    made = torch.zeros(5, 2, 2, 3)
+    expected = score("object", ("cat",), Seer(object=objects, style=styles), pictures, made, made)
+    probes = [
+        Probe(group, p.prompt, p.object or p.style, (p.object or p.style,), "object" if p.object else "style")
+        for group, p in zip(("concept", "concept", "near", "kept", "kept"), pictures, strict=True)
+    ]
+    subjects = Subjects({"cat": ("cat",)}, (), "object", ())
+    figures = classified(lambda _: list(zip(objects, styles, strict=True)), made, probes, subjects)
+    assert figures == {key: pytest.approx(expected[key]) for key in ("ua", "ira", "cra", "h")}
+
+
+def test_clip_score_and_accuracy():
+    pictures = torch.eye(3)[:, None, None, :].expand(-1, 2, 2, -1)  # red, green, blue
+    colours = {"red": [1.0, 0, 0], "green": [0, 1.0, 0], "grey": [1.0, 1, 1]}
+
+    def scorer(images, texts):
+        return F.normalize(images.mean((1, 2)), dim=1) @ F.normalize(torch.tensor([colours[t] for t in texts]), dim=1).T
+
+    scores, right = clip_scores(scorer, pictures, ["red", "grey", "red"], ["red", "green", "grey"])
+    assert scores.tolist() == pytest.approx([1, 3**-0.5, 0]) and right.tolist() == [True, False, False]
+
+
+def test_the_report_is_saved_with_the_patch(patch, evaluation, tmp_path):
+    save_patch(with_evaluation(patch, evaluation.report), tmp_path / "p.safetensors")
+    again = read_patch(tmp_path / "p.safetensors")
+    assert again.info["report"]["evaluation"] == evaluation.report == json.loads(json.dumps(evaluation.report))
+    assert again.info["report"]["erased"] == patch.info["report"]["erased"] and "evaluation" not in patch.info["report"]
+    assert all(torch.equal(again[name], tensor) for name, tensor in patch.items())
+
+
+def test_sentences_name_the_figures_above_their_limits(evaluation):
+    report = json.loads(json.dumps(evaluation.report))
+    report["prompt_drift"]["concept"]["each"]["cat"] = 0.2
+    report["prompt_drift"]["kept"]["each"]["house"] = 0.4
+    report["noise_drift"]["empty"]["mean"] = 0.05
+    report["inversion"] = {"recovery": 0.75, "m_score": {"before": 0.9, "after": 0.7}}
+    said = verdict(report)
+    for line, words in zip(said["warnings"], ("`cat` do changes by 20%", "`house` 40%", "5.0%", "75%"), strict=True):
+        assert words in line
+    assert said["summary"].startswith("\n".join(said["warnings"])) and "M-Score 0.900 before, 0.700 after" in said["summary"]
+
+
+def test_the_picture_shows_the_same_seeds_before_and_after(evaluation, at_strength_0):
+    def row(drawn, number):
+        top = MARGIN + 64 + HEADING + number * (TILE + GAP)
+        return drawn[top : top + TILE, MARGIN + LABEL :]
+
+    drawn, same = draw_report(evaluation), draw_report(at_strength_0)
+    assert drawn.min() >= 0 and drawn.max() <= 1 and torch.equal(row(same, 0), row(same, 1))
+    assert torch.equal(row(drawn, 0), row(same, 0))
+    assert (row(drawn, 0)[:, :TILE] - row(drawn, 1)[:, :TILE]).abs().mean() > 0.01
+
+
+def test_words_learned_through_no_patch_are_those_learned_without(host, patch):
+    figures, latents = recover(host, nothing(patch), subjects_of(patch), QUICK)
+    losses = figures["losses"]
+    assert figures["m_score"]["drop"] == 0 and figures["recovery"] == 1 and latents.shape == (4, 4, 8, 8)
+    assert losses["base, name"] == losses["patched, name"] and losses["base, learned"] == losses["patched, learned"]
+
+
+def test_inversion_through_a_patch_is_part_of_the_report(host, patch):
+    settings = replace(QUICK, prompts=1, inversion=True, inversion_steps=20)
+    judged = evaluate(host, patch, settings, classifier=lambda pictures: ["cat"] * len(pictures))
+    inversion = judged.report["inversion"]
+    assert inversion["losses"]["patched, name"] > inversion["losses"]["base, name"]
+    assert 0 <= inversion["recovery"] <= 1 and inversion["m_score"]["after"] < inversion["m_score"]["before"] <= 1
+    assert inversion["recognised"] == 1 and judged.report["classifier"]["after"]["ua"] == 0
+    assert len(judged.recovered) == 4 and f"bring back {inversion['recovery']:.0%}" in judged.report["summary"]
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "message"),
+    [
+        ({"concepts": []}, QUICK, "does not say what it forgets"),
+        ({}, replace(QUICK, keep="dog, Cat"), "`Cat` is what the patch forgets"),
+    ],
+)
+def test_what_cannot_be_measured_gets_a_sentence(host, patch, change, settings, message):
+    with pytest.raises(ForgetError, match=message):
+        evaluate(host, Patch(dict(patch), patch.info | change), settings)
+
+
+def test_the_mode_correct_measures_the_word_that_moves(patch):
+    info = patch.info | {"settings": patch.info["settings"] | {"mode": "correct", "replacement": "tiger"}}
+    subjects = subjects_of(Patch(dict(patch), info))
+    assert subjects.names == {"tiger": ("tiger",)} and "cat" in subjects.keep
