@@ -18,7 +18,7 @@ from .sampling import sample_ddim
 
 NOISE_LEVELS = (0.2, 0.4, 0.6, 0.8)  # of the schedule, from clean to noise, at which estimates and attention are read
 AT_ONCE = 4  # pictures in a batch: what a consumer GPU holds at SDXL's size
-RIDGE = 1e-3  # of the mean eigenvalue: the attacker's lambda, small, since a larger one makes the attack weaker
+RIDGE = 1e-3  # of sum W^T W's mean eigenvalue: the attacker's lambda, small, since a larger one weakens the attack
 
 Factors = dict[tuple[str, str], tuple[Tensor, Tensor]]  # (layer, matrix) -> (up [out, r], down [r, in])
 
@@ -124,22 +124,23 @@ def adversarial_token(host: DiffusionHost, factors: Factors, columns: Tensor, ri
 
     RECE's closed form (Gong et al., arXiv 2407.12383), c' = (sum W'^T W' + lambda I)^-1 (sum W'^T W) c over all
     K and V, for each of the concept's columns c [N, D]. `recovered`: 1 - sum |W' c' - W c|^2 / sum |W' c - W c|^2, the
-    share of what the patch takes away that c' brings back, 1 where it takes nothing; `length`: |c'| / |c|, and
+    share of what the patch takes away that c' brings back, 1 where it takes nothing; lambda is `ridge` of sum W^T W's mean
+    eigenvalue; `length`: |c'| / |c|, and
     `moved`: |c' - c| / |c|, how far c' is from any word.
     """
     c = columns.double()
     size = c.shape[1]
     squares, cross = torch.zeros(2, size, size, dtype=torch.double)
-    pairs = []
+    pairs, scale = [], 0.0
     for layer, matrix in kv_targets(host):
         W = host.weight(layer, matrix).detach().double().cpu()
         up, down = factors.get((layer, matrix), (torch.zeros(len(W), 1), torch.zeros(1, size)))
         patched = W + up.double() @ down.double()
         squares += patched.T @ patched
         cross += patched.T @ W
+        scale += W.square().sum().item() / size
         pairs.append((W, patched))
-    ridge = ridge * squares.diagonal().mean()
-    found = torch.linalg.solve(squares + ridge * torch.eye(size), cross @ c.T).T
+    found = torch.linalg.solve(squares + ridge * scale * torch.eye(size), cross @ c.T).T
 
     def missing(x: Tensor) -> float:
         return sum((x @ patched.T - c @ W.T).square().sum().item() for W, patched in pairs)

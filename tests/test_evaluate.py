@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
 
+from demo.run import load_pictures
+from demo.server import ServerError
 from fmn_core.applied import applied, patch_factors
 from fmn_core.errors import ForgetError
 from fmn_core.evaluate import classified, evaluate, with_evaluation
@@ -136,7 +139,7 @@ def test_the_adversarial_token_is_the_least_squares_solution(host, patch):
     factors, columns, ridge = patch_factors(host, patch), torch.randn(3, 112, dtype=torch.double), 1e-3
     W = torch.cat([host.weight(*target).double() for target in kv_targets(host)])
     patched = W + torch.cat([factors[target][0].double() @ factors[target][1].double() for target in kv_targets(host)])
-    own = (ridge * (patched.T @ patched).diagonal().mean()).sqrt() * torch.eye(112, dtype=torch.double)
+    own = (ridge * (W.T @ W).diagonal().mean()).sqrt() * torch.eye(112, dtype=torch.double)
     wanted = torch.cat([W @ columns.T, torch.zeros(112, 3, dtype=torch.double)])
     found = torch.linalg.lstsq(torch.cat([patched, own]), wanted).solution
     left, taken = ((patched @ x - W @ columns.T).square().sum() for x in (found, columns.T))
@@ -228,13 +231,25 @@ def test_words_learned_through_no_patch_are_those_learned_without(host, patch):
 
 
 def test_inversion_through_a_patch_is_part_of_the_report(host, patch):
-    settings = replace(QUICK, prompts=1, inversion=True, inversion_steps=20)
+    settings = replace(QUICK, prompts=1, inversion=True)
     judged = evaluate(host, patch, settings, classifier=lambda pictures: ["cat"] * len(pictures))
     inversion = judged.report["inversion"]
-    assert inversion["losses"]["patched, name"] > inversion["losses"]["base, name"]
-    assert 0 <= inversion["recovery"] <= 1 and inversion["m_score"]["after"] < inversion["m_score"]["before"] <= 1
+    assert 0 <= inversion["recovery"] <= 1 and inversion["m_score"]["drop"] != 0
     assert inversion["recognised"] == 1 and judged.report["classifier"]["after"]["ua"] == 0
     assert len(judged.recovered) == 4 and f"bring back {inversion['recovery']:.0%}" in judged.report["summary"]
+
+
+def test_learned_words_bring_back_what_a_patch_takes_from_the_name(patch, loaded, monkeypatch):
+    from fmn_core import recovery
+    from fmn_core.hosts.comfy import ComfyHost
+
+    monkeypatch.setattr(recovery, "ANCHORS", 4)
+    monkeypatch.setattr(recovery, "SHOWN", 1)
+    settings = EvaluateSettings(steps=8, inversion_steps=30)
+    figures, _ = recover(ComfyHost(*loaded), patch, subjects_of(patch), settings)
+    losses = figures["losses"]
+    assert losses["base, name"] < losses["patched, learned"] < losses["patched, name"] and 0 < figures["recovery"] < 1
+    assert figures["m_score"]["after"] < figures["m_score"]["before"] < 1
 
 
 @pytest.mark.parametrize(
@@ -253,3 +268,82 @@ def test_the_mode_correct_measures_the_word_that_moves(patch):
     info = patch.info | {"settings": patch.info["settings"] | {"mode": "correct", "replacement": "tiger"}}
     subjects = subjects_of(Patch(dict(patch), info))
     assert subjects.names == {"tiger": ("tiger",)} and "cat" in subjects.keep
+
+
+def test_clip_vision_compares_with_a_text_encoder_of_its_own_space_only(loaded, monkeypatch, tmp_path):
+    from comfy.clip_vision import ClipVisionModel
+
+    from fmn_core.hosts.comfy_clip import clip_scorer
+
+    config = tmp_path / "vision.json"
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+    config.write_text(json.dumps(sizes | {"hidden_act": "gelu", "image_size": 28, "patch_size": 14, "num_channels": 3,
+                                          "projection_dim": 112, "model_type": "clip_vision_model"}))  # fmt: skip
+    vision, clip = ClipVisionModel(str(config)), loaded[1]
+    for parameter in vision.model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ForgetError, match="width 112, without its projection"):
+        clip_scorer(clip, vision)
+    encoder = clip.cond_stage_model.clip_l
+    monkeypatch.setattr(encoder, "return_projected_pooled", True)
+    monkeypatch.setattr(encoder, "options_default", (*encoder.options_default[:2], True))
+    monkeypatch.setitem(encoder.transformer._modules, "text_projection", torch.nn.Identity())
+    pictures = torch.rand(2, 40, 30, 3, generator=torch.Generator().manual_seed(0))
+    cosines = clip_scorer(clip, vision)(pictures, ["a cat", "a house", "a cat"])
+    assert cosines.shape == (2, 3) and cosines.abs().max() <= 1 and torch.equal(cosines[:, 0], cosines[:, 2])
+    assert (cosines[:, 0] - cosines[:, 1]).abs().min() > 1e-4
+    with torch.no_grad():
+        seen = vision.encode_image(pictures)["image_embeds"]
+        said = clip.encode_from_tokens(clip.tokenize("a house"), return_pooled=True)[1]
+    assert torch.allclose(cosines[:, 1], F.cosine_similarity(seen, said), atol=1e-5)
+
+
+def test_a_clip_folder_of_transformers_scores_pictures(tmp_path):
+    from transformers import CLIPConfig, CLIPModel
+
+    from demo.recipe.text_encoder import make_tokenizer
+    from fmn_core.clip import load_clip
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        text = sizes | {"bos_token_id": 49406, "eos_token_id": 49407}
+        config = CLIPConfig(text_config=text, vision_config=sizes | {"image_size": 32, "patch_size": 8}, projection_dim=16)
+        CLIPModel(config).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    scorer = load_clip(str(tmp_path))
+    pictures = torch.rand(3, 40, 30, 3, generator=torch.Generator().manual_seed(0))
+    cosines = scorer(pictures, ["a cat", "a long sentence about a house"])
+    assert cosines.shape == (3, 2) and cosines.abs().max() <= 1 and len(set(cosines.flatten().tolist())) == 6
+    assert torch.allclose(scorer(pictures[1:2], ["a cat"]), cosines[1:2, :1], atol=1e-6)
+
+
+def test_the_node_reports_in_a_real_server(server):
+    def node(kind, **inputs):
+        return {"class_type": kind, "inputs": inputs, "_meta": {"title": kind}}
+
+    known = server.get("object_info")["FMN_EvaluatePatch"]["input"]["required"]
+    defaults = {name: spec[1]["default"] for name, spec in known.items() if "default" in spec[1]}
+    forgetting = server.get("object_info")["FMN_ForgetConcept"]["input"]["required"]
+    forget = {name: spec[1]["default"] for name, spec in forgetting.items() if "default" in spec[1]}
+    workflow = {
+        "1": node("CheckpointLoaderSimple", ckpt_name="emoji-sd-128.safetensors"),
+        "2": node("FMN_ForgetConcept", model=["1", 0], clip=["1", 1], **forget),
+        "3": node("FMN_EvaluatePatch", model=["1", 0], clip=["1", 1], vae=["1", 2], lora=["2", 0], **defaults
+                  | {"prompts": 1, "steps": 3, "resolution": 64, "keep": "house"}),
+        "4": node("PreviewImage", images=["3", 1]),
+        "5": node("FMN_SavePatch", lora=["3", 0], filename_prefix="evaluated"),
+        "6": node("PreviewAny", source=["3", 2]),
+    }  # fmt: skip
+    events = []
+    outputs = server.run(workflow, lambda kind, data: events.append((kind, data)))
+    report = json.loads(outputs["6"]["text"][0])
+    assert outputs["3"]["text"][0] == report["summary"] and "`cat`: what its prompts do" in report["summary"]
+    name = outputs["5"]["text"][0].split()[-1]
+    assert read_patch(Path(name)).info["report"]["evaluation"] == report
+    assert load_pictures(server, outputs["4"]["images"]).shape[3] == 3
+    steps = [(d["value"], d["max"]) for k, d in events if k == "progress" and d["node"] == "3"]
+    assert steps == sorted(steps) and steps[-1] == (6, 6)
+    workflow["3"]["inputs"]["keep"] = "cat"
+    with pytest.raises(ServerError, match="`cat` is what the patch forgets"):
+        server.run(workflow)
