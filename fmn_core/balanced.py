@@ -34,7 +34,7 @@ from .resteering import (
     preview,
     region_of,
     sample_pairs,
-)  # fmt: skip
+)
 from .settings import ForgetSettings
 
 ATTENTION, KEEP = 0.1, 1.0  # weights beside the noise's, which is 1
