@@ -18,10 +18,10 @@ from .inversion import invert_pictures
 from .patch import require_new, save_patch, slug
 from .pictures import read_images
 from .resteering import forget_by_resteering
-from .settings import ForgetSettings, InvertSettings
+from .settings import LEARNING_RATES, ForgetSettings, InvertSettings
 
 # The original's step of the whole UNet at its default, beside that of a LoRA which forgets about as much.
-LEARNING_RATE, OURS = 2e-6, ForgetSettings().learning_rate
+LEARNING_RATE, OURS = 2e-6, LEARNING_RATES["paper"]
 
 # Keys that still say something, with the original's defaults; and by root the others, which have no effect any more.
 ATTN = {

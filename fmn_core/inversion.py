@@ -14,7 +14,7 @@ from .concept import make_concepts
 from .errors import ForgetError
 from .hosts.base import DiffusionHost, WordVectors
 from .losses import predicted_x0
-from .resteering import check_pictures, diffuse, draw, fit_pictures, sample_pairs
+from .resteering import SAMPLED_AT_ONCE, check_pictures, diffuse, draw, fit_pictures, sample_pairs
 from .settings import ForgetSettings, InvertSettings
 from .words import NOUNS
 
@@ -75,7 +75,7 @@ def make_latents(host: DiffusionHost, settings: InvertSettings, concept: str) ->
     (named,) = make_concepts(" ".join(concept.splitlines()), settings.concept_type, settings.template)
     prompts, empty = host.encode([prompt for prompt, _ in named.prompts]), host.encode([""])
     sampling = ForgetSettings(sampling_steps=settings.sampling_steps, guidance=settings.guidance)
-    with host.training((settings.num_pictures, *host.latent_shape())):
+    with host.training((SAMPLED_AT_ONCE, *host.latent_shape())):
         generator = torch.Generator().manual_seed(settings.seed)
         rows = [i % len(prompts) for i in range(settings.num_pictures)]
         return sample_pairs(host, prompts.take(rows), empty, None, sampling, generator)[0]
@@ -143,7 +143,7 @@ def invert(
             f"The inversion diverged after step {len(losses)} of {settings.steps}, and the last good state was kept: lower "
             "the learning rate."
         )
-    elif after > before:
+    elif not after < before:
         warnings.append("Nothing was learned: lower the learning rate, or take more steps.")
     return Inversion({name: v.cpu() for name, v in good.items()}, losses, before, after, warnings)
 
@@ -200,10 +200,10 @@ def linear_decoder(latents: Tensor, pictures: Tensor):
     """latents [1, C, h, w] -> a picture [8 h, 8 w, 3]: the linear map that best explains these pictures by these
     latents. For previews: the VAE would take as long as a training step."""
     height, width = latents.shape[-2:]
-    small = F.interpolate(pictures[..., :3].movedim(-1, 1).to(latents), (height, width), mode="area")
+    small = F.interpolate(pictures[..., :3].movedim(-1, 1).float().cpu(), (height, width), mode="area")
 
     def columns(x: Tensor) -> Tensor:
-        flat = rearrange(x, "p c h w -> (p h w) c")
+        flat = rearrange(x.float().cpu(), "p c h w -> (p h w) c")  # a GPU solves no system of deficient rank
         return torch.cat([flat, torch.ones_like(flat[:, :1])], 1)
 
     with torch.no_grad():
@@ -212,6 +212,6 @@ def linear_decoder(latents: Tensor, pictures: Tensor):
     @torch.no_grad()
     def decode(x0: Tensor) -> Tensor:
         small = rearrange(columns(x0) @ colours, "(h w) c -> 1 c h w", h=height)
-        return rearrange(F.interpolate(small, scale_factor=8, mode="bilinear"), "1 c h w -> h w c").clamp(0, 1).cpu()
+        return rearrange(F.interpolate(small, scale_factor=8, mode="bilinear"), "1 c h w -> h w c").clamp(0, 1)
 
     return decode
