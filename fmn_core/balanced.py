@@ -7,8 +7,9 @@ to it, and to estimate the noise that the untouched model estimates where someth
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -23,14 +24,13 @@ from .lora import CrossAttentionLoRA
 from .losses import mean_attention_loss
 from .paraphrases import NEAR_TEMPLATES, fill
 from .patch import Patch, make_patch
+from .pictures import prepare_pictures
 from .resteering import (
     MAX_GRAD_NORM,
     PROBES,
     SAMPLED_AT_ONCE,
     add_noise,
-    check_pictures,
     draw,
-    fit_pictures,
     preview,
     region_of,
     sample_pairs,
@@ -38,7 +38,6 @@ from .resteering import (
 from .settings import ForgetSettings
 
 ATTENTION, KEEP = 0.1, 1.0  # weights beside the noise's, which is 1
-WORDS = 4  # that stand in the concept's place, in the mean, in each step
 CHECK, PATIENCE = 5, 3  # steps between measurements, and how many without progress end the training
 STRENGTHS = (0.6, 0.8, 1.0, 1.2)  # tried in the end
 LITTLE = 0.5  # of the way left between the concept and its target: more is worth a warning
@@ -68,7 +67,7 @@ class Texts:
             columns=torch.stack([concept_columns(host, name, text, "concept") for _, name, _, text in rows]).to(host.device),
             concept=[c for c, *_ in rows],
             template=[i for _, _, i, _ in rows],
-            places=[host.encode([fill(template, word) for word in place]) for template in templates],
+            places=[mean_prompt(host.encode([fill(template, word) for word in place])) for template in templates],
             near=host.encode([fill(templates[0], word) for word in (*task.neighbours, *task.keep)] or [""]),
             empty=host.encode([""]),
         )
@@ -99,24 +98,32 @@ def make_batch(
     mode: str,
     noisy: tuple[Tensor, Tensor],
     concept: list[int | None],
-    words: int,
     generator: torch.Generator,
 ) -> Batch:
     """A batch at `noisy` (x_t, t) with drawn prompts, each for the `concept` that the latent shows; call it without a patch.
 
     The target is the noise estimate where something else stands in the concept's place (Kumari et al., arXiv
-    2303.13516, eq. 4), as a mean over at most so many drawn words. In the mode `correct` that is the dominant concept, and
-    what it adds is taken away (Gandikota et al., arXiv 2303.07345, eq. 7, with eta 1).
+    2303.13516, eq. 4). In the mode `correct` that is the dominant concept, and what it adds is taken away (Gandikota et
+    al., arXiv 2303.07345, eq. 7, with eta 1).
     """
     x_t, t = noisy
     rows = [(own := texts.rows(c))[draw(len(own), 1, generator)[0]] for c in concept]
     asked, near = texts.asked.take(rows), texts.near.take(draw(len(texts.near), len(x_t), generator))
-    drawn = torch.randperm(len(texts.places[0]), generator=generator)[:words].tolist()
-    target = sum(host.predict(x_t, t, join([texts.places[texts.template[r]].take([w]) for r in rows])) for w in drawn)
-    target = target / len(drawn)
+    target = host.predict(x_t, t, join([texts.places[texts.template[row]] for row in rows]))
     if mode == "correct":
         target = host.predict(x_t, t, asked) - (target - host.predict(x_t, t, texts.empty.take([0] * len(x_t))))
     return Batch(x_t, t, rows, asked, near, target, host.predict(x_t, t, near))
+
+
+def mean_prompt(several: Prompts) -> Prompts:
+    """What encoded prompts have in common, as one prompt: of those that are as long as most."""
+    ends = [[token.kind for token in tokens].index("end") for tokens in several.tokens]
+    alike = several.take([row for row, end in enumerate(ends) if end == statistics.mode(ends)])
+    return replace(
+        alike.take([0]),
+        embeddings=alike.embeddings.mean(0, keepdim=True),
+        pooled=None if alike.pooled is None else alike.pooled.mean(0, keepdim=True),
+    )
 
 
 def join(several: list[Prompts]) -> Prompts:
@@ -164,15 +171,13 @@ def gather(
     host: DiffusionHost, task: Task, settings: ForgetSettings, images: Tensor | None, mask: Tensor | None
 ) -> Pictures:
     """The pictures and prompts to train on; raises ForgetError for pictures or masks that cannot be used."""
-    check_pictures(images, mask)
+    images, mask = prepare_pictures(host, images, mask, settings.flip)
     texts, generator = Texts.of(host, task), torch.Generator().manual_seed(settings.seed)
     if images is None:
         rows = [i % len(texts.asked) for i in range(max(settings.num_pictures, len(task.names)))]
         with host.training((SAMPLED_AT_ONCE, *host.latent_shape())):
             latents, _ = sample_pairs(host, texts.asked.take(rows), texts.empty, None, settings, generator)
         return Pictures(latents, [texts.concept[row] for row in rows], None, host.decode(latents), texts, generator)
-    _, height, width = host.latent_shape()
-    images, mask = fit_pictures(images, mask, height * width * 64)
     return Pictures(host.encode_images(images), [None] * len(images), mask, images, texts, generator)
 
 
@@ -227,7 +232,6 @@ def train(
             settings.mode,
             add_noise(host, latents[shown], generator),
             [pictures.concept[i] for i in shown],
-            WORDS,
             generator,
         )
         columns = texts.columns[batch.rows]
@@ -283,9 +287,7 @@ def make_probe(host: DiffusionHost, lora: CrossAttentionLoRA, mode: str, picture
     shown = draw(len(latents), PROBES, generator)
     x_t, t = add_noise(host, latents[shown], generator)
     batches = [
-        make_batch(
-            host, texts, mode, (x_t[i : i + 1], t[i : i + 1]), [pictures.concept[shown[i]]], len(texts.places[0]), generator
-        )
+        make_batch(host, texts, mode, (x_t[i : i + 1], t[i : i + 1]), [pictures.concept[shown[i]]], generator)
         for i in range(PROBES)
     ]
 

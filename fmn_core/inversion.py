@@ -14,7 +14,8 @@ from .concept import make_concepts
 from .errors import ForgetError
 from .hosts.base import DiffusionHost, WordVectors
 from .losses import predicted_x0
-from .resteering import SAMPLED_AT_ONCE, check_pictures, diffuse, draw, fit_pictures, sample_pairs
+from .pictures import prepare_pictures
+from .resteering import SAMPLED_AT_ONCE, diffuse, draw, sample_pairs
 from .settings import ForgetSettings, InvertSettings
 from .words import NOUNS
 
@@ -58,15 +59,10 @@ def invert_pictures(
 
     `mask` [1 or P, H, W] in 0..1 says where in them it is. Raises ForgetError for inputs that cannot work.
     """
-    check_pictures(images, mask)
+    images, mask = prepare_pictures(host, images, mask, settings.flip)
     if images is None:
         latents = make_latents(host, settings, concept)
         return invert(host, latents, settings, pictures=host.decode(latents))
-    _, height, width = host.latent_shape()
-    images, mask = fit_pictures(images, mask, height * width * 64)
-    if settings.flip:
-        mask = None if mask is None else mask.expand(len(images), -1, -1)
-        images, mask = (None if x is None else torch.cat([x, x.flip(2)]) for x in (images, mask))
     return invert(host, host.encode_images(images), settings, mask, images)
 
 

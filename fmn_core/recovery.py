@@ -12,8 +12,8 @@ from .hosts.base import DiffusionHost, Prompts, WordVectors
 from .inversion import invert
 from .measures import noise_estimates, noised, sample_pictures
 from .patch import Patch
+from .pictures import prepare_pictures
 from .probes import Subjects
-from .resteering import check_pictures, fit_pictures
 from .settings import EvaluateSettings, InvertSettings
 
 ANCHORS = 8  # pictures the model makes of the concept: words are learned from one half and judged on the other
@@ -76,8 +76,7 @@ def anchors(
     """Latents [P, C, h, w] of pictures of the concept: those given, or ANCHORS that the model makes."""
     channels, height, width = host.latent_shape()
     if images is not None:
-        check_pictures(images, None)
-        return host.encode_images(fit_pictures(images, None, height * width * 64)[0])
+        return host.encode_images(prepare_pictures(host, images, None, flip=False)[0])
     generator = torch.Generator().manual_seed(settings.seed)
     noise = torch.randn(ANCHORS, channels, height, width, generator=generator).to(host.device)
     with host.training((SHOWN, channels, height, width)):

@@ -18,6 +18,7 @@ from .hosts.base import DiffusionHost, Prompts
 from .lora import CrossAttentionLoRA
 from .losses import attention_resteering_loss, visual_denoising_loss
 from .patch import Patch, make_patch
+from .pictures import prepare_pictures
 from .sampling import sample_ddim
 from .settings import ForgetSettings
 
@@ -41,10 +42,7 @@ def forget_by_resteering(
     """
     if settings.mode != "remove":
         raise ForgetError(f"The preset `paper` removes, it cannot {settings.mode}: choose another preset.")
-    check_pictures(images, mask)
-    if images is not None:
-        _, height, width = host.latent_shape()
-        images, mask = fit_pictures(images, mask, height * width * 64)
+    images, mask = prepare_pictures(host, images, mask, settings.flip)
     layers = host.cross_attentions()
     generator = torch.Generator().manual_seed(settings.seed)
 
@@ -90,41 +88,6 @@ def warnings(report: dict, steps: int, settings: ForgetSettings) -> list[str]:
             "learning rate, or take another preset."
         )
     return found
-
-
-def check_pictures(images: Tensor | None, mask: Tensor | None) -> None:
-    """Raises ForgetError for pictures or masks that are not what their names say."""
-    if images is not None and (images.ndim != 4 or images.shape[-1] not in (3, 4) or not images.numel()):
-        raise ForgetError(
-            f"The pictures have the shape {tuple(images.shape)}: connect an IMAGE of shape [pictures, height, width, 3]."
-        )
-    if mask is None:
-        return
-    if images is None:
-        raise ForgetError("There is a mask but no picture: connect the pictures it belongs to, or take the mask off.")
-    if mask.ndim != 3 or mask.shape[1:] != images.shape[1:3] or len(mask) not in (1, len(images)):
-        raise ForgetError(
-            f"The mask has the shape {tuple(mask.shape)} and the pictures {tuple(images.shape)}: "
-            "resize the mask to the pictures' height and width, one mask for all pictures or one for each."
-        )
-    if mask.max() <= 0:
-        raise ForgetError("The mask is empty, so nothing would be forgotten: paint where the concept is, or take it off.")
-
-
-def fit_pictures(images: Tensor, mask: Tensor | None, area: int) -> tuple[Tensor, Tensor | None]:
-    """Pictures [P, H, W, 3 or 4] and masks brought to about this many pixels, sides a multiple of 8: [P, h, w, 3].
-
-    A photograph of ten megapixels would otherwise train at ten megapixels; the original resizes to 512.
-    """
-    height, width = images.shape[1:3]
-    scale = (area / (height * width)) ** 0.5
-    size = [max(round(side * scale / 8) * 8, 8) for side in (height, width)]
-
-    def resize(x: Tensor) -> Tensor:
-        return x if list(x.shape[2:]) == size else F.interpolate(x, size, mode="bilinear", antialias=True)
-
-    fitted = resize(images[..., :3].movedim(-1, 1).float()).movedim(1, -1)
-    return fitted, None if mask is None else resize(mask[:, None].float())[:, 0]
 
 
 def sample_pairs(

@@ -98,10 +98,6 @@ class ForgetSettings:
         multiline=True,
     )  # fmt: skip
     batch_size: int = setting(1, "Pictures in each step; the original takes 1.", min=1, max=16, advanced=True)
-    rounds: int = setting(
-        3, "`robust`: how often words are learned that bring the concept back, to be forgotten as well.", min=1, max=16,
-        advanced=True,
-    )  # fmt: skip
     visual_weight: float = setting(
         0.0,
         "`paper`: weight of the visual denoising loss, which pulls pictures of the concept towards what the model makes "
@@ -118,6 +114,12 @@ class ForgetSettings:
     )  # fmt: skip
     sampling_steps: int = setting(20, "Steps to make each of these pictures.", min=1, max=150, advanced=True)
     guidance: float = setting(5.0, "Guidance scale (CFG) of these pictures.", min=1.0, max=30.0, step=0.1, advanced=True)
+    # New fields go last: a saved workflow lists its values in this order.
+    flip: bool = setting(False, "Train on the mirrored pictures as well, where pictures are given.", advanced=True)
+    rounds: int = setting(
+        3, "`robust`: how often words are learned that bring the concept back, to be forgotten as well.", min=1, max=16,
+        advanced=True,
+    )  # fmt: skip
 
     def __post_init__(self):
         check(self)

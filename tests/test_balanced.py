@@ -95,7 +95,7 @@ def test_each_picture_is_asked_for_by_its_own_concept(host):
     for row, template in enumerate(texts.template):
         pattern = NEAR_TEMPLATES["object"][template]
         assert texts.asked.texts[row] in [fill(pattern, name) for name in edit.task.forgotten]
-        assert texts.places[template].texts == tuple(fill(pattern, word) for word in edit.task.neutral)
+        assert texts.places[template].texts[0] in [fill(pattern, word) for word in edit.task.neutral]
 
 
 @pytest.mark.parametrize("mode", ["replace", "correct"])

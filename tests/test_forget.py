@@ -16,7 +16,8 @@ from fmn_core.forget import forget
 from fmn_core.lora import CrossAttentionLoRA
 from fmn_core.losses import attention_resteering_loss
 from fmn_core.patch import fingerprint
-from fmn_core.resteering import add_noise, fit_pictures, region_of, sample_pairs
+from fmn_core.pictures import fit_pictures
+from fmn_core.resteering import add_noise, region_of, sample_pairs
 from fmn_core.settings import ForgetSettings
 
 PAPER = ForgetSettings(preset="paper")
