@@ -18,7 +18,7 @@ def verdict(report: dict) -> dict:
 def warnings(report: dict) -> list[str]:
     """A sentence for each figure that says the patch does little, or harms, or lets the concept be recovered."""
     found = [
-        f"Little effect: what prompts of `{name}` do changes by {times(part)}. Forget it anew with another preset, or "
+        f"Little effect: what prompts of `{name}` do changes by {portion(part)}. Forget it anew with another preset, or "
         "apply the patch more strongly."
         for name, part in report["prompt_drift"]["concept"]["each"].items()
         if part < LITTLE
@@ -26,8 +26,8 @@ def warnings(report: dict) -> list[str]:
     for group, title in TITLES.items():
         harmed = {word: part for word, part in each(report, "prompt_drift", group).items() if part > MUCH}
         if harmed:
-            several = ", ".join(f"`{word}` {times(part)}" for word, part in harmed.items())
-            advice = "" if group == "unrelated" else " Put them in `keep` of Forget Concept, and forget anew."
+            several = ", ".join(f"`{word}` {portion(part)}" for word, part in harmed.items())
+            advice = "" if group == "unrelated" else " Forget anew with them in `keep`; `paper` keeps nothing."
             found.append(f"Harmed {title}, by how much what their prompts do changes: {several}.{advice}")
     empty = report["noise_drift"]["empty"]["mean"]
     if empty > EMPTY:
@@ -42,11 +42,11 @@ def effects(report: dict) -> list[str]:
     """What was forgotten and what was kept."""
     lines = []
     for name, part in report["prompt_drift"]["concept"]["each"].items():
-        lines.append(f"`{name}`: what its prompts do changes by {times(part)}{pictures_of(report, name)}.")
+        lines.append(f"`{name}`: what its prompts do changes by {portion(part)}{pictures_of(report, name)}.")
     mass = report["attention"]["own tokens"]
     lines.append(f"Attention to it: {mass['before']:.4f} before, {mass['after']:.4f} after.")
     kept = [
-        f"{title} {times(report['prompt_drift'][group]['mean'])} (`{word}` most, {times(part)})"
+        f"{title} {portion(report['prompt_drift'][group]['mean'])} (`{word}` most, {portion(part)})"
         for group, title in TITLES.items()
         for word, part in [*each(report, "prompt_drift", group).items()][:1]
     ]
@@ -70,9 +70,9 @@ def pictures_of(report: dict, name: str) -> str:
     return "" if change is None else f", its pictures by {change:.3f} of the range"
 
 
-def times(part: float) -> str:
-    """A part of what a prompt does: in percent, or where it is more than twice that, in times."""
-    return f"{part:.1f} times that" if part >= 2 else f"{part:.0%}" if part >= 0.1 else f"{part:.1%}"
+def portion(part: float) -> str:
+    """A part of what a prompt does, in percent."""
+    return f"{part:,.0%}" if part >= 0.1 else f"{part:.1%}"
 
 
 def percent(share: float | None) -> str:
