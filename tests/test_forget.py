@@ -203,8 +203,8 @@ def test_visual_denoising_adds_to_the_loss(host):
 def test_the_visual_target_is_made_without_attention_to_the_concept(host):
     """Of the same noise; the columns of the empty prompt stay as they are."""
     settings = replace(QUICK, visual_weight=1.0, sampling_steps=8)
-    prompts, empty = host.encode(["a photo of a cat"]), host.encode([""])
-    columns = torch.zeros(1, 77, dtype=torch.bool)
+    prompts, empty = host.encode(["a photo of a cat"] * 2), host.encode([""])
+    columns = torch.zeros(2, 77, dtype=torch.bool)
     columns[:, 5:] = True
 
     def pairs(columns):
