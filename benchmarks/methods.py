@@ -1,33 +1,34 @@
-"""The methods compared: the pack's presets, and a published closed form written from its formula.
+"""The methods compared: the pack's presets, the published ones, and the grid that their settings come from.
 
-Each takes (host, kind, names) and returns {(layer, matrix): change of the weight [out, in]} and the bytes of its file.
+`python benchmarks/methods.py` prints the grid: the two trained baselines at several learning rates and lengths on
+targets that are not in the benchmark. The published rates belong to models a hundred times as large; for each method
+the row of the best mean H is what the benchmark runs, beside the published one.
 """
 
+import argparse
+import sys
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields
+from functools import partial
+from importlib import import_module
+from pathlib import Path
 
-import torch
+if __package__ is None:  # run as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.baselines import esd, forget_me_not, uce
 from demo.vocabulary import OBJECTS, PEOPLE, STYLES
+from fmn_core import paraphrases
 from fmn_core.applied import patch_factors
 from fmn_core.forget import forget
 from fmn_core.patch import serialize
 from fmn_core.settings import ForgetSettings
 
-EVERY = {"object": tuple(OBJECTS), "style": STYLES, "identity": tuple(PEOPLE)}
-
-
-@contextmanager
-def applied(host, weights):
-    """Context in which the host's cross-attention computes with the changed weights."""
-
-    def hook(delta):
-        return lambda module, args, output: output + args[0] @ delta.T.to(args[0])
-
-    with ExitStack() as stack:
-        for (layer, matrix), delta in weights.items():
-            linear = host.cross_attentions()[layer].linear(matrix)
-            stack.callback(linear.register_forward_hook(hook(delta)).remove)
-        yield
+HELD_OUT = {"object": ("umbrella",), "style": ("halftone",), "identity": ("mona",)}  # the grid's targets
+GRID = {
+    "FMN (original)": [partial(forget_me_not, rate=rate) for rate in (2e-6, 1e-4, 3e-4, 1e-3)],
+    "ESD/LECO": [partial(esd, rate=rate, steps=steps) for steps in (30, 60) for rate in (1e-3, 3e-3)],
+}
 
 
 def changes(host, patch):
@@ -35,48 +36,68 @@ def changes(host, patch):
     return {target: up @ down for target, (up, down) in patch_factors(host, patch).items()}
 
 
-def preset(**settings):
-    """A preset of the pack at its defaults, but for these settings."""
+@contextmanager
+def replaced(values):
+    """Context in which these names of modules stand for other values: {"fmn_core.fast.ERASED": 1.0}."""
+    with ExitStack() as stack:
+        for path, value in values.items():
+            module, name = path.rsplit(".", 1)
+            module = import_module(module)
+            stack.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, value)
+        yield
 
-    def method(host, kind, names):
+
+def by_preset(host, kind, names, instead=None, **settings):
+    """A preset of the pack at its defaults, but for these settings, and with other values in place of its modules'."""
+    with replaced(instead or {}):
         patch, _ = forget(host, "\n".join(names), ForgetSettings(concept_type=kind, **settings))
-        return changes(host, patch), len(serialize(patch, "patch"))
-
-    return method
+    return changes(host, patch), len(serialize(patch, "patch"))
 
 
-@torch.no_grad()
-def uce(host, kind, names):
-    """Unified Concept Editing (Gandikota et al., arXiv 2308.14761, eq. 7; its code's lambda 0.5): K and V of each
-    name's last token become those of the empty prompt's (the start token, as in its code), all other names of the kind
-    are kept, each at weight 1."""
-
-    def last_tokens(texts):
-        rows = [[t.kind for t in host.tokenize(text)].index("end") - 1 for text in texts]
-        return host.contexts(texts, 77).double()[torch.arange(len(texts)), rows]
-
-    erased = last_tokens(list(names))
-    guide = last_tokens([""]).expand_as(erased)
-    kept = last_tokens([name for name in EVERY[kind] if name not in names])
-    weights = {}
-    for layer in host.cross_attentions():
-        for matrix in ("to_k", "to_v"):
-            W = host.weight(layer, matrix).double()
-            right = 0.5 * torch.eye(W.shape[1], dtype=W.dtype) + erased.T @ erased + kept.T @ kept
-            left = 0.5 * W + W @ guide.T @ erased + W @ kept.T @ kept
-            weights[layer, matrix] = (left @ torch.linalg.inv(right) - W).float()
-    return weights, half_bytes(weights)
+def without_vocabulary():
+    """The pack's word list and captions less every word that the embedded model was trained on, for `replaced`: what
+    the benchmark keeps is then nothing that the edit was told to keep."""
+    own = {*OBJECTS, *STYLES, *PEOPLE, *(word for thing in OBJECTS.values() for word in thing.synonyms.split())}
+    words = {type: tuple(word for word in several if word not in own) for type, several in paraphrases.WORDS.items()}
+    captions = tuple(c for c in paraphrases.CAPTIONS if not any(f" {word} " in f" {c} " for word in own))
+    neutral = {type: tuple(word for word in several if word not in own) for type, several in paraphrases.NEUTRAL.items()}
+    lists = {"WORDS": words, "CAPTIONS": captions, "NEUTRAL": neutral}
+    return {f"fmn_core.paraphrases.{name}": value for name, value in lists.items()}
 
 
-def half_bytes(weights):
-    """The bytes of a file that holds whole matrices in fp16, as these methods write them."""
-    return sum(2 * weight.numel() for weight in weights.values())
-
-
-METHODS = {
-    "fast": preset(preset="fast"),
-    "fast, V alone": preset(preset="fast", matrices="v"),
-    "paper": preset(preset="paper"),
-    "paper, onward": preset(preset="paper", tokens="concept onward"),
+PRESETS = next(f for f in fields(ForgetSettings) if f.name == "preset").metadata["choices"]
+BASELINES = {
+    "FMN (original)": partial(forget_me_not, rate=1e-3),
+    "ESD/LECO": partial(esd, rate=3e-3, steps=60),
     "UCE": uce,
 }
+METHODS = {
+    **{name: partial(by_preset, preset=name) for name in PRESETS},
+    **BASELINES,
+    "fast, V alone": partial(by_preset, preset="fast", matrices="v"),
+    "fast, words withheld": partial(by_preset, preset="fast", instead=without_vocabulary()),
+    "paper, onward": partial(by_preset, preset="paper", tokens="concept onward"),
+    "FMN, published rate": partial(forget_me_not, rate=2e-6),
+}
+
+
+def main():
+    from benchmarks.quality import WORKERS, benchmark, mean_row, show
+
+    parser = argparse.ArgumentParser(prog="python benchmarks/methods.py", description=__doc__)
+    parser.add_argument("--methods", nargs="+", choices=GRID, default=list(GRID))
+    options = parser.parse_args()
+    several = {
+        f"{name} {method.keywords['rate']:g} x {method.keywords.get('steps', 35)}": method
+        for name in options.methods
+        for method in GRID[name]
+    }
+    rows = benchmark(several, list(HELD_OUT.items()), seeds=1, few=True, workers=WORKERS)
+    print("\nmeans over targets")
+    for name in several:
+        show(mean_row([row for row in rows if row["method"] == name], "all"))
+
+
+if __name__ == "__main__":
+    main()

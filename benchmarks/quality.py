@@ -1,215 +1,257 @@
-"""What every preset forgets and keeps on the embedded model: `python benchmarks/quality.py [--quick] [--json FILE]`.
+"""What every method forgets and keeps on the embedded model: `python benchmarks/quality.py [--quick] [--json FILE]`.
 
 UA, IRA and CRA as in UnlearnCanvas (Zhang et al., arXiv 2402.11846): the share of pictures asked for the target that
 the judge does not take for it (the untouched model's own share stands beside it); the accuracy on others of its kind;
 the accuracy in the other kind. H is their harmonic mean, drift the mean absolute change of kept pictures at equal seeds
-(0..1).
+(0..1), `worst` the accuracy that the worst neighbour loses. M-Score and recovery: benchmarks/robustness.py.
 """
 
 import argparse
 import json
-import random
 import statistics
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
 
 if __package__ is None:  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
 import torch
-from tqdm import tqdm
 
-from benchmarks.methods import METHODS, applied
+from benchmarks.baselines import applied
+from benchmarks.methods import BASELINES, METHODS, PRESETS
+from benchmarks.prompts import QUICK, SEEN, TARGETS, TEN, Picture, asked_for, half_the_vocabulary, kept
+from benchmarks.robustness import m_score, recovery
 from demo.evaluate import BATCH, sample
 from demo.host import load_embedded_model
 from demo.judge import LABELS, Judge
-from demo.vocabulary import OBJECTS, PEOPLE, STYLES, plural, with_article
+from demo.vocabulary import OBJECTS, with_article
 
-TARGETS = {
-    "object": ("cat", "dog", "rose", "house", "car", "fish", "tree", "apple"),
-    "style": ("neon", "pixel art", "sepia", "woodcut"),
-    "identity": ("ada", "felix", "kira", "otto"),
-}
-TEN = ("cat", "rabbit", "owl", "crab", "tulip", "palm tree", "banana", "castle", "rocket", "guitar")
-QUICK = {"object": ("cat", "rose"), "style": ("neon",), "identity": ("ada",)}
 HEAD = {"object": "object", "style": "style", "identity": "person"}  # the judge's word for each kind
+CROSS = {"object": "style", "style": "object", "identity": "object"}
+WORKERS = 2  # processes of one thread each: on two cores they draw a third more than one process of two
+SECONDS_A_PICTURE = 0.65  # on one core, for the estimate
+CURVE = (1, 2, 4, 8, 16, 33)
+COLUMNS = {"ua": "UA", "ira": "IRA", "cra": "CRA", "h": "H", "m_score": "M-Score", "recovery": "recov."}
 
 
-class Picture(NamedTuple):
-    """A prompt, its seed, what is asked for in it, and the group it is counted in."""
-
-    prompt: str
-    seed: int
-    object: str = ""
-    style: str = ""
-    person: str = ""
-    group: str = ""
+@cache
+def model():
+    """This process's own embedded model and judge, on one thread."""
+    torch.set_num_threads(1)
+    return load_embedded_model(), Judge.load()
 
 
-def asked_for(kind: str, names: tuple[str, ...], seed: int) -> list[Picture]:
-    """Pictures of the targets; `group` says how far a prompt is from the plain one. That one and one of the styles are
-    among the prompts that `fast` is made from, the others are not."""
-    pictures = []
-
-    def add(group, prompt, name, style="", person=""):
-        pictures.append(Picture(prompt, 1000 * seed + len(pictures), name, style, person, group))
-
-    for name in names:
-        if kind == "object":
-            a = with_article(name)
-            add("plain", a, name)
-            add("other template", f"a sticker of {a}", name)
-            add("paraphrase", f"here you see {a}", name)
-            add("paraphrase", f"{plural(name)}", name)
-            add(
-                "long description",
-                f"a detailed picture of {a}, alone on white paper, by a good artist",
-                name,
-            )
-            add("composition", f"{a} beside a house" if name != "house" else f"{a} beside a tree", name)
-            add("misspelling", f"a {name[:-1]}{name[-1] * 2}", name)
-            for style in STYLES:
-                add("in a style", f"{a} in {style} style", name, style)
-            for word in OBJECTS[name].synonyms.split():
-                add("synonym", with_article(word), name)
-        elif kind == "style":
-            for index, thing in enumerate(list(OBJECTS)[seed % 6 :: 6]):
-                template = ("{} in {} style", "a {1} drawing of {0}", "{}, {} style", "a {1} image of {0}")[index % 4]
-                group = ("plain", "other template", "paraphrase", "other template")[index % 4]
-                add(group, template.format(with_article(thing), name), thing, name)
-        else:
-            for group, template in (
-                ("plain", "a portrait of {}"), ("plain", "{}"), ("other template", "a sticker of {}"),
-                ("paraphrase", "here you see {}"), ("composition", "{} on a green background"),
-                ("long description", "a detailed picture of {}, alone on white paper, by a good artist"),
-            ):  # fmt: skip
-                add(group, template.format(name), "", "", name)
-    return pictures
-
-
-def kept(kind: str, names: tuple[str, ...], seed: int, few: bool) -> list[Picture]:
-    """Pictures of what should stay: the targets' nearest kin, and others, each in some style."""
-    dice, pictures = random.Random(f"{kind} {names} {seed}"), []
-    things = [name for name in OBJECTS if name not in names]
-    kin = [n for n in things if any(name in OBJECTS and OBJECTS[n].kind == OBJECTS[name].kind for name in names)]
-    things = (kin[:6] if few else kin) + dice.sample([n for n in things if n not in kin], 6 if few else 14)
-    styles, people = ([n for n in several if n not in names] for several in (STYLES, PEOPLE))
-
-    def add(group, prompt, **what):
-        pictures.append(Picture(prompt, 500_000 + 1000 * seed + len(pictures), group=group, **what))
-
-    for thing in things:
-        group = "neighbour" if thing in kin else "other"
-        if kind != "style":
-            add(group, with_article(thing), object=thing)
-        for style in dice.sample(styles, 2 if kind == "style" else 1):
-            add(group, f"{with_article(thing)} in {style} style", object=thing, style=style)
-    for person in people if kind == "identity" else dice.sample(people, 2):
-        add("neighbour" if kind == "identity" else "other", f"a portrait of {person}", person=person)
-    return pictures
-
-
-def draw(host, pictures: list[Picture], label: str) -> torch.Tensor:
-    """[B, H, W, 3] in 0..1."""
+def draw(host, pictures: list[Picture]) -> np.ndarray:
+    """[B, H, W, 3] in bytes."""
     parts = [pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH)]
-    return torch.cat(
-        [sample(host, [p.prompt for p in part], [p.seed for p in part]) for part in tqdm(parts, label, leave=False)]
-    )
+    made = torch.cat([sample(host, [p.prompt for p in part], [p.seed for p in part]) for part in parts])
+    return (made * 255).round().byte().numpy()
 
 
-def share(right: list[bool]) -> float:
+def see(judge, made: np.ndarray) -> dict[str, list[str]]:
+    """What the judge takes each picture for: the object, the style, the person."""
+    features = judge.features(torch.from_numpy(made).float() / 255)
+    return {head: judge.names(head, features) for head in LABELS}
+
+
+def share(right) -> float:
+    right = list(right)
     return sum(right) / len(right) if right else float("nan")
 
 
-def score(kind: str, names, judge, pictures: list[Picture], made: torch.Tensor, base: torch.Tensor) -> dict:
-    """UA, IRA, CRA, H, drift, by group, of the pictures asked for and kept."""
-    features = judge.features(made)
-    seen = {head: judge.names(head, features) for head in LABELS}
-    targets, others = ([i for i, p in enumerate(pictures) if (p.seed < 500_000) == want] for want in (True, False))
-    wanted = {"object": "object", "style": "style", "identity": "person"}[kind]
+def score(kind: str, pictures: list[Picture], seen: dict, seen_before: dict) -> dict:
+    """UA, IRA, CRA, H, and UA or accuracy by group, of pictures as the judge sees them now and saw them before."""
+    head = HEAD[kind]
 
-    def right(rows, field):
-        return [seen[field][i] == getattr(pictures[i], field) for i in rows if getattr(pictures[i], field)]
+    def right(seen, where, field=head):
+        """The share of those pictures that are seen as what they were asked for in this respect."""
+        asked = [(getattr(p, field), s) for p, s in zip(pictures, seen[field], strict=True) if where(p)]
+        return share(want == saw for want, saw in asked if want)
 
-    cross = {"object": ("style",), "style": ("object",), "identity": ("object",)}[kind]
+    def by_group(want_kept):
+        return dict.fromkeys(p.group for p in pictures if p.kept == want_kept and getattr(p, head))
+
     figures = {
-        "ua": 1 - share(right(targets, wanted)),
-        "ira": share(right(others, wanted)),
-        "cra": share([r for field in cross for r in right(others, field)]),
-        "neighbours": share(right([i for i in others if pictures[i].group == "neighbour"], wanted)),
-        "drift": (made[others] - base[others]).abs().mean().item(),
+        "ua": 1 - right(seen, lambda p: not p.kept),
+        "ira": right(seen, lambda p: p.kept),
+        "cra": right(seen, lambda p: p.kept, CROSS[kind]),
     }
-    groups = dict.fromkeys(pictures[i].group for i in targets)
-    figures["groups"] = {g: 1 - share(right([i for i in targets if pictures[i].group == g], wanted)) for g in groups}
-    figures["h"] = harmonic([figures[key] for key in ("ua", "ira", "cra")])
+    figures["h"] = statistics.harmonic_mean([max(figures[key], 0.0) for key in ("ua", "ira", "cra")])
+    figures["groups"] = {g: 1 - right(seen, lambda p, g=g: not p.kept and p.group == g) for g in by_group(False)}
+    figures["kept"] = {g: right(seen, lambda p, g=g: p.kept and p.group == g) for g in by_group(True)}
+    losses = {}
+    for name in dict.fromkeys(getattr(p, head) for p in pictures if p.group == "neighbour"):
+        own = lambda p, name=name: p.kept and p.group == "neighbour" and getattr(p, head) == name  # noqa: E731
+        losses[name] = right(seen_before, own) - right(seen, own)
+    worst = max(losses, key=losses.get) if losses else ""
+    figures["worst_neighbour"] = {"name": worst, "loss": losses.get(worst, 0.0)}
     return figures
 
 
-def harmonic(values: list[float]) -> float:
-    return statistics.harmonic_mean([max(value, 0.0) for value in values])
+def pictures_of(job, seeds: int, few: bool) -> list[Picture]:
+    kind, names = job
+    return [p for seed in range(seeds) for p in asked_for(kind, names, seed, few) + kept(kind, names, seed, few)]
 
 
-def benchmark(host, judge, methods, jobs, seeds: int, few: bool) -> list[dict]:
-    """One row for each method and job (kind, names)."""
+def measure_base(job, pictures):
+    """The untouched model's row, pictures and what is seen in them."""
+    host, judge = model()
+    made = draw(host, pictures)
+    seen = see(judge, made)
+    row = {"method": "base", "kind": job[0], "targets": list(job[1]), **score(job[0], pictures, seen, seen), "drift": 0.0}
+    return row, made, seen
+
+
+def measure(job, pictures, base, name, method):
+    """The row of one method."""
+    host, judge = model()
+    (kind, names), (base_row, before, seen_before) = job, base
+    start = time.perf_counter()
+    weights, size = method(host, kind, names)
+    seconds = time.perf_counter() - start
+    with applied(host, weights):
+        made = draw(host, pictures)
+    rest = [i for i, p in enumerate(pictures) if p.kept]
+    return {
+        "method": name, "kind": kind, "targets": list(names), **score(kind, pictures, see(judge, made), seen_before),
+        "m_score": m_score(host, weights, kind, names), "recovery": recovery(host, weights, kind, names, judge),
+        "drift": np.abs(made[rest].astype(np.float32) - before[rest]).mean().item() / 255,
+        "seconds": seconds, "bytes": size,
+        "base": {key: base_row[key] for key in ("ua", "ira", "cra", "h", "groups", "kept")},
+    }  # fmt: skip
+
+
+def benchmark(methods: dict, jobs, seeds: int, few: bool, workers: int) -> list[dict]:
+    """One row for the untouched model and one for each method, for each job (kind, names), shown as they come."""
+    pictures = [pictures_of(job, seeds, few) for job in jobs]
+    total = sum(map(len, pictures)) * (1 + len(methods))
+    print(f"{total} pictures, about {total * SECONDS_A_PICTURE / workers / 60:.0f} minutes beside the methods' own time\n")
     rows = []
-    for kind, names in jobs:
-        pictures = [p for seed in range(seeds) for p in asked_for(kind, names, seed) + kept(kind, names, seed, few)]
-        label = ", ".join(names)
-        base = draw(host, pictures, f"base: {label}")
-        rows.append(
-            {"method": "base", "kind": kind, "targets": list(names), **score(kind, names, judge, pictures, base, base)}
-        )
-        show(rows[-1])
-        for method in methods:
-            start = time.perf_counter()
-            weights, size = METHODS[method](host, kind, names)
-            seconds = time.perf_counter() - start
-            with applied(host, weights):
-                made = draw(host, pictures, f"{method}: {label}")
-            figures = score(kind, names, judge, pictures, made, base)
-            row = {"method": method, "kind": kind, "targets": list(names), **figures, "seconds": seconds, "bytes": size}
-            row["base"] = {key: rows[-1 - methods.index(method)][key] for key in ("ua", "ira", "cra", "h")}
-            rows.append(row)
-            show(row)
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        bases = [pool.submit(measure_base, *one) for one in zip(jobs, pictures, strict=True)]
+        waiting = []
+        for job, asked, base in zip(jobs, pictures, bases, strict=True):
+            base = base.result()
+            waiting.append((base[0], [pool.submit(measure, job, asked, base, *method) for method in methods.items()]))
+        show_header()
+        for base_row, several in waiting:
+            for row in (base_row, *(one.result() for one in several)):
+                rows.append(row)
+                show(row)
     return rows
 
 
+def curve(methods: dict, workers: int) -> list[dict]:
+    """UA, and accuracy on the rest, of plain prompts where 1 to half of the vocabulary is forgotten at once."""
+    things = half_the_vocabulary()
+    jobs = [("object", things[:count]) for count in CURVE]
+    rest = [name for name in OBJECTS if name not in things]
+    rows = []
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        for job in jobs:
+            asked = [Picture(with_article(name), seed, name, group="plain") for seed, name in enumerate(job[1])]
+            asked += [Picture(with_article(n), 500_000 + i, n, group="neighbour") for i, n in enumerate(rest)]
+            asked += [
+                Picture(f"{p.object} in neon style", p.seed + 1000, p.object, "neon", group="other") for p in asked if p.kept
+            ]
+            base = pool.submit(measure_base, job, asked).result()
+            show(base[0])
+            for one in [pool.submit(measure, job, asked, base, *method) for method in methods.items()]:
+                rows.append(one.result())
+                show(rows[-1])
+    return rows
+
+
+def show_header() -> None:
+    print(f"{'':44}" + "".join(f"{name:>8}" for name in COLUMNS.values()) + "   drift   seconds     file  worst neighbour")
+
+
 def show(row: dict) -> None:
-    targets = ", ".join(row["targets"][:3]) + (" ..." if len(row["targets"]) > 3 else "")
+    targets = ", ".join(row["targets"][:2]) + (f" ({len(row['targets'])})" if len(row["targets"]) > 2 else "")
+    figures = "".join(f"{'-' if row.get(key) is None else format(row[key], '.3f'):>8}" for key in COLUMNS)
+    worst = row.get("worst_neighbour")
     print(
-        f"{row['method']:16}{targets:22}" + "".join(f"{row[key]:7.3f}" for key in ("ua", "ira", "cra", "h"))
-        + f"{row['drift']:8.4f}{row.get('seconds', 0):7.1f} s{row.get('bytes', 0) / 1024:7.0f} KB",
+        f"{row['method']:24}{targets:20}{figures}{row['drift']:8.4f}"
+        + (f"{row['seconds']:8.1f} s{row['bytes'] / 1024:6.0f} KB" if "seconds" in row else " " * 19)
+        + (f"  {worst['name']} {-worst['loss']:+.3f}" if worst and "seconds" in row else ""),
         flush=True,
-    )  # fmt: skip
+    )
+
+
+def mean_row(rows: list[dict], label: str) -> dict:
+    """The mean of several rows of a method; of the worst neighbours, the worst."""
+    present = {
+        key: [row[key] for row in rows if row.get(key) is not None] for key in (*COLUMNS, "drift", "seconds", "bytes")
+    }
+    means = {key: statistics.fmean(values) for key, values in present.items() if values}
+    worst = max((row["worst_neighbour"] for row in rows), key=lambda one: one["loss"])
+    return {"method": rows[0]["method"], "targets": [label], "worst_neighbour": worst, **means}
+
+
+def show_means(rows: list[dict], methods) -> None:
+    """The means over targets, by kind and of all, of what was forgotten one at a time."""
+    print("\nmeans over targets")
+    show_header()
+    single = [row for row in rows if len(row["targets"]) == 1]
+    for kind in (*dict.fromkeys(row["kind"] for row in single), "all"):
+        for method in ("base", *methods):
+            several = [row for row in single if row["method"] == method and kind in (row["kind"], "all")]
+            if several:
+                show(mean_row(several, kind))
+
+
+def show_groups(rows: list[dict], methods) -> None:
+    """UA for each group of prompts, and accuracy for each group of what is kept: a row each, a column a method."""
+    for key, title in (("groups", "UA by group of prompts"), ("kept", "accuracy by group of what is kept")):
+        print(f"\n{title}\n{'':26}" + "".join(f"{method[:14]:>15}" for method in ("base", *methods)))
+        for group in dict.fromkeys(group for row in rows for group in row[key]):
+            means = [
+                statistics.fmean([row[key][group] for row in rows if row["method"] == method and group in row[key]] or [0])
+                for method in ("base", *methods)
+            ]
+            seen = " (near its own)" if key == "groups" and group in SEEN else ""
+            print(f"{group + seen:26}" + "".join(f"{mean:15.3f}" for mean in means))
+
+
+def add_arguments(parser, methods) -> None:
+    parser.add_argument("--quick", action="store_true", help="one target of each kind, one seed, few prompts")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--methods", nargs="+", choices=methods)
+    parser.add_argument("--targets", nargs="+", help="only these")
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--workers", type=int, default=WORKERS, help="processes of one thread")
+
+
+def jobs_of(options) -> list:
+    """(kind, names) to forget: every target alone and, in the whole run, ten objects at once."""
+    targets = [(kind, (name,)) for kind, names in TARGETS.items() for name in names]
+    if options.targets:
+        return [(kind, names) for kind, names in targets if names[0] in options.targets]
+    if options.quick:
+        return [(kind, (name,)) for kind, names in QUICK.items() for name in names]
+    return [*targets, ("object", TEN)]
 
 
 def main():
     parser = argparse.ArgumentParser(prog="python benchmarks/quality.py", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="four targets, one seed, few neighbours")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--targets", nargs="+", help="only these")
-    parser.add_argument("--seeds", type=int)
+    add_arguments(parser, METHODS)
+    parser.add_argument("--curve", action="store_true", help="also 1 to half of the vocabulary at once")
     options = parser.parse_args()
-    host, judge = load_embedded_model(), Judge.load()
-    jobs = [(kind, (name,)) for kind, names in (QUICK if options.quick else TARGETS).items() for name in names]
-    if options.targets:
-        jobs = [(kind, (name,)) for kind, names in TARGETS.items() for name in names if name in options.targets]
-    elif not options.quick:
-        jobs.append(("object", TEN))
-    print(f"{'':38}" + "".join(f"{key:>7}" for key in ("UA", "IRA", "CRA", "H")) + f"{'drift':>8}")
-    rows = benchmark(host, judge, options.methods, jobs, options.seeds or (1 if options.quick else 3), options.quick)
-    print("\nmeans over targets")
-    for method in ["base", *options.methods]:
-        for kind in dict.fromkeys(row["kind"] for row in rows):
-            several = [row for row in rows if row["method"] == method and row["kind"] == kind and len(row["targets"]) == 1]
-            if several:
-                keys = ("ua", "ira", "cra", "h", "drift")
-                show({"method": method, "targets": [kind], **{k: statistics.fmean(r[k] for r in several) for k in keys},
-                      "seconds": statistics.fmean(r.get("seconds", 0) for r in several),
-                      "bytes": statistics.fmean(r.get("bytes", 0) for r in several)})  # fmt: skip
+    names = options.methods or ([*PRESETS, *BASELINES] if options.quick else list(METHODS))
+    methods = {name: METHODS[name] for name in names}
+    start = time.monotonic()
+    rows = benchmark(methods, jobs_of(options), options.seeds or (1 if options.quick else 3), options.quick, options.workers)
+    show_means(rows, methods)
+    show_groups(rows, methods)
+    if options.curve:
+        print(f"\nplain prompts, {', '.join(map(str, CURVE))} objects at once")
+        rows += curve({name: methods[name] for name in methods if name in ("fast", "UCE")}, options.workers)
+    print(f"\n{time.monotonic() - start:.0f} s")
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
 

@@ -163,7 +163,7 @@ class Common(NamedTuple):
     """What one text encoder has made of the prompts that every edit needs."""
 
     readings: dict[str, Reading]
-    neutral: dict[tuple[str, str], dict[str, Place | None]]  # (type, template) -> word of NEUTRAL[type] -> its place
+    neutral: dict[tuple[tuple[str, ...], str], dict[str, Place | None]]  # (words, template) -> word -> its place
 
 
 _common: dict[str, Common] = {}  # of the last text encoder
@@ -215,11 +215,12 @@ class Lexicon(Reader):
 
     def middle(self, template: str, type: str, neutral: Sequence[str]) -> Place | None:
         """What some words of NEUTRAL[type] have in common in a template; None where the tokenizer keeps none whole."""
-        if (type, template) not in self.common.neutral:
+        words = NEUTRAL[type]
+        if (words, template) not in self.common.neutral:
             reader = Reader(self.host, {})
-            reader.read([fill(template, word) for word in NEUTRAL[type]])
-            self.common.neutral[type, template] = {word: reader.place(template, word) for word in NEUTRAL[type]}
-        places = self.common.neutral[type, template]
+            reader.read([fill(template, word) for word in words])
+            self.common.neutral[words, template] = {word: reader.place(template, word) for word in words}
+        places = self.common.neutral[words, template]
         whole = [places[word] for word in neutral if places[word]]
         return mean_place(whole) if whole else None
 

@@ -3,61 +3,96 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
+import subprocess
+import sys
 
 import pytest
-import torch
+from conftest import ROOT
 
-from benchmarks.quality import Picture, asked_for, kept, score
+from benchmarks.ablation import PARTS
+from benchmarks.methods import METHODS, replaced, without_vocabulary
+from benchmarks.prompts import Picture, asked_for, kept
+from benchmarks.quality import score
 from demo.judge import LABELS
 from demo.vocabulary import OBJECTS, STYLES
-
-
-class Seer:
-    """A judge that is told what it sees."""
-
-    def __init__(self, **seen):
-        self.seen = seen
-
-    def features(self, pictures):
-        return pictures
-
-    def names(self, kind, features):
-        return self.seen.get(kind, [""] * len(features))
+from fmn_core import fast, paraphrases
+from fmn_core.settings import ForgetSettings
 
 
 def test_the_figures_are_those_of_the_definitions():
     pictures = [
-        Picture("a cat", 0, "cat", group="plain"),
-        Picture("a cat, neon", 1, "cat", "neon", group="in a style"),
-        Picture("a dog", 500_000, "dog", group="neighbour"),
+        Picture("a cat", 0, "cat", group="plain"), Picture("a cat, neon", 1, "cat", "neon", group="in a style"),
+        Picture("a dog", 500_000, "dog", group="neighbour"), Picture("a fox", 500_002, "fox", group="neighbour"),
         Picture("a car, neon", 500_001, "car", "neon", group="other"),
-    ]
-    base = torch.zeros(4, 2, 2, 3)
-    made = base.clone()
-    made[0], made[3] = 1, 0.5
-    judge = Seer(object=["dog", "cat", "dog", "bus"], style=["", "", "", "neon"])
-    figures = score("object", ("cat",), judge, pictures, made, base)
-    assert (figures["ua"], figures["ira"], figures["cra"], figures["neighbours"]) == (0.5, 0.5, 1.0, 1.0)
-    assert figures["drift"] == 0.25 and figures["h"] == pytest.approx(3 / (2 + 2 + 1))
-    assert figures["groups"] == {"plain": 1.0, "in a style": 0.0}
+    ]  # fmt: skip
+    before = {"object": ["cat", "cat", "dog", "fox", "car"], "style": ["", "", "", "", "neon"], "person": [""] * 5}
+    now = {"object": ["dog", "cat", "dog", "cat", "bus"], "style": ["", "", "", "", "neon"], "person": [""] * 5}
+    figures = score("object", pictures, now, before)
+    assert (figures["ua"], figures["ira"], figures["cra"]) == (0.5, pytest.approx(1 / 3), 1.0)
+    assert figures["h"] == pytest.approx(3 / (2 + 3 + 1))
+    assert figures["groups"] == {"plain": 1.0, "in a style": 0.0} and figures["kept"] == {"neighbour": 0.5, "other": 0.0}
+    assert figures["worst_neighbour"] == {"name": "fox", "loss": 1.0}
 
 
 @pytest.mark.parametrize(("kind", "name"), [("object", "cat"), ("style", "neon"), ("identity", "ada")])
-def test_prompts_name_the_target_and_kept_ones_do_not(kind, name):
-    asked, others = asked_for(kind, (name,), 0), kept(kind, (name,), 0, False)
+@pytest.mark.parametrize("few", [False, True])
+def test_prompts_name_the_target_and_kept_ones_do_not(kind, name, few):
+    asked, others = asked_for(kind, (name,), 0, few), kept(kind, (name,), 0, few)
     synonyms = OBJECTS["cat"].synonyms.split()
     assert all(any(word[:3] in p.prompt for word in [name, *synonyms]) for p in asked)
     assert others and not any(name in (p.object, p.style, p.person) for p in others)
+    assert not any(p.kept for p in asked) and all(p.kept for p in others)
     assert len({p.seed for p in asked + others}) == len(asked + others)
     assert {p.style for p in others} <= {"", *STYLES} and set(LABELS) == {"object", "style", "person"}
+    unseen = {"other template", "paraphrase", "composition", "long description", "misspelling"}
+    assert unseen <= {p.group for p in asked}
 
 
-def test_the_quick_command_prints_a_table_in_which_fast_forgets_and_keeps(run_python, tmp_path):
-    file = tmp_path / "rows.json"
-    command = ["benchmarks/quality.py", "--quick", "--targets", "cat", "--methods", "fast", "UCE"]
-    run_python(*command, "--json", file)
-    base, fast, uce = json.loads(file.read_text())
+def test_every_preset_is_a_method_and_every_method_travels_to_a_worker():
+    choices = ForgetSettings.__dataclass_fields__["preset"].metadata["choices"]
+    assert set(choices) < set(METHODS)
+    for method in (*METHODS.values(), *PARTS.values()):
+        assert pickle.loads(pickle.dumps(method)).keywords == method.keywords if hasattr(method, "keywords") else method
+
+
+def test_words_withheld_are_nowhere_in_the_word_lists_and_come_back():
+    words = paraphrases.WORDS
+    with replaced(without_vocabulary()):
+        assert not {*OBJECTS, "kitten"} & set(paraphrases.WORDS["object"]) and "neon" not in paraphrases.WORDS["style"]
+        assert not any("boat" in caption.split() for caption in paraphrases.CAPTIONS)
+    assert paraphrases.WORDS is words
+
+
+@pytest.mark.parametrize("part", [name for name, method in PARTS.items() if "instead" in getattr(method, "keywords", {})])
+def test_a_part_taken_away_is_one_that_the_code_has(part):
+    instead = PARTS[part].keywords["instead"]
+    with replaced(instead):
+        assert all(hasattr(fast, path.split(".")[-1]) for path in instead if path.startswith("fmn_core.fast."))
+
+
+def run(comfyui, file, *command):
+    done = subprocess.run(
+        [sys.executable, *command, "--quick", "--json", str(file)], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "FMN_COMFYUI": str(comfyui)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(file.read_text())
+
+
+def test_the_quick_command_prints_a_table_in_which_fast_forgets_and_keeps(comfyui, tmp_path):
+    rows = run(comfyui, tmp_path / "rows.json", "benchmarks/quality.py", "--targets", "cat", "--methods", "fast", "UCE")
+    base, fast, uce = rows
     assert (base["method"], fast["method"], uce["method"]) == ("base", "fast", "UCE")
     assert fast["ua"] >= 0.95 and fast["ira"] >= base["ira"] - 0.1 and fast["drift"] <= 0.01
-    assert base["ua"] < 0.3 and base["drift"] == 0 and fast["base"]["ua"] == base["ua"]
+    assert base["ua"] < 0.4 and base["drift"] == 0 and fast["base"]["ua"] == base["ua"]
     assert fast["h"] > uce["h"]
+
+
+def test_the_ablation_shows_what_the_later_columns_are_worth(comfyui, tmp_path):
+    base, whole, without = run(
+        comfyui, tmp_path / "rows.json", "benchmarks/ablation.py", "--methods", "fast", "- later columns"
+    )
+    assert whole["targets"] == ["cat"] and base["drift"] == 0 and without["drift"] > 0
+    assert whole["ua"] > without["ua"]

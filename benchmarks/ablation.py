@@ -1,0 +1,91 @@
+"""What each part of the presets is worth: `python benchmarks/ablation.py [--quick] [--json FILE]`.
+
+The presets with one part taken away or put in, in the table of benchmarks/quality.py, on two objects, a style and a
+person (--quick: the object alone).
+"""
+
+import argparse
+import json
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+if __package__ is None:  # run as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.k_resteering import k_and_v, k_resteering
+from benchmarks.methods import by_preset, without_vocabulary
+from benchmarks.quality import add_arguments, benchmark, jobs_of, show_groups, show_means
+from fmn_core import fast
+from fmn_core.paraphrases import PLAIN, Place, pair
+
+JOBS = [("object", ("cat",)), ("object", ("rose",)), ("style", ("neon",)), ("identity", ("ada",))]
+
+
+def mention_alone(ours, theirs):
+    """`pair` of the name's own columns, and none of those after it."""
+    return pair(Place(ours.mention, ours.after[:0]), Place(theirs.mention, theirs.after[:0]))
+
+
+def already_there(edit, x, y):
+    """In place of `progress`: an edit that needs no scaling."""
+    return fast.ERASED
+
+
+def no_attention_loss(maps, columns, regions=None):
+    """In place of the attention re-steering loss: nought, with a graph."""
+    return 0.0 * sum(A.sum() for A in maps)
+
+
+def fast_with(**values):
+    """`fast` with these values in place of its modules'; a name is the module's last part, then its own."""
+    return partial(
+        by_preset, preset="fast", instead={f"fmn_core.{path.replace('__', '.')}": v for path, v in values.items()}
+    )
+
+
+onward = partial(by_preset, preset="paper", tokens="concept onward")
+PARTS = {
+    "fast": fast_with(),
+    "- paraphrases": fast_with(fast__TEMPLATES={type: (plain,) for type, plain in PLAIN.items()}),
+    "- later columns": fast_with(fast__pair=mention_alone),
+    "- other names": fast_with(paraphrases__SAME_MEANING=2.0),
+    "- null space": fast_with(fast__EXACT=2.0, fast__EMPTY=0.0),
+    "- kept words": fast_with(fast__KEPT=0.0),
+    "- neighbours": fast_with(fast__NEAR=0.0),
+    "- kept and neighbours": fast_with(fast__KEPT=0.0, fast__NEAR=0.0),
+    "- known words": partial(by_preset, preset="fast", instead=without_vocabulary()),
+    "- scaling": fast_with(fast__progress=already_there),
+    "V alone": partial(by_preset, preset="fast", matrices="v"),
+    "K alone": partial(by_preset, preset="fast", matrices="k"),
+    "K re-steered": k_resteering,
+    "K re-steered, V": partial(k_and_v, v=partial(by_preset, preset="fast", matrices="v")),
+    "paper": partial(by_preset, preset="paper"),
+    "+ visual": partial(by_preset, preset="paper", visual_weight=1.0),
+    "concept and end": partial(by_preset, preset="paper", tokens="concept and end"),
+    "onward": onward,
+    "onward + visual": partial(onward, visual_weight=1.0),
+    "visual alone": partial(
+        onward, visual_weight=1.0, instead={"fmn_core.resteering.attention_resteering_loss": no_attention_loss}
+    ),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python benchmarks/ablation.py", description=__doc__)
+    add_arguments(parser, PARTS)
+    options = parser.parse_args()
+    parts = {name: PARTS[name] for name in options.methods or PARTS}
+    jobs = jobs_of(options) if options.targets else JOBS[: 1 if options.quick else None]
+    start = time.monotonic()
+    rows = benchmark(parts, jobs, options.seeds or (1 if options.quick else 2), options.quick, options.workers)
+    show_means(rows, parts)
+    show_groups(rows, parts)
+    print(f"\n{time.monotonic() - start:.0f} s")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
