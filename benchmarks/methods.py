@@ -17,6 +17,7 @@ if __package__ is None:  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.baselines import esd, forget_me_not, uce
+from benchmarks.k_resteering import k_resteering
 from demo.vocabulary import OBJECTS, PEOPLE, STYLES
 from fmn_core import paraphrases
 from fmn_core.applied import patch_factors
@@ -26,7 +27,7 @@ from fmn_core.settings import ForgetSettings
 
 HELD_OUT = {"object": ("umbrella",), "style": ("halftone",), "identity": ("mona",)}  # the grid's targets
 GRID = {
-    "FMN (original)": [partial(forget_me_not, rate=rate) for rate in (2e-6, 1e-4, 3e-4, 1e-3)],
+    "FMN (original)": [partial(forget_me_not, rate=rate) for rate in (2e-6, 1e-4, 3e-4, 6e-4, 1e-3)],
     "ESD/LECO": [partial(esd, rate=rate, steps=steps) for steps in (30, 60) for rate in (1e-3, 3e-3)],
 }
 
@@ -76,6 +77,7 @@ METHODS = {
     **{name: partial(by_preset, preset=name) for name in PRESETS},
     **BASELINES,
     "fast, V alone": partial(by_preset, preset="fast", matrices="v"),
+    "K re-steered": k_resteering,
     "fast, words withheld": partial(by_preset, preset="fast", instead=without_vocabulary()),
     "paper, onward": partial(by_preset, preset="paper", tokens="concept onward"),
     "FMN, published rate": partial(forget_me_not, rate=2e-6),
@@ -89,7 +91,7 @@ def main():
     parser.add_argument("--methods", nargs="+", choices=GRID, default=list(GRID))
     options = parser.parse_args()
     several = {
-        f"{name} {method.keywords['rate']:g} x {method.keywords.get('steps', 35)}": method
+        f"{name.split()[0]} {method.keywords['rate']:g} x {method.keywords.get('steps', 35)}": method
         for name in options.methods
         for method in GRID[name]
     }

@@ -25,7 +25,7 @@ import torch
 from benchmarks.baselines import applied
 from benchmarks.methods import BASELINES, METHODS, PRESETS
 from benchmarks.prompts import QUICK, SEEN, TARGETS, TEN, Picture, asked_for, half_the_vocabulary, kept
-from benchmarks.robustness import m_score, recovery
+from benchmarks.robustness import learned_back
 from demo.evaluate import BATCH, sample
 from demo.host import load_embedded_model
 from demo.judge import LABELS, Judge
@@ -84,12 +84,12 @@ def score(kind: str, pictures: list[Picture], seen: dict, seen_before: dict) -> 
     figures["h"] = statistics.harmonic_mean([max(figures[key], 0.0) for key in ("ua", "ira", "cra")])
     figures["groups"] = {g: 1 - right(seen, lambda p, g=g: not p.kept and p.group == g) for g in by_group(False)}
     figures["kept"] = {g: right(seen, lambda p, g=g: p.kept and p.group == g) for g in by_group(True)}
-    losses = {}
+    losses, count = {}, {}
     for name in dict.fromkeys(getattr(p, head) for p in pictures if p.group == "neighbour"):
         own = lambda p, name=name: p.kept and p.group == "neighbour" and getattr(p, head) == name  # noqa: E731
-        losses[name] = right(seen_before, own) - right(seen, own)
+        losses[name], count[name] = right(seen_before, own) - right(seen, own), sum(map(own, pictures))
     worst = max(losses, key=losses.get) if losses else ""
-    figures["worst_neighbour"] = {"name": worst, "loss": losses.get(worst, 0.0)}
+    figures["worst_neighbour"] = {"name": worst, "loss": losses.get(worst, 0.0), "pictures": count.get(worst, 0)}
     return figures
 
 
@@ -119,7 +119,7 @@ def measure(job, pictures, base, name, method):
     rest = [i for i, p in enumerate(pictures) if p.kept]
     return {
         "method": name, "kind": kind, "targets": list(names), **score(kind, pictures, see(judge, made), seen_before),
-        "m_score": m_score(host, weights, kind, names), "recovery": recovery(host, weights, kind, names, judge),
+        **learned_back(host, weights, kind, names, judge),
         "drift": np.abs(made[rest].astype(np.float32) - before[rest]).mean().item() / 255,
         "seconds": seconds, "bytes": size,
         "base": {key: base_row[key] for key in ("ua", "ira", "cra", "h", "groups", "kept")},
@@ -168,7 +168,7 @@ def curve(methods: dict, workers: int) -> list[dict]:
 
 
 def show_header() -> None:
-    print(f"{'':44}" + "".join(f"{name:>8}" for name in COLUMNS.values()) + "   drift   seconds     file  worst neighbour")
+    print(f"{'':45}" + "".join(f"{name:>8}" for name in COLUMNS.values()) + "   drift   seconds     file  worst neighbour")
 
 
 def show(row: dict) -> None:
@@ -176,9 +176,9 @@ def show(row: dict) -> None:
     figures = "".join(f"{'-' if row.get(key) is None else format(row[key], '.3f'):>8}" for key in COLUMNS)
     worst = row.get("worst_neighbour")
     print(
-        f"{row['method']:24}{targets:20}{figures}{row['drift']:8.4f}"
+        f"{row['method']:24}{targets:21}{figures}{row['drift']:8.4f}"
         + (f"{row['seconds']:8.1f} s{row['bytes'] / 1024:6.0f} KB" if "seconds" in row else " " * 19)
-        + (f"  {worst['name']} {-worst['loss']:+.3f}" if worst and "seconds" in row else ""),
+        + (f"  {worst['name']} -{worst['loss']:.3f} of {worst['pictures']}" if worst and worst["loss"] > 0 else ""),
         flush=True,
     )
 

@@ -9,9 +9,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 
 from benchmarks.ablation import PARTS
+from benchmarks.baselines import esd, forget_me_not
+from benchmarks.k_resteering import MASS, separability, steered_keys
 from benchmarks.methods import METHODS, replaced, without_vocabulary
 from benchmarks.prompts import Picture, asked_for, kept
 from benchmarks.quality import score
@@ -33,7 +36,7 @@ def test_the_figures_are_those_of_the_definitions():
     assert (figures["ua"], figures["ira"], figures["cra"]) == (0.5, pytest.approx(1 / 3), 1.0)
     assert figures["h"] == pytest.approx(3 / (2 + 3 + 1))
     assert figures["groups"] == {"plain": 1.0, "in a style": 0.0} and figures["kept"] == {"neighbour": 0.5, "other": 0.0}
-    assert figures["worst_neighbour"] == {"name": "fox", "loss": 1.0}
+    assert figures["worst_neighbour"] == {"name": "fox", "loss": 1.0, "pictures": 1}
 
 
 @pytest.mark.parametrize(("kind", "name"), [("object", "cat"), ("style", "neon"), ("identity", "ada")])
@@ -54,7 +57,8 @@ def test_every_preset_is_a_method_and_every_method_travels_to_a_worker():
     choices = ForgetSettings.__dataclass_fields__["preset"].metadata["choices"]
     assert set(choices) < set(METHODS)
     for method in (*METHODS.values(), *PARTS.values()):
-        assert pickle.loads(pickle.dumps(method)).keywords == method.keywords if hasattr(method, "keywords") else method
+        again = pickle.loads(pickle.dumps(method))
+        assert getattr(again, "func", again) is getattr(method, "func", method)
 
 
 def test_words_withheld_are_nowhere_in_the_word_lists_and_come_back():
@@ -70,6 +74,33 @@ def test_a_part_taken_away_is_one_that_the_code_has(part):
     instead = PARTS[part].keywords["instead"]
     with replaced(instead):
         assert all(hasattr(fast, path.split(".")[-1]) for path in instead if path.startswith("fmn_core.fast."))
+
+
+def test_the_steered_key_gets_its_share_of_the_start_tokens_attention():
+    generator = torch.Generator().manual_seed(0)
+    queries = 3 + torch.randn(2, 500, 8, generator=generator).double() @ torch.randn(8, 8, generator=generator).double()
+    start = torch.randn(2, 8, generator=generator).double()
+    logits = (queries @ (steered_keys(queries, start) - start)[..., None])[..., 0] / 8**0.5
+    assert torch.allclose(logits.mean(1).exp(), torch.tensor(MASS).double())
+    assert torch.allclose((logits.mean(1) / logits.std(1)).abs(), separability(queries), rtol=1e-2)
+
+
+@pytest.fixture(scope="module")
+def embedded(loaded):
+    from fmn_core.hosts.comfy import ComfyHost
+
+    return ComfyHost(*loaded)
+
+
+@pytest.mark.parametrize("method", [forget_me_not, esd])
+def test_a_trained_baseline_takes_attention_or_noise_away_and_leaves_the_host(embedded, method):
+    layers = embedded.cross_attentions()
+    before = {name: layer.linear("to_q").weight.clone() for name, layer in layers.items()}
+    weights, size = method(embedded, "object", ("cat",), rate=1e-3, steps=2)
+    assert {layer for layer, _ in weights} == set(layers) and 0 < size < 2e6
+    assert all(w.isfinite().all() for w in weights.values()) and any(w.any() for w in weights.values())
+    assert all(torch.equal(layer.linear("to_q").weight, before[name]) for name, layer in layers.items())
+    assert not any(layer.linear("to_q")._forward_hooks for layer in layers.values())
 
 
 def run(comfyui, file, *command):
