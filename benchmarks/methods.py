@@ -69,8 +69,8 @@ def without_vocabulary():
 
 PRESETS = next(f for f in fields(ForgetSettings) if f.name == "preset").metadata["choices"]
 BASELINES = {
-    "FMN (original)": partial(forget_me_not, rate=1e-3),
-    "ESD/LECO": partial(esd, rate=3e-3, steps=60),
+    "FMN (original)": partial(forget_me_not, rate=6e-4),
+    "ESD/LECO": partial(esd, rate=3e-3, steps=30),
     "UCE": uce,
 }
 METHODS = {

@@ -34,7 +34,7 @@ from demo.vocabulary import OBJECTS, with_article
 HEAD = {"object": "object", "style": "style", "identity": "person"}  # the judge's word for each kind
 CROSS = {"object": "style", "style": "object", "identity": "object"}
 WORKERS = 2  # processes of one thread each: on two cores they draw a third more than one process of two
-SECONDS_A_PICTURE = 0.65  # on one core, for the estimate
+SECONDS_A_PICTURE = 0.7  # on one core, for the estimate
 CURVE = (1, 2, 4, 8, 16, 33)
 COLUMNS = {"ua": "UA", "ira": "IRA", "cra": "CRA", "h": "H", "m_score": "M-Score", "recovery": "recov."}
 
