@@ -10,8 +10,8 @@ from einops import rearrange
 
 from benchmarks.baselines import half_bytes
 from fmn_core.closed_form import Erasure, leading_directions, second_moment, solve
-from fmn_core.fast import EMPTY, ERASED, EXACT, KEPT, MOST_SCALE, NEAR, NEIGHBOURS, RIDGE
-from fmn_core.paraphrases import NEAR_TEMPLATES, PLAIN, TEMPLATES, Lexicon, fill
+from fmn_core.fast import ERASED, EXACT, MOST_SCALE, NEIGHBOURS, kept_moment
+from fmn_core.paraphrases import NEAR_TEMPLATES, TEMPLATES, Lexicon, plain
 from fmn_core.sampling import sample_ddim
 from fmn_core.settings import ForgetSettings
 
@@ -34,15 +34,14 @@ def k_resteering(host, kind, names):
     likeness = lexicon.likeness(names, kind)
     every = [*names, *sorted(lexicon.same(likeness) - set(names))]
     columns = torch.cat([lexicon.columns(TEMPLATES[kind], name) for name in every])
-    near = torch.cat([lexicon.columns(NEAR_TEMPLATES[kind], word) for word in lexicon.neighbours(likeness, NEIGHBOURS)])
+    near = {word: lexicon.columns(NEAR_TEMPLATES[kind], word) for word in lexicon.neighbours(likeness, NEIGHBOURS)}
     empty = host.contexts([""], len(host.tokenize("")))[0].cpu().double()
-    kept = KEPT * second_moment(lexicon.kept(every)) + NEAR * second_moment(near) + EMPTY * second_moment(empty)
-    kept += RIDGE * kept.diagonal().mean() * torch.eye(len(kept), dtype=kept.dtype)
+    kept = kept_moment(lexicon.kept(every), near, {}, empty)
     fixed = leading_directions(torch.cat([empty[:1] * len(empty), empty]), EXACT)
-    neutral = lexicon.neutral(likeness, kind, PICTURES)
+    neutral = lexicon.neutral(likeness, kind)[:PICTURES]
     rank = ForgetSettings().rank * len(names)
     weights, factors = {}, []
-    for layer, queries in queries_of(host, [fill(PLAIN[kind], word) for word in neutral]).items():
+    for layer, queries in queries_of(host, [plain(kind, word) for word in neutral]).items():
         heads = host.cross_attentions()[layer].heads
         W = host.weight(layer, "to_k").double()
         shift = (steered_keys(queries, (W @ empty[0]).view(heads, -1)).flatten() - columns @ W.T).view(

@@ -51,12 +51,3 @@ def solve(erasure: Erasure, kept: Tensor, fixed: Tensor, rank: int) -> tuple[Ten
     M = torch.linalg.solve(gram, free.T @ erasure.cross.T).T  # [D, D - n]
     directions = torch.linalg.eigh(M @ gram @ M.T)[1].flip(1)[:, :rank]
     return directions, directions.T @ M @ free.T
-
-
-def complete(up: Tensor, down: Tensor) -> Tensor:
-    """The up [D, r] with which x + up (down x) reads 0 by every down: a projection, which no x can undo.
-
-    An edit that goes less than all the way can be undone by going further in advance (words learned to do so bring a
-    concept back); after a projection nothing is left of what the downs [r, D] read.
-    """
-    return -up @ torch.linalg.inv(down @ up)
