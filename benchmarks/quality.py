@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.baselines import applied
 from benchmarks.methods import BASELINES, METHODS, PRESETS
-from benchmarks.prompts import QUICK, SEEN, TARGETS, TEN, Picture, asked_for, half_the_vocabulary, kept
+from benchmarks.prompts import QUICK, SEEN, TARGETS, TEN, UNKNOWN, Picture, asked_for, half_the_vocabulary, kept
 from benchmarks.robustness import learned_back
 from demo.evaluate import BATCH, sample
 from demo.host import load_embedded_model
@@ -77,7 +77,7 @@ def score(kind: str, pictures: list[Picture], seen: dict, seen_before: dict) -> 
         return dict.fromkeys(p.group for p in pictures if p.kept == want_kept and getattr(p, head))
 
     figures = {
-        "ua": 1 - right(seen, lambda p: not p.kept),
+        "ua": 1 - right(seen, lambda p: not p.kept and p.group not in UNKNOWN),
         "ira": right(seen, lambda p: p.kept),
         "cra": right(seen, lambda p: p.kept, CROSS[kind]),
     }

@@ -7,11 +7,16 @@ import os
 import pickle
 import subprocess
 import sys
+import types
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 
+from benchmarks import ablation, quality
 from benchmarks.ablation import PARTS
 from benchmarks.baselines import esd, forget_me_not
 from benchmarks.k_resteering import MASS, separability, steered_keys
@@ -29,13 +34,15 @@ def test_the_figures_are_those_of_the_definitions():
         Picture("a cat", 0, "cat", group="plain"), Picture("a cat, neon", 1, "cat", "neon", group="in a style"),
         Picture("a dog", 500_000, "dog", group="neighbour"), Picture("a fox", 500_002, "fox", group="neighbour"),
         Picture("a car, neon", 500_001, "car", "neon", group="other"),
+        Picture("a catt", 2, "cat", group="misspelling"),
     ]  # fmt: skip
-    before = {"object": ["cat", "cat", "dog", "fox", "car"], "style": ["", "", "", "", "neon"], "person": [""] * 5}
-    now = {"object": ["dog", "cat", "dog", "cat", "bus"], "style": ["", "", "", "", "neon"], "person": [""] * 5}
+    before = {"object": ["cat", "cat", "dog", "fox", "car", ""], "style": [*[""] * 4, "neon", ""], "person": [""] * 6}
+    now = {"object": ["dog", "cat", "dog", "cat", "bus", ""], "style": [*[""] * 4, "neon", ""], "person": [""] * 6}
     figures = score("object", pictures, now, before)
     assert (figures["ua"], figures["ira"], figures["cra"]) == (0.5, pytest.approx(1 / 3), 1.0)
     assert figures["h"] == pytest.approx(3 / (2 + 3 + 1))
-    assert figures["groups"] == {"plain": 1.0, "in a style": 0.0} and figures["kept"] == {"neighbour": 0.5, "other": 0.0}
+    assert figures["groups"] == {"plain": 1.0, "in a style": 0.0, "misspelling": 1.0}
+    assert figures["kept"] == {"neighbour": 0.5, "other": 0.0}
     assert figures["worst_neighbour"] == {"name": "fox", "loss": 1.0, "pictures": 1}
 
 
@@ -103,25 +110,49 @@ def test_a_trained_baseline_takes_attention_or_noise_away_and_leaves_the_host(em
     assert not any(layer.linear("to_q")._forward_hooks for layer in layers.values())
 
 
-def run(comfyui, file, *command):
+def test_the_quick_command_prints_a_table_in_which_fast_forgets_and_keeps(comfyui, tmp_path):
+    file = tmp_path / "rows.json"
+    command = [sys.executable, "benchmarks/quality.py", "--quick", "--targets", "cat", "--methods", "fast", "UCE"]
     done = subprocess.run(
-        [sys.executable, *command, "--quick", "--json", str(file)], cwd=ROOT, capture_output=True, text=True,
+        [*command, "--json", str(file)], cwd=ROOT, capture_output=True, text=True,
         env={**os.environ, "FMN_COMFYUI": str(comfyui)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(file.read_text())
-
-
-def test_the_quick_command_prints_a_table_in_which_fast_forgets_and_keeps(comfyui, tmp_path):
-    rows = run(comfyui, tmp_path / "rows.json", "benchmarks/quality.py", "--targets", "cat", "--methods", "fast", "UCE")
-    base, fast, uce = rows
+    base, fast, uce = json.loads(file.read_text())
     assert (base["method"], fast["method"], uce["method"]) == ("base", "fast", "UCE")
     assert fast["ua"] >= 0.95 and fast["ira"] >= base["ira"] - 0.1 and fast["drift"] <= 0.01
     assert base["ua"] < 0.4 and base["drift"] == 0 and fast["base"]["ua"] == base["ua"]
     assert fast["h"] > uce["h"]
 
 
-def test_the_ablation_shows_what_values_are_worth_beside_keys(comfyui, tmp_path):
-    base, whole, keys = run(comfyui, tmp_path / "rows.json", "benchmarks/ablation.py", "--methods", "fast", "K alone")
-    assert whole["targets"] == ["cat"] and base["drift"] == 0 and keys["drift"] > 0
-    assert whole["ua"] > keys["ua"]
+def test_a_part_taken_away_makes_another_patch(embedded):
+    whole, without = (PARTS[part](embedded, "object", ("cat",))[0] for part in ("fast", "- later columns"))
+    assert whole.keys() == without.keys() and not any(torch.equal(whole[key], without[key]) for key in whole)
+    again = PARTS["fast"](embedded, "object", ("cat",))[0]
+    assert all(torch.equal(whole[key], again[key]) for key in whole)
+
+
+def test_the_ablation_runs_each_part_on_its_jobs_and_prints_them(monkeypatch, capsys):
+    def benchmark(parts, jobs, *how):
+        figures = {"ua": 1.0, "ira": 0.5, "cra": 1.0, "h": 0.75, "drift": 0.1, "groups": {"plain": 1.0}, "kept": {}}
+        figures["worst_neighbour"] = {"name": "dog", "loss": 0.25, "pictures": 4}
+        return [{"method": name, "kind": jobs[0][0], "targets": ["cat"], **figures} for name in parts]
+
+    monkeypatch.setattr(ablation, "benchmark", benchmark)
+    monkeypatch.setattr(sys, "argv", ["ablation.py", "--quick"])
+    ablation.main()
+    printed = capsys.readouterr().out
+    assert all(printed.count(f"\n{part:24}") == 2 for part in PARTS) and "dog -0.250 of 4" in printed
+
+
+def test_the_curve_asks_for_what_is_forgotten_and_for_the_rest(monkeypatch):
+    seen = {"object": "cat", "style": "neon", "person": "ada"}
+    judge = types.SimpleNamespace(features=len, names=lambda head, count: [seen[head]] * count)
+    monkeypatch.setattr(quality, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(1))
+    monkeypatch.setattr(quality, "model", lambda: (None, judge))
+    monkeypatch.setattr(quality, "applied", lambda host, weights: nullcontext())
+    monkeypatch.setattr(quality, "draw", lambda host, pictures: np.zeros((len(pictures), 1, 1, 3), np.uint8))
+    rows = quality.curve({"none": lambda host, kind, names: ({}, 0)}, 1)
+    assert [len(row["targets"]) for row in rows] == list(quality.CURVE) and quality.CURVE[-1] == len(OBJECTS) // 2
+    assert [row["ua"] for row in rows[:2]] == [0.0, 0.5] and {row["ira"] for row in rows} == {0.0}
+    assert {row["cra"] for row in rows} == {1.0} and {row["drift"] for row in rows} == {0.0}
