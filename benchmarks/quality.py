@@ -107,8 +107,8 @@ def measure_base(job, pictures):
     return row, made, seen
 
 
-def measure(job, pictures, base, name, method):
-    """The row of one method."""
+def measure(job, pictures, base, attacked, name, method):
+    """The row of one method; `attacked`: with what learned words bring back."""
     host, judge = model()
     (kind, names), (base_row, before, seen_before) = job, base
     start = time.perf_counter()
@@ -119,7 +119,7 @@ def measure(job, pictures, base, name, method):
     rest = [i for i, p in enumerate(pictures) if p.kept]
     return {
         "method": name, "kind": kind, "targets": list(names), **score(kind, pictures, see(judge, made), seen_before),
-        **learned_back(host, weights, kind, names, judge),
+        **(learned_back(host, weights, kind, names, judge) if attacked else {}),
         "drift": np.abs(made[rest].astype(np.float32) - before[rest]).mean().item() / 255,
         "seconds": seconds, "bytes": size,
         "base": {key: base_row[key] for key in ("ua", "ira", "cra", "h", "groups", "kept")},
@@ -137,7 +137,7 @@ def benchmark(methods: dict, jobs, seeds: int, few: bool, workers: int) -> list[
         waiting = []
         for job, asked, base in zip(jobs, pictures, bases, strict=True):
             base = base.result()
-            waiting.append((base[0], [pool.submit(measure, job, asked, base, *method) for method in methods.items()]))
+            waiting.append((base[0], [pool.submit(measure, job, asked, base, not few, *one) for one in methods.items()]))
         show_header()
         for base_row, several in waiting:
             for row in (base_row, *(one.result() for one in several)):
@@ -161,7 +161,7 @@ def curve(methods: dict, workers: int) -> list[dict]:
             ]
             base = pool.submit(measure_base, job, asked).result()
             show(base[0])
-            for one in [pool.submit(measure, job, asked, base, *method) for method in methods.items()]:
+            for one in [pool.submit(measure, job, asked, base, False, *method) for method in methods.items()]:
                 rows.append(one.result())
                 show(rows[-1])
     return rows

@@ -1,7 +1,44 @@
 """How far a concept is gone from the weights, and not from the prompts alone."""
 
+from functools import cache
 
-def learned_back(host, weights, kind, names, judge):
+import torch
+
+from benchmarks.baselines import applied
+from demo.evaluate import GUIDANCE, STEPS, sample
+from fmn_core.concept import TEMPLATES
+from fmn_core.inversion import invert
+from fmn_core.recovery import LEARNING_RATE, text_cosine
+from fmn_core.sampling import sample_ddim
+from fmn_core.settings import InvertSettings
+
+ANCHORS, SHOWN = 8, 8
+ATTACKED = ("cat", "rose", "neon", "ada")  # alone: an inversion takes longer than all the pictures of a target
+HEAD = {"object": "object", "style": "style", "identity": "person"}
+
+
+@cache
+def anchors(host, kind, name):
+    """Latents of pictures that the untouched model makes of the concept, and what words learned there are worth."""
+    prompt = TEMPLATES[kind].replace("{}", name)
+    return host.encode_images(sample(host, [prompt] * ANCHORS, range(900_000, 900_000 + ANCHORS)))
+
+
+def learned_back(host, weights, kind, names, judge, steps=300):
     """What words learned on the edited model from pictures of the first name bring back: `m_score`, the Memorization
-    Score (arXiv 2303.17591, section 4), and `recovery`, the share of pictures recognised again; None: not measured."""
-    return {"m_score": None, "recovery": None}
+    Score (arXiv 2303.17591, section 4: the cosine of the learned words' text embedding to the name's), and `recovery`,
+    the share of pictures recognised again; None where it is not measured."""
+    if len(names) > 1 or names[0] not in ATTACKED:
+        return {"m_score": None, "recovery": None}
+    name, template = names[0], TEMPLATES[kind]
+    latents = anchors(host, kind, name)
+    settings = InvertSettings(concept_type=kind, initializers="<rand-1>|<rand-1>", steps=steps, learning_rate=LEARNING_RATE)
+    named, empty = host.encode([template.replace("{}", name)]), host.encode([""])
+    noise = torch.randn(SHOWN, *latents.shape[1:], generator=torch.Generator().manual_seed(1))
+    with applied(host, weights):
+        vectors = invert(host, latents, settings).vectors
+        with host.training(noise.shape, text=True), torch.no_grad():
+            words = host.encode_vectors(template, vectors)
+            made = sample_ddim(host, noise, words.take([0] * SHOWN), empty.take([0] * SHOWN), STEPS, GUIDANCE)
+    seen = judge.names(HEAD[kind], judge.features(host.decode(made)))
+    return {"m_score": text_cosine(words, named), "recovery": seen.count(name) / SHOWN}

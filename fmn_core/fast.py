@@ -25,9 +25,6 @@ MOST_SCALE = 2.0
 LITTLE, MUCH = 0.5, 0.3  # less of the way for the concept, or more of it for a neighbour, is worth a warning
 
 
-Places = dict[str, Place]  # template -> the place in it of words that no prompt can spell
-
-
 @dataclass(frozen=True)
 class Task:
     """What an edit has to do: whose columns move, where to, and what near them stays."""
@@ -41,7 +38,6 @@ class Task:
     neutral: list[str]  # words that say nothing of any concept: what they have in common is what a removed one becomes
     neighbours: list[str]
     keep: list[str]
-    learned: dict[str, list[Places]]  # of each concept: words that were learned to bring it back
 
     @property
     def forgotten(self) -> list[str]:
@@ -90,16 +86,11 @@ def edit_factors(host: DiffusionHost, edit: Edit, settings: ForgetSettings) -> d
     }
 
 
-def make_edit(
-    host: DiffusionHost,
-    concepts: tuple[Concept, ...],
-    settings: ForgetSettings,
-    learned: dict[str, list[Places]] | None = None,
-) -> Edit:
-    """The edit of the context that forgets all concepts at once, and what was `learned` to bring each back, and leaves
-    the rest; raises ForgetError where the settings contradict one another."""
+def make_edit(host: DiffusionHost, concepts: tuple[Concept, ...], settings: ForgetSettings) -> Edit:
+    """The edit of the context that forgets all concepts at once and leaves the rest; raises ForgetError where the
+    settings contradict one another."""
     lexicon = Lexicon(host)
-    task = plan(lexicon, concepts, settings, learned or {})
+    task = plan(lexicon, concepts, settings)
     lexicon.read(task.texts())
     columns = {name: concept_columns(lexicon, task, name, task.templates) for name in task.names}
     erasure, *more = (Erasure.of(x, y) for x, y in columns.values())
@@ -108,8 +99,7 @@ def make_edit(
     empty = host.contexts([""], len(host.tokenize("")))[0].cpu().double()
     kept = kept_moment(lexicon.kept(task.forgotten), near, held, empty)
     fixed = leading_directions(torch.cat([empty[:1] * len(empty), empty]), EXACT)
-    parts = len(columns) + sum(map(len, task.learned.values()))
-    up, down = solve(sum(more, erasure), kept, fixed, min(settings.rank * parts, len(kept) - fixed.shape[1]))
+    up, down = solve(sum(more, erasure), kept, fixed, min(settings.rank * len(columns), len(kept) - fixed.shape[1]))
     edit = Edit(up, down, task, {"also": task.also})
     done = sum(progress(edit, x, y) for x, y in columns.values()) / len(columns)
     edit = replace(edit, up=up * min(ERASED / done, MOST_SCALE)) if done > 0 else edit
@@ -117,9 +107,7 @@ def make_edit(
     return measured(edit, {name: concept_columns(lexicon, task, name, probes) for name in task.names}, near | held, empty)
 
 
-def plan(
-    lexicon: Lexicon, concepts: tuple[Concept, ...], settings: ForgetSettings, learned: dict[str, list[Places]]
-) -> Task:
+def plan(lexicon: Lexicon, concepts: tuple[Concept, ...], settings: ForgetSettings) -> Task:
     """What to do, in the words of the text encoder; raises ForgetError where the settings contradict one another."""
     keep = [name for line in settings.keep.splitlines() for name in split_names(line)]
     replacement = " ".join(settings.replacement.split())
@@ -148,7 +136,6 @@ def plan(
         neutral=lexicon.neutral(torch.stack(list(likeness.values())).max(0).values, type),
         neighbours=[word for word in dict.fromkeys(neighbours) if word not in moving],
         keep=keep,
-        learned=learned,
     )
 
 
@@ -192,7 +179,6 @@ def concept_columns(lexicon: Lexicon, task: Task, name: str, templates: tuple[st
         if not (theirs and middle) or any(find_tokens(bare, name) for name in sought):
             continue  # the template itself names the concept
         ours = [lexicon.place(template, other) for other in task.names[name]]
-        ours += [places.get(template) for places in task.learned.get(name, ())]
         found += [correction(o, theirs, middle) if task.mode == "correct" else pair(o, theirs) for o in ours if o]
     if not found:
         raise ForgetError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from .concept import TEMPLATES
 from .errors import ForgetError
 
-LEARNING_RATES = {"fast": 0.0, "paper": 5e-3, "balanced": 1e-3, "robust": 1e-3}  # of each preset
+LEARNING_RATES = {"fast": 0.0, "paper": 5e-3, "balanced": 1e-3, "robust": 3e-3}  # of each preset
 
 
 def setting(default, help: str, *, choices=None, min=None, max=None, step=None, advanced=False, multiline=False):
@@ -74,8 +74,8 @@ class ForgetSettings:
     )
     learning_rate: float = setting(
         0.0,
-        "AdamW's step size for the LoRA; 0: the preset's own (`paper` 0.005, the others "
-        "0.001). Higher forgets more and harms more.", min=0.0, max=1e-1, step=1e-6
+        "AdamW's step size for the LoRA; 0: the preset's own (`paper` 0.005, `balanced` "
+        "0.001, `robust` 0.003). Higher forgets more and harms more.", min=0.0, max=1e-1, step=1e-6
     )  # fmt: skip
     seed: int = setting(
         0, "Seed of everything random: the same inputs and seed give the same patch. `fast` has nothing random.",
@@ -90,7 +90,9 @@ class ForgetSettings:
         choices=("concept", "concept and end", "concept onward"),
     )  # fmt: skip
     matrices: str = setting(
-        "q k v", "Which projections of each cross-attention layer get a LoRA; only `paper` changes others than k and v.",
+        "q k v",
+        "Which projections of each cross-attention layer get a LoRA; `fast` and `balanced` change no other than k and v, "
+        "`robust` all four.",
         choices=("q k v", "k v", "k", "v", "q k v out"), advanced=True,
     )  # fmt: skip
     template: str = setting(
@@ -117,8 +119,8 @@ class ForgetSettings:
     # New fields go last: a saved workflow lists its values in this order.
     flip: bool = setting(False, "Train on the mirrored pictures as well, where pictures are given.", advanced=True)
     rounds: int = setting(
-        3, "`robust`: how often words are learned that bring the concept back, to be forgotten as well.", min=1, max=16,
-        advanced=True,
+        9, "`robust`: how often words are learned that bring the concept back, to be forgotten as well; the steps are taken "
+        "before the first and after each.", min=1, max=64, advanced=True,
     )  # fmt: skip
 
     def __post_init__(self):

@@ -1,0 +1,319 @@
+"""Training on pictures under a hybrid loss: what the presets `balanced` and `robust` share.
+
+A LoRA learns, on pictures of the concept, to draw less attention to it and to estimate the noise that the untouched model
+estimates where something else stands in its place, while estimates for near words stay.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .attention import concept_mass, tapped
+from .concept import Concept, concept_columns
+from .fast import Edit, Task
+from .hosts.base import DiffusionHost, Prompts
+from .lora import CrossAttentionLoRA
+from .losses import mean_attention_loss
+from .paraphrases import NEAR_TEMPLATES, fill
+from .patch import Patch, make_patch
+from .pictures import prepare_pictures
+from .resteering import MAX_GRAD_NORM, PROBES, SAMPLED_AT_ONCE, add_noise, draw, region_of, sample_pairs
+from .settings import ForgetSettings
+
+ATTENTION, KEEP = 0.1, 1.0  # weights beside the noise's, which is 1
+STRENGTHS = (0.6, 0.8, 1.0, 1.2)  # tried in the end
+LITTLE = 0.5  # of the way left between the concept and its target: more is worth a warning
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Encoded prompts: `asked` of the concepts, with their columns [R, T], the concept each row calls for and the template
+    it fills, by number; for every template, `places` where something else stands; `near` words that stay; the empty one."""
+
+    asked: Prompts
+    columns: Tensor
+    concept: list[int]
+    template: list[int]
+    places: list[Prompts]
+    near: Prompts
+    empty: Prompts
+
+    @classmethod
+    def of(cls, host: DiffusionHost, task: Task) -> Texts:
+        templates = NEAR_TEMPLATES[task.type]
+        named = [(c, name) for c, names in enumerate(task.names.values()) for name in names]
+        rows = [(c, name, i, fill(t, name)) for i, t in enumerate(templates) for c, name in named]
+        place = [task.other] if task.other else task.neutral
+        return cls(
+            asked=host.encode([text for *_, text in rows]),
+            columns=torch.stack([concept_columns(host, name, text, "concept") for _, name, _, text in rows]).to(host.device),
+            concept=[c for c, *_ in rows],
+            template=[i for _, _, i, _ in rows],
+            places=[mean_prompt(host.encode([fill(template, word) for word in place])) for template in templates],
+            near=host.encode([fill(templates[0], word) for word in (*task.neighbours, *task.keep)] or [""]),
+            empty=host.encode([""]),
+        )
+
+    def rows(self, concept: int | None) -> list[int]:
+        """The rows that call for a concept; all of them for None."""
+        return [row for row, own in enumerate(self.concept) if concept in (own, None)]
+
+    def with_row(self, prompt: Prompts, columns: Tensor, concept: int, template: int) -> Texts:
+        """The same with one more prompt of a concept, its columns [T]."""
+        return replace(
+            self,
+            asked=join([self.asked, prompt]),
+            columns=torch.cat([self.columns, columns[None].to(self.columns.device)]),
+            concept=[*self.concept, concept],
+            template=[*self.template, template],
+        )
+
+
+def mean_prompt(several: Prompts) -> Prompts:
+    """What encoded prompts have in common, as one prompt: of those that are as long as most."""
+    ends = [[token.kind for token in tokens].index("end") for tokens in several.tokens]
+    alike = several.take([row for row, end in enumerate(ends) if end == statistics.mode(ends)])
+    return replace(
+        alike.take([0]),
+        embeddings=alike.embeddings.mean(0, keepdim=True),
+        pooled=None if alike.pooled is None else alike.pooled.mean(0, keepdim=True),
+    )
+
+
+def join(several: list[Prompts]) -> Prompts:
+    """Encoded prompts of one length as one batch."""
+    pooled = [p.pooled for p in several]
+    return Prompts(
+        sum((p.texts for p in several), ()),
+        torch.cat([p.embeddings for p in several]),
+        None if pooled[0] is None else torch.cat(pooled),
+        sum((p.tokens for p in several), ()),
+    )
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures of the concepts: latents [P, C, h, w], the concept that each shows, by number, or None for given ones,
+    where in them it is [1 or P, H, W], and the pictures [P, H, W, 3] where the host can decode them; `near`: latents of
+    the first near words, one each, or none."""
+
+    latents: Tensor
+    concept: list[int | None]
+    mask: Tensor | None
+    images: Tensor | None
+    near: Tensor | None = None
+
+    def of(self, concept: int) -> Tensor:
+        """The latents that show a concept."""
+        return self.latents[[i for i, own in enumerate(self.concept) if own in (concept, None)]]
+
+
+def gather(
+    host: DiffusionHost,
+    texts: Texts,
+    settings: ForgetSettings,
+    images: Tensor | None,
+    mask: Tensor | None,
+    generator: torch.Generator,
+) -> Pictures:
+    """The pictures to train on, given or made by the model; raises ForgetError for those that cannot be used."""
+    images, mask = prepare_pictures(host, images, mask, settings.flip)
+    if images is not None:
+        return Pictures(host.encode_images(images), [None] * len(images), mask, images)
+    count = max(settings.num_pictures, max(texts.concept) + 1)
+    rows = [i % len(texts.asked) for i in range(count)]
+    latents = sample(host, texts.asked.take(rows), texts.empty, settings, generator)
+    return Pictures(latents, [texts.concept[row] for row in rows], None, host.decode(latents))
+
+
+def sample(
+    host: DiffusionHost, asked: Prompts, empty: Prompts, settings: ForgetSettings, generator: torch.Generator
+) -> Tensor:
+    """Latents of a picture for each prompt."""
+    with host.training((SAMPLED_AT_ONCE, *host.latent_shape())):
+        return sample_pairs(host, asked, empty, None, settings, generator)[0]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Noisy latents x_t [B, C, h, w] at t [B] with prompts of the concept that they show, and y_t at u with prompts of
+    near words; what the patched model should say to the first, and to the second what the untouched model says."""
+
+    x_t: Tensor
+    t: Tensor
+    shown: list[int]
+    rows: list[int]
+    asked: Prompts
+    target: Tensor
+    y_t: Tensor
+    u: Tensor
+    near: Prompts
+    kept: Tensor
+
+
+@torch.no_grad()
+def make_batch(
+    host: DiffusionHost,
+    texts: Texts,
+    pictures: Pictures,
+    settings: ForgetSettings,
+    size: int,
+    generator: torch.Generator,
+    eta: float = 0.0,
+) -> Batch:
+    """Drawn pictures, noised, with drawn prompts; call it without a patch.
+
+    The target is the noise estimate where something else stands in the concept's place (Kumari et al., arXiv
+    2303.13516, eq. 4), and `eta` times as far beyond it (Gandikota et al., arXiv 2303.07345, eq. 7). In the mode `correct`
+    the other thing is the dominant concept, and what it adds to the empty prompt is taken away from the word's own.
+    """
+    shown = draw(len(pictures.latents), size, generator)
+    x_t, t = add_noise(host, pictures.latents[shown], generator)
+    rows = [(own := texts.rows(pictures.concept[i]))[draw(len(own), 1, generator)[0]] for i in shown]
+    asked = texts.asked.take(rows)
+    target = host.predict(x_t, t, join([texts.places[texts.template[row]] for row in rows]))
+    if settings.mode == "correct":
+        target = host.predict(x_t, t, asked) - (target - host.predict(x_t, t, texts.empty.take([0] * size)))
+    elif eta:
+        target = target + eta * (target - host.predict(x_t, t, asked))
+    y_t, u, near = x_t, t, draw(len(texts.near), size, generator)
+    if pictures.near is not None:  # these words' own pictures too
+        own = draw(len(pictures.near), size, generator)
+        own_t, own_u = add_noise(host, pictures.near[own], generator)
+        y_t, u, near = torch.cat([own_t, x_t]), torch.cat([own_u, t]), own + near
+    near = texts.near.take(near)
+    return Batch(x_t, t, shown, rows, asked, target, y_t, u, near, host.predict(y_t, u, near))
+
+
+def train_step(
+    host: DiffusionHost,
+    lora: CrossAttentionLoRA,
+    optimizer: torch.optim.Optimizer,
+    texts: Texts,
+    pictures: Pictures,
+    batch: Batch,
+    most: float = 0.0,
+) -> tuple[float, dict[str, Tensor]]:
+    """A step down the hybrid loss: |estimate - target|^2 for the concept, plus its attention, plus |change|^2 for what is
+    near. Returns the loss and the attention maps; takes no step where the loss is not finite.
+
+    With `most`, errors of noise are weighted as errors of x0, at most so many times: by min((1 - a) / a, most) (after
+    min-SNR, Hang et al., arXiv 2303.09556), since what a picture will show is decided where there is most noise.
+    """
+
+    def weight(t: Tensor) -> Tensor | float:
+        a = host.alphas_cumprod.to(batch.x_t)[t][:, None, None, None]
+        return ((1 - a) / a).clamp(max=most) if most else 1.0
+
+    with lora.attached():
+        with tapped(host.cross_attentions()) as maps:
+            error = host.predict(batch.x_t, batch.t, batch.asked) - batch.target
+        change = host.predict(batch.y_t, batch.u, batch.near) - batch.kept
+    regions = None
+    if pictures.mask is not None:
+        regions = [region_of(pictures.mask, batch.shown, A.shape[2], batch.x_t) for A in maps.values()]
+    attention = mean_attention_loss(maps.values(), texts.columns[batch.rows], regions)
+    noise, drift = (weight(batch.t) * error.square()).mean(), (weight(batch.u) * change.square()).mean()
+    loss = noise + ATTENTION * attention + KEEP * drift
+    if torch.isfinite(loss):
+        parameters = optimizer.param_groups[0]["params"]
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = gradient
+        torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
+        optimizer.step()
+    return loss.item(), maps
+
+
+class Reading(NamedTuple):
+    """What a probe measures: mean |estimate - target|^2 for the concept and |change|^2 for what is near, both over the
+    untouched model's for the concept; and the share of attention that the concept draws."""
+
+    distance: float
+    drift: float
+    mass: float
+
+    @property
+    def total(self) -> float:
+        return self.distance + self.drift
+
+
+def make_probe(
+    host: DiffusionHost,
+    lora: CrossAttentionLoRA,
+    texts: Texts,
+    pictures: Pictures,
+    settings: ForgetSettings,
+    generator: torch.Generator,
+) -> Callable[[float], Reading]:
+    """A measurement of the LoRA at a strength, the same each time: on fixed latents, one at a time, which takes no more
+    memory than training."""
+    batches = [make_batch(host, texts, pictures, settings, 1, generator) for _ in range(PROBES)]
+
+    @torch.no_grad()
+    def probe(strength: float) -> Reading:
+        distance = drift = scale = mass = 0.0
+        for batch in batches:
+            with lora.attached(strength):
+                with tapped(host.cross_attentions()) as maps:
+                    epsilon = host.predict(batch.x_t, batch.t, batch.asked)
+                drift += (host.predict(batch.y_t, batch.u, batch.near) - batch.kept).square().mean().item()
+            distance += (epsilon - batch.target).square().mean().item()
+            mass += concept_mass(maps, texts.columns[batch.rows]).item() / PROBES
+            scale += (host.predict(batch.x_t, batch.t, batch.asked) - batch.target).square().mean().item()
+        return Reading(distance / max(scale, 1e-12), drift / max(scale, 1e-12), mass)
+
+    return probe
+
+
+def find_strength(probe: Callable[[float], Reading]) -> float:
+    """The strength at which a probe reads least."""
+    return min(STRENGTHS, key=lambda strength: probe(strength).total)
+
+
+def finish(
+    host: DiffusionHost,
+    lora: CrossAttentionLoRA,
+    concepts: tuple[Concept, ...],
+    settings: ForgetSettings,
+    edit: Edit,
+    readings: dict[str, Reading],
+    strength: float,
+    losses: list[float],
+    diverged: bool,
+) -> Patch:
+    """The patch of a trained LoRA at a strength, with its report; `readings` are of the model `before`, of the `fast`
+    edit and `after`."""
+    report = edit.report | {
+        "steps": len(losses),
+        "loss": [losses[0], losses[-1]],
+        "strength": strength,
+        "attention_mass": {when: readings[when].mass for when in ("before", "after")},
+        "distance": {when: reading.distance for when, reading in readings.items()},
+        "noise drift": readings["after"].drift,
+    }
+    found = [f"The training diverged after {len(losses)} steps, and the best state was kept: lower the learning rate."]
+    report["warnings"] = [*(found if diverged else []), *edit.report["warnings"], *warnings(readings["after"])]
+    factors = {target: (up * strength, down) for target, (up, down) in lora.factors().items()}
+    return make_patch(host, factors, concepts, asdict(settings), report)
+
+
+def warnings(after: Reading) -> list[str]:
+    """A sentence for each figure that says the training did little, or harms."""
+    found = []
+    if after.distance > LITTLE:
+        found.append(
+            f"Little effect: the noise estimate for the concept is still {after.distance:.0%} as far from its target as "
+            "without the patch. Give it more `steps`."
+        )
+    if after.drift > LITTLE:
+        found.append(
+            f"What is near suffers: its noise estimate moves by {after.drift:.0%} of what the concept's has to. Put what "
+            "matters into `keep`, or forget fewer concepts at once."
+        )
+    return found
