@@ -78,7 +78,7 @@ def main():
         size = len(serialize(patch, "patch"))
         print(
             f"{count:4} concepts: {seconds:6.2f} s{'' if index else ' with the common words'}, {columns[0]} columns read "
-            f"({2 * ENCODER * columns[0] / speed:.2f} s at least); rank {patch.rank}, {size / 1e6:.2f} MB, peak {peak:.2f} GB",
+            f"({2 * ENCODER * columns[0] / speed:.2f} s at least), rank {patch.rank}, {size / 1e6:.2f} MB, {peak:.2f} GB",
             flush=True,
         )
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
