@@ -12,7 +12,7 @@ from . import words
 from .concept import concept_columns, find_tokens, split_names
 from .errors import ForgetError
 from .hosts.base import DiffusionHost
-from .paraphrases import NEAR_TEMPLATES, PLAIN, PROBES, WORDS, Lexicon, fill, read_contexts
+from .paraphrases import NEAR_TEMPLATES, PROBES, WORDS, Lexicon, fill, plain
 from .patch import Patch
 
 GROUPS = ("concept", "near", "kept", "unrelated", "empty")
@@ -66,7 +66,7 @@ def subjects_of(patch: Patch, keep: str = "") -> Subjects:
         if word.lower() in forgotten:
             raise ForgetError(f"`{word}` is what the patch forgets: take it off `keep`.")
     known = PROBES.get(kind)
-    own = (PLAIN[kind], *known) if known else templates
+    own = (NEAR_TEMPLATES[kind][0], *known) if known else templates
     return Subjects(names, tuple(dict.fromkeys(kept + asked)), kind if known else "object", own)
 
 
@@ -94,7 +94,7 @@ def find_probes(host: DiffusionHost, lexicon: Lexicon, patch: Patch, subjects: S
     for group, several in (("near", near), ("kept", subjects.keep)):
         for word in several:
             kind = kind_of(word, subjects.kind)
-            probes.append(Probe(group, fill(PLAIN[kind], word), word, (word,), kind))
+            probes.append(Probe(group, plain(kind, word), word, (word,), kind))
     probes += [Probe("unrelated", caption) for caption in captions[:: max(1, len(captions) // most)][:most]]
     return [*probes, Probe("empty", "")]
 
@@ -134,7 +134,7 @@ def probe_columns(lexicon: Lexicon, probes: Sequence[Probe], subjects: Subjects)
         elif probe.word:
             found[probe.group][probe.word] = lexicon.columns(NEAR_TEMPLATES[probe.kind], probe.word)
     unrelated = [probe.prompt for probe in probes if probe.group == "unrelated"]
-    for caption, context in zip(unrelated, read_contexts(lexicon.host, unrelated), strict=True):
-        found["unrelated"][caption] = context[1:]
+    for caption, reading in zip(unrelated, lexicon.read(unrelated), strict=True):
+        found["unrelated"][caption] = reading.columns[1:].double()
     found["empty"][""] = lexicon.host.contexts([""], len(lexicon.host.tokenize("")))[0].cpu().double()
     return found
