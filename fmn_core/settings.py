@@ -119,7 +119,7 @@ class ForgetSettings:
     # New fields go last: a saved workflow lists its values in this order.
     flip: bool = setting(False, "Train on the mirrored pictures as well, where pictures are given.", advanced=True)
     rounds: int = setting(
-        9, "`robust`: how often words are learned that bring the concept back, to be forgotten as well; the steps are taken "
+        3, "`robust`: how often words are learned that bring the concept back, to be forgotten as well; the steps are taken "
         "before the first and after each.", min=1, max=64, advanced=True,
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -37,13 +38,12 @@ def delta(patch, module):
 def pictures(loaded, comfy):
     """pictures(model, prompts) -> [B, H, W, 3], by the host's own sampler."""
     from demo.evaluate import sample
+    from fmn_core.applied import applied
     from fmn_core.hosts.comfy import ComfyHost
 
     def pictures(prompts, patch=None):
-        from benchmarks.methods import applied, changes
-
         host = ComfyHost(*loaded)
-        with applied(host, {} if patch is None else changes(host, patch)):
+        with nullcontext() if patch is None else applied(host, patch):
             return sample(host, prompts, range(len(prompts)))
 
     return pictures
