@@ -131,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument(
         "--embedding", type=Path, help="a file of learned words: in --concept <NAME> stands for them, or leave that out"
     )
-    command.add_argument("--images", type=Path, help="`paper`: a folder of pictures that show it")
+    command.add_argument("--images", type=Path, help="a folder of pictures that show it, for all presets but `fast`")
     command.add_argument("--out", type=Path, help="the file to write; a name in use is never taken over")
     command.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
     add_settings(command, ForgetSettings)

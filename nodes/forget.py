@@ -20,7 +20,8 @@ class ForgetConcept(io.ComfyNode):
         return schema(
             node_id="FMN_ForgetConcept",
             display_name="Forget Concept",
-            description="Makes a LoRA that lets the model forget concepts: in closed form, or by attention re-steering.",
+            description="Makes a LoRA that lets the model forget concepts: in closed form, by attention re-steering, or "
+            "by both, and hardened against words that bring the concept back.",
             search_aliases=["unlearn", "erase concept", "forget-me-not", "concept erasure"],
             hidden=[io.Hidden.unique_id],
             inputs=[
@@ -37,13 +38,13 @@ class ForgetConcept(io.ComfyNode):
                 io.Image.Input(
                     "images",
                     optional=True,
-                    tooltip="`paper`: pictures that show the concept (a VAE is needed then). "
-                    "Without them the model makes its own.",
+                    tooltip="Pictures that show the concept, for the presets that train on pictures: all but `fast` (a VAE "
+                    "is needed then). Without them the model makes its own.",
                 ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="`paper`: where in the pictures the concept is: only there attention counts. "
+                    tooltip="Where in the pictures the concept is, for all presets but `fast`: only there attention counts. "
                     "One mask for all pictures or one for each, of their size.",
                 ),
                 io.Vae.Input(
