@@ -19,6 +19,7 @@ from demo.judge import Judge
 from demo.run import find_python, load_pictures, with_node
 from demo.server import ComfyServer, ServerError
 from demo.workflow import by_title, load_workflow
+from fmn_core.patch import read_patch
 
 NODES = [
     "FMN_ForgetConcept", "FMN_InvertConcept", "FMN_SavePatch", "FMN_ApplyPatch", "FMN_EvaluatePatch", "FMN_RecordAttention",
@@ -188,7 +189,10 @@ def test_the_node_says_what_it_did_and_refuses_what_has_no_effect(server, job):
         server.run(strict)
 
 
-@pytest.mark.parametrize("name", ["apply-a-saved-patch", "stack-two-patches", "look-at-token-attention"])
+@pytest.mark.parametrize(
+    "name",
+    ["apply-a-saved-patch", "stack-two-patches", "look-at-token-attention", "learn-a-concept", "measure-a-patch"],
+)
 def test_the_other_workflows_run(server, info, name):
     workflow = load_workflow(ROOT / f"workflows/{name}.json", info)
     outputs = server.run(workflow)
@@ -200,6 +204,16 @@ def test_the_other_workflows_run(server, info, name):
         assert judge.accuracy(pictures(server, workflow, outputs, "Pictures of cat"), "cat") <= 0.25
         assert judge.accuracy(pictures(server, workflow, outputs, "Pictures of car"), "car") <= 0.25
         assert judge.accuracy(pictures(server, workflow, outputs, "Pictures of house"), "house") >= 0.75
+    elif name == "learn-a-concept":
+        for title in ("Pictures before", "Pictures by the learned words"):
+            assert judge.accuracy(pictures(server, workflow, outputs, title), "cat") >= 0.75
+        assert judge.accuracy(pictures(server, workflow, outputs, "Pictures after"), "cat") <= 0.25
+    elif name == "measure-a-patch":
+        (says,) = outputs[node_id(workflow, "What the figures say")]["text"]
+        assert re.search(r"`cat`: what its prompts do changes by \d{2,}%", says)
+        assert pictures(server, workflow, outputs, "The report").shape[0] == 1
+        file = next((server.output / "loras").glob("forget-cat-measured*"))
+        assert read_patch(file).info["report"]["evaluation"]["summary"] == says
     else:
         assert pictures(server, workflow, outputs, "Heat maps").shape[0] == 6
         assert pictures(server, workflow, outputs, "Masks").amax() == 1
