@@ -27,6 +27,8 @@ from .resteering import MAX_GRAD_NORM, PROBES, SAMPLED_AT_ONCE, add_noise, draw,
 from .settings import ForgetSettings
 
 ATTENTION, KEEP = 0.1, 1.0  # weights beside the noise's, which is 1
+ETA = 1.0  # how far beyond its target the concept's estimate is pushed in training
+MOST = 20.0  # the largest weight of an error, where there is most noise
 STRENGTHS = (0.6, 0.8, 1.0, 1.2)  # tried in the end
 LITTLE = 0.5  # of the way left between the concept and its target: more is worth a warning
 
@@ -198,18 +200,17 @@ def train_step(
     texts: Texts,
     pictures: Pictures,
     batch: Batch,
-    most: float = 0.0,
 ) -> tuple[float, dict[str, Tensor]]:
     """A step down the hybrid loss: |estimate - target|^2 for the concept, plus its attention, plus |change|^2 for what is
     near. Returns the loss and the attention maps; takes no step where the loss is not finite.
 
-    With `most`, errors of noise are weighted as errors of x0, at most so many times: by min((1 - a) / a, most) (after
-    min-SNR, Hang et al., arXiv 2303.09556), since what a picture will show is decided where there is most noise.
+    Errors of noise are weighted as errors of x0, by min((1 - a) / a, MOST) (after min-SNR, Hang et al., arXiv 2303.09556),
+    since what a picture will show is decided where there is most noise.
     """
 
-    def weight(t: Tensor) -> Tensor | float:
+    def weight(t: Tensor) -> Tensor:
         a = host.alphas_cumprod.to(batch.x_t)[t][:, None, None, None]
-        return ((1 - a) / a).clamp(max=most) if most else 1.0
+        return ((1 - a) / a).clamp(max=MOST)
 
     with lora.attached():
         with tapped(host.cross_attentions()) as maps:

@@ -18,7 +18,7 @@ from .concept import Concept, find_tokens
 from .errors import ForgetError
 from .fast import Edit, Task, edit_factors, make_edit
 from .hosts.base import MATRICES, DiffusionHost, placeholder_texts
-from .hybrid import Pictures, Texts, find_strength, finish, gather, make_batch, make_probe, sample, train_step
+from .hybrid import ETA, Pictures, Texts, find_strength, finish, gather, make_batch, make_probe, sample, train_step
 from .inversion import invert
 from .lora import CrossAttentionLoRA
 from .paraphrases import NEAR_TEMPLATES
@@ -28,8 +28,6 @@ from .settings import ForgetSettings, InvertSettings
 
 WORDS, LEARNED_STEPS, LEARNED_RATE, LEARNED_BATCH = 2, 120, 1e-2, 4  # of an attack
 NEAR = 12  # pictures of near words
-ETA = 1.0  # how far beyond its target the concept's estimate is pushed
-MOST = 20.0  # the largest weight of an error, where there is most noise
 
 
 def forget_robust(
@@ -65,7 +63,7 @@ def forget_robust(
             for _ in range(settings.steps):
                 host.check_interrupt()
                 batch = make_batch(host, texts, pictures, settings, settings.batch_size, generator, ETA)
-                loss, maps = train_step(host, lora, optimizer, texts, pictures, batch, MOST)
+                loss, maps = train_step(host, lora, optimizer, texts, pictures, batch)
                 diverged = not math.isfinite(loss)
                 if diverged:
                     break
