@@ -16,7 +16,7 @@ from .concept import Concept
 from .errors import ForgetError
 from .fast import edit_factors, make_edit
 from .hosts.base import DiffusionHost
-from .hybrid import ETA, Pictures, Reading, Texts, find_strength, finish, gather, make_batch, make_probe, train_step
+from .hybrid import Pictures, Reading, Texts, find_strength, finish, gather, make_batch, make_probe, train_step
 from .lora import CrossAttentionLoRA
 from .patch import Patch
 from .resteering import preview
@@ -65,7 +65,7 @@ def train(
     losses, totals, best, diverged = [], [probe(1.0).total], [up.detach().clone() for up in ups], False
     for step in range(settings.steps):
         host.check_interrupt()
-        batch = make_batch(host, texts, pictures, settings, settings.batch_size, generator, ETA)
+        batch = make_batch(host, texts, pictures, settings, settings.batch_size, generator)
         loss, maps = train_step(host, lora, optimizer, texts, pictures, batch)
         diverged = not math.isfinite(loss)
         if diverged:

@@ -19,7 +19,7 @@ def load_clip(folder: str) -> Callable[[Tensor, list[str]], Tensor]:
     from transformers import CLIPModel, CLIPTokenizer
 
     try:
-        model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval().float()
+        model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).float()
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ForgetError(

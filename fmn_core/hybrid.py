@@ -27,7 +27,7 @@ from .resteering import MAX_GRAD_NORM, PROBES, SAMPLED_AT_ONCE, add_noise, draw,
 from .settings import ForgetSettings
 
 ATTENTION, KEEP = 0.1, 1.0  # weights beside the noise's, which is 1
-ETA = 1.0  # how far beyond its target the concept's estimate is pushed in training
+ETA = 1.0  # how far beyond what stands in its place the concept's estimate should go
 MOST = 20.0  # the largest weight of an error, where there is most noise
 STRENGTHS = (0.6, 0.8, 1.0, 1.2)  # tried in the end
 LITTLE = 0.5  # of the way left between the concept and its target: more is worth a warning
@@ -167,12 +167,11 @@ def make_batch(
     settings: ForgetSettings,
     size: int,
     generator: torch.Generator,
-    eta: float = 0.0,
 ) -> Batch:
     """Drawn pictures, noised, with drawn prompts; call it without a patch.
 
     The target is the noise estimate where something else stands in the concept's place (Kumari et al., arXiv
-    2303.13516, eq. 4), and `eta` times as far beyond it (Gandikota et al., arXiv 2303.07345, eq. 7). In the mode `correct`
+    2303.13516, eq. 4), and ETA times as far beyond it (Gandikota et al., arXiv 2303.07345, eq. 7). In the mode `correct`
     the other thing is the dominant concept, and what it adds to the empty prompt is taken away from the word's own.
     """
     shown = draw(len(pictures.latents), size, generator)
@@ -182,8 +181,8 @@ def make_batch(
     target = host.predict(x_t, t, join([texts.places[texts.template[row]] for row in rows]))
     if settings.mode == "correct":
         target = host.predict(x_t, t, asked) - (target - host.predict(x_t, t, texts.empty.take([0] * size)))
-    elif eta:
-        target = target + eta * (target - host.predict(x_t, t, asked))
+    else:
+        target = target + ETA * (target - host.predict(x_t, t, asked))
     y_t, u, near = x_t, t, draw(len(texts.near), size, generator)
     if pictures.near is not None:  # these words' own pictures too
         own = draw(len(pictures.near), size, generator)

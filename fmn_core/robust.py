@@ -18,7 +18,7 @@ from .concept import Concept, find_tokens
 from .errors import ForgetError
 from .fast import Edit, Task, edit_factors, make_edit
 from .hosts.base import MATRICES, DiffusionHost, placeholder_texts
-from .hybrid import ETA, Pictures, Texts, find_strength, finish, gather, make_batch, make_probe, sample, train_step
+from .hybrid import Pictures, Texts, find_strength, finish, gather, make_batch, make_probe, sample, train_step
 from .inversion import invert
 from .lora import CrossAttentionLoRA
 from .paraphrases import NEAR_TEMPLATES
@@ -62,7 +62,7 @@ def forget_robust(
         with host.training(shape):
             for _ in range(settings.steps):
                 host.check_interrupt()
-                batch = make_batch(host, texts, pictures, settings, settings.batch_size, generator, ETA)
+                batch = make_batch(host, texts, pictures, settings, settings.batch_size, generator)
                 loss, maps = train_step(host, lora, optimizer, texts, pictures, batch)
                 diverged = not math.isfinite(loss)
                 if diverged:

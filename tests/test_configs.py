@@ -12,7 +12,7 @@ from fmn_core.__main__ import main
 from fmn_core.configs import forgetting_settings, inversion_settings, read_config
 from fmn_core.errors import ForgetError
 from fmn_core.patch import read_patch
-from fmn_core.settings import ForgetSettings, InvertSettings
+from fmn_core.settings import LEARNING_RATES, ForgetSettings, InvertSettings
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +140,9 @@ def test_keys_become_settings(tmp_path):
     file.write_text("Attn:\n  multi_concept: [[elon-musk, object]]\nTi:\n  instance_data_dir: x\n")
     config = read_config(file)
     assert list(config) == ["Ti", "Attn"]
-    assert forgetting_settings(config["Attn"]) == ForgetSettings(
-        preset="paper", tokens="concept and end", matrices="q k v out", resolution=512
+    assert (
+        forgetting_settings(config["Attn"])
+        == ForgetSettings(preset="paper", tokens="concept and end", matrices="q k v out", resolution=512).resolved()
     )
     assert inversion_settings(config["Ti"]) == InvertSettings(initializers="<rand-0.017>", seed=42, resolution=512)
     file.write_text(
@@ -151,7 +152,7 @@ def test_keys_become_settings(tmp_path):
     )
     config = read_config(file)
     forgetting, inversion = forgetting_settings(config["Attn"]), inversion_settings(config["Ti"])
-    assert forgetting.learning_rate == pytest.approx(2 * ForgetSettings().learning_rate)
+    assert forgetting.learning_rate == pytest.approx(2 * LEARNING_RATES["paper"])
     assert (forgetting.tokens, forgetting.seed, forgetting.batch_size) == ("concept", 7, 2)
     assert (inversion.learning_rate, inversion.norm_decay, inversion.concept_type) == (5e-3, False, "style")
     assert inversion.initializers == "<rand-0.017>|<rand-0.017>"
