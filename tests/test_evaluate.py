@@ -163,15 +163,15 @@ def test_drifts_are_ratios_of_energies():
 
 
 def test_classified_shares_are_those_of_the_benchmark():
-    from test_benchmarks import Seer
-
-    from benchmarks.quality import Picture, score
+    from benchmarks.prompts import Picture
+    from benchmarks.quality import score
 
     pictures = [Picture("a cat", 0, "cat"), Picture("a cat", 1, "cat"), Picture("a dog", 500_000, "dog"),
                 Picture("neon", 500_001, style="neon"), Picture("sepia", 500_002, style="sepia")]  # fmt: skip
     objects, styles = ["dog", "cat", "dog", "bus", "bus"], ["", "", "", "neon", "clay"]
     made = torch.zeros(5, 2, 2, 3)
-    expected = score("object", ("cat",), Seer(object=objects, style=styles), pictures, made, made)
+    seen = {"object": objects, "style": styles, "person": [""] * 5}
+    expected = score("object", pictures, seen, seen)
     probes = [
         Probe(group, p.prompt, p.object or p.style, (p.object or p.style,), "object" if p.object else "style")
         for group, p in zip(("concept", "concept", "near", "kept", "kept"), pictures, strict=True)
