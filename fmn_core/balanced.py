@@ -1,7 +1,8 @@
 """The preset `balanced`: the closed form, refined by attention re-steering under a hybrid loss.
 
 The closed form starts a LoRA on K and V. Its downs stay as they are, so what the solution leaves alone (the start token,
-the empty prompt, what is kept) stays left alone; its ups are trained.
+the empty prompt, what is kept) stays left alone; its ups are trained, on given pictures of the concept or on the model's
+own of what stands in its place: a picture that the patched model draws of the concept is one of those.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from .concept import Concept
 from .errors import ForgetError
 from .fast import edit_factors, make_edit
 from .hosts.base import DiffusionHost
-from .hybrid import Pictures, Reading, Texts, find_strength, finish, gather, make_batch, make_probe, train_step
+from .hybrid import Pictures, Reading, Texts, finish, gather, make_batch, make_probe, train_step
 from .lora import CrossAttentionLoRA
 from .patch import Patch
 from .resteering import preview
 from .settings import ForgetSettings
 
+STRENGTHS = (0.8, 0.9, 1.0, 1.1, 1.2)  # tried in the end
 CHECK, PATIENCE = 5, 3  # steps between measurements, and how many without progress end the training
 
 
@@ -36,14 +38,15 @@ def forget_balanced(
     generator = torch.Generator().manual_seed(settings.seed)
     edit = make_edit(host, concepts, settings)
     texts = Texts.of(host, edit.task)
-    pictures = gather(host, texts, settings, images, mask, generator)
+    pictures = gather(host, texts, settings, images, mask, generator, of_places=True)
     with host.training((settings.batch_size, *pictures.latents.shape[1:])):
         lora = CrossAttentionLoRA.of(host, edit_factors(host, edit, settings))
-        probe = make_probe(host, lora, texts, pictures, settings, generator)
+        probe = make_probe(host, lora, texts, pictures, settings, 0.0, generator)
         readings = {"before": probe(0.0), "fast": probe(1.0)}
         losses, diverged = train(host, lora, texts, pictures, settings, probe, generator)
-        strength = find_strength(probe)
-        readings["after"] = probe(strength)
+        tried = {strength: probe(strength) for strength in STRENGTHS}
+        strength = min(tried, key=lambda strength: tried[strength].total)
+        readings["after"] = tried[strength]
         return finish(host, lora, concepts, settings, edit, readings, strength, losses, diverged), losses
 
 
@@ -65,7 +68,7 @@ def train(
     losses, totals, best, diverged = [], [probe(1.0).total], [up.detach().clone() for up in ups], False
     for step in range(settings.steps):
         host.check_interrupt()
-        batch = make_batch(host, texts, pictures, settings, settings.batch_size, generator)
+        batch = make_batch(host, texts, pictures, settings, settings.batch_size, 0.0, generator)
         loss, maps = train_step(host, lora, optimizer, texts, pictures, batch)
         diverged = not math.isfinite(loss)
         if diverged:

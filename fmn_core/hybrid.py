@@ -27,9 +27,7 @@ from .resteering import MAX_GRAD_NORM, PROBES, SAMPLED_AT_ONCE, add_noise, draw,
 from .settings import ForgetSettings
 
 ATTENTION, KEEP = 0.1, 1.0  # weights beside the noise's, which is 1
-ETA = 1.0  # how far beyond what stands in its place the concept's estimate should go
 MOST = 20.0  # the largest weight of an error, where there is most noise
-STRENGTHS = (0.6, 0.8, 1.0, 1.2)  # tried in the end
 LITTLE = 0.5  # of the way left between the concept and its target: more is worth a warning
 
 
@@ -101,9 +99,9 @@ def join(several: list[Prompts]) -> Prompts:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures of the concepts: latents [P, C, h, w], the concept that each shows, by number, or None for given ones,
-    where in them it is [1 or P, H, W], and the pictures [P, H, W, 3] where the host can decode them; `near`: latents of
-    the first near words, one each, or none."""
+    """Pictures of the concepts or of their places: latents [P, C, h, w], the concept of each, by number, or None for given
+    ones, where in them it is [1 or P, H, W], and the pictures [P, H, W, 3] where the host can decode them; `near`: latents
+    of the first near words, one each, or none."""
 
     latents: Tensor
     concept: list[int | None]
@@ -123,14 +121,17 @@ def gather(
     images: Tensor | None,
     mask: Tensor | None,
     generator: torch.Generator,
+    of_places: bool = False,
 ) -> Pictures:
-    """The pictures to train on, given or made by the model; raises ForgetError for those that cannot be used."""
+    """The pictures to train on: those given, or the model's own of the concepts or, with `of_places`, of what stands in
+    their place. Raises ForgetError for given ones that cannot be used."""
     images, mask = prepare_pictures(host, images, mask, settings.flip)
     if images is not None:
         return Pictures(host.encode_images(images), [None] * len(images), mask, images)
     count = max(settings.num_pictures, max(texts.concept) + 1)
     rows = [i % len(texts.asked) for i in range(count)]
-    latents = sample(host, texts.asked.take(rows), texts.empty, settings, generator)
+    places = join([texts.places[texts.template[row]] for row in rows])
+    latents = sample(host, places if of_places else texts.asked.take(rows), texts.empty, settings, generator)
     return Pictures(latents, [texts.concept[row] for row in rows], None, host.decode(latents))
 
 
@@ -166,12 +167,13 @@ def make_batch(
     pictures: Pictures,
     settings: ForgetSettings,
     size: int,
+    eta: float,
     generator: torch.Generator,
 ) -> Batch:
     """Drawn pictures, noised, with drawn prompts; call it without a patch.
 
     The target is the noise estimate where something else stands in the concept's place (Kumari et al., arXiv
-    2303.13516, eq. 4), and ETA times as far beyond it (Gandikota et al., arXiv 2303.07345, eq. 7). In the mode `correct`
+    2303.13516, eq. 4), and `eta` times as far beyond it (Gandikota et al., arXiv 2303.07345, eq. 7). In the mode `correct`
     the other thing is the dominant concept, and what it adds to the empty prompt is taken away from the word's own.
     """
     shown = draw(len(pictures.latents), size, generator)
@@ -181,8 +183,8 @@ def make_batch(
     target = host.predict(x_t, t, join([texts.places[texts.template[row]] for row in rows]))
     if settings.mode == "correct":
         target = host.predict(x_t, t, asked) - (target - host.predict(x_t, t, texts.empty.take([0] * size)))
-    else:
-        target = target + ETA * (target - host.predict(x_t, t, asked))
+    elif eta:
+        target = target + eta * (target - host.predict(x_t, t, asked))
     y_t, u, near = x_t, t, draw(len(texts.near), size, generator)
     if pictures.near is not None:  # these words' own pictures too
         own = draw(len(pictures.near), size, generator)
@@ -249,11 +251,12 @@ def make_probe(
     texts: Texts,
     pictures: Pictures,
     settings: ForgetSettings,
+    eta: float,
     generator: torch.Generator,
 ) -> Callable[[float], Reading]:
     """A measurement of the LoRA at a strength, the same each time: on fixed latents, one at a time, which takes no more
     memory than training."""
-    batches = [make_batch(host, texts, pictures, settings, 1, generator) for _ in range(PROBES)]
+    batches = [make_batch(host, texts, pictures, settings, 1, eta, generator) for _ in range(PROBES)]
 
     @torch.no_grad()
     def probe(strength: float) -> Reading:
@@ -269,11 +272,6 @@ def make_probe(
         return Reading(distance / max(scale, 1e-12), drift / max(scale, 1e-12), mass)
 
     return probe
-
-
-def find_strength(probe: Callable[[float], Reading]) -> float:
-    """The strength at which a probe reads least."""
-    return min(STRENGTHS, key=lambda strength: probe(strength).total)
 
 
 def finish(

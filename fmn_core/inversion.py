@@ -110,7 +110,7 @@ def invert(
             shown = draw(len(latents), settings.batch_size, generator)
             (row,) = draw(len(named.templates), 1, generator)
             x_t, t, noise = diffuse(host, latents[shown], generator)
-            prompts = host.encode_vectors(named.templates[row], vectors).take([0] * len(x_t))
+            prompts = host.encode_vectors(named.templates[row], vectors).expand(len(x_t))
             epsilon = host.predict(x_t, t, prompts)
             error = (epsilon - noise).square()
             if weight is not None:

@@ -18,7 +18,7 @@ from .concept import Concept, find_tokens
 from .errors import ForgetError
 from .fast import Edit, Task, edit_factors, make_edit
 from .hosts.base import MATRICES, DiffusionHost, placeholder_texts
-from .hybrid import Pictures, Texts, find_strength, finish, gather, make_batch, make_probe, sample, train_step
+from .hybrid import Pictures, Texts, finish, gather, make_batch, make_probe, sample, train_step
 from .inversion import invert
 from .lora import CrossAttentionLoRA
 from .paraphrases import NEAR_TEMPLATES
@@ -28,6 +28,7 @@ from .settings import ForgetSettings, InvertSettings
 
 WORDS, LEARNED_STEPS, LEARNED_RATE, LEARNED_BATCH = 2, 120, 1e-2, 4  # of an attack
 NEAR = 12  # pictures of near words
+ETA = 1.0  # how far beyond what stands in its place the concept's estimate should go
 
 
 def forget_robust(
@@ -52,7 +53,7 @@ def forget_robust(
     shape, losses, errors, diverged = (2 * settings.batch_size, *pictures.latents.shape[1:]), [], [], False
     with host.training(shape):
         lora = start(host, edit, settings, generator)
-        probe = make_probe(host, lora, texts, pictures, settings, generator)
+        probe = make_probe(host, lora, texts, pictures, settings, ETA, generator)
         readings = {"before": probe(0.0), "fast": probe(1.0)}
         optimizer = torch.optim.AdamW(lora.parameters(), lr=settings.learning_rate, weight_decay=0)
     for round in range(settings.rounds + 1):
@@ -62,7 +63,7 @@ def forget_robust(
         with host.training(shape):
             for _ in range(settings.steps):
                 host.check_interrupt()
-                batch = make_batch(host, texts, pictures, settings, settings.batch_size, generator)
+                batch = make_batch(host, texts, pictures, settings, settings.batch_size, ETA, generator)
                 loss, maps = train_step(host, lora, optimizer, texts, pictures, batch)
                 diverged = not math.isfinite(loss)
                 if diverged:
@@ -75,10 +76,9 @@ def forget_robust(
     if not losses:
         raise ForgetError("The loss is not finite at step 1: look for broken pictures.")
     with host.training(shape):
-        strength = find_strength(probe)
-        readings["after"] = probe(strength)
+        readings["after"] = probe(1.0)
         edit = replace(edit, report=edit.report | {"error with learned words": errors})
-        return finish(host, lora, concepts, settings, edit, readings, strength, losses, diverged), losses
+        return finish(host, lora, concepts, settings, edit, readings, 1.0, losses, diverged), losses
 
 
 def start(host: DiffusionHost, edit: Edit, settings: ForgetSettings, generator: torch.Generator) -> CrossAttentionLoRA:

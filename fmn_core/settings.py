@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from .concept import TEMPLATES
 from .errors import ForgetError
 
-LEARNING_RATES = {"fast": 0.0, "paper": 5e-3, "balanced": 1e-3, "robust": 3e-3}  # of each preset
+LEARNING_RATES = {"fast": 0.0, "paper": 5e-3, "balanced": 3e-3, "robust": 3e-3}  # of each preset
 
 
 def setting(default, help: str, *, choices=None, min=None, max=None, step=None, advanced=False, multiline=False):
@@ -74,8 +74,8 @@ class ForgetSettings:
     )
     learning_rate: float = setting(
         0.0,
-        "AdamW's step size for the LoRA; 0: the preset's own (`paper` 0.005, `balanced` "
-        "0.001, `robust` 0.003). Higher forgets more and harms more.", min=0.0, max=1e-1, step=1e-6
+        "AdamW's step size for the LoRA; 0: the preset's own (`paper` 0.005, the others "
+        "0.003). Higher forgets more and harms more.", min=0.0, max=1e-1, step=1e-6
     )  # fmt: skip
     seed: int = setting(
         0, "Seed of everything random: the same inputs and seed give the same patch. `fast` has nothing random.",

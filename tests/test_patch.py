@@ -185,8 +185,9 @@ def test_chained_patches_add_up_in_any_order(patch, loaded, sample):
     one = apply_patch(apply_patch(loaded[0], patch, 1.0), other, 1.0)
     two = apply_patch(apply_patch(loaded[0], other, 1.0), patch, 1.0)
     half = apply_patch(loaded[0], patch, 0.5)
-    assert torch.allclose(sample(one, "a cat"), sample(two, "a cat"), atol=1e-4)
-    assert torch.allclose(sample(one, "a cat"), sample(half, "a cat"), atol=1e-3)
+    first, other = sample(one, "a cat"), sample(two, "a cat")
+    assert (first - other).abs().max() < 1e-4 * first.abs().max()
+    assert torch.allclose(first, sample(half, "a cat"), atol=1e-3)
 
 
 def test_slugs_are_safe_file_names():

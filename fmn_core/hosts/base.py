@@ -84,6 +84,17 @@ class Prompts:
             tokens=tuple(self.tokens[r] for r in rows),
         )
 
+    def expand(self, count: int) -> Prompts:
+        """A single prompt, so many times; unlike that of `take`, its gradient is the same from run to run on any number of
+        threads."""
+        return replace(
+            self,
+            texts=self.texts * count,
+            embeddings=self.embeddings.expand(count, -1, -1),
+            pooled=None if self.pooled is None else self.pooled.expand(count, -1),
+            tokens=self.tokens * count,
+        )
+
 
 def placeholder_texts(template: str, count: int) -> list[str]:
     """The template with `count` tokens in the place of `{}`, twice: they differ in just the columns to fill."""
