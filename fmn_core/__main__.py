@@ -82,18 +82,19 @@ def run_evaluate(options: argparse.Namespace) -> None:
     from .report_picture import draw_report
 
     settings, patch = take_settings(options, EvaluateSettings), read_patch(options.file)
-    if options.out:
-        require_new(options.out)
+    for path in (options.out, options.json, options.picture):
+        if path:
+            require_new(path)
     images = read_images(options.images) if options.images else None
     scorer = load_clip(options.clip) if options.clip else None
     host = DiffusersHost(load_pipeline(options.model, options.device), settings.resolution)
     evaluation = evaluate(host, patch, settings, clip=scorer, images=images)
+    if options.out:
+        save_patch(with_evaluation(patch, evaluation.report), options.out)
     if options.json:
         options.json.write_text(json.dumps(evaluation.report, indent=1))
     if options.picture:
         save_picture(draw_report(evaluation), options.picture)
-    if options.out:
-        save_patch(with_evaluation(patch, evaluation.report), options.out)
     print(evaluation.report["summary"])
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager
 
 from torch import Tensor
 
 from .hosts.base import MATRICES, DiffusionHost
+from .lora import CrossAttentionLoRA
 from .patch import ALPHA, DOWN, UP, Patch, check_fits, model_shapes
 
 
@@ -22,20 +22,10 @@ def patch_factors(host: DiffusionHost, patch: Patch) -> dict[tuple[str, str], tu
     return found
 
 
-@contextmanager
-def applied(host: DiffusionHost, patch: Patch, strength: float = 1.0) -> Iterator[None]:
+def applied(host: DiffusionHost, patch: Patch, strength: float = 1.0) -> AbstractContextManager[None]:
     """Context in which the host's cross-attention computes W x + strength up (down x), and its weights stay as they are.
 
     Raises ForgetError where the patch was made for another architecture.
     """
     check_fits(patch, model_shapes(host), host.model_name())
-
-    def add(up: Tensor, down: Tensor):
-        return lambda module, args, output: output + (args[0].to(down) @ down.T @ up.T * strength).to(output.dtype)
-
-    layers = host.cross_attentions()
-    with ExitStack() as stack:
-        for (layer, matrix), factors in patch_factors(host, patch).items():
-            up, down = (factor.to(host.device) for factor in factors)
-            stack.callback(layers[layer].linear(matrix).register_forward_hook(add(up, down)).remove)
-        yield
+    return CrossAttentionLoRA.of(host, patch_factors(host, patch)).requires_grad_(False).attached(strength)

@@ -2,7 +2,7 @@
 
 The closed form starts a LoRA on K and V. Its downs stay as they are, so what the solution leaves alone (the start token,
 the empty prompt, what is kept) stays left alone; its ups are trained, on given pictures of the concept or on the model's
-own of what stands in its place: a picture that the patched model draws of the concept is one of those.
+own of what stands in its place, since the patched model draws such a picture when it is asked for the concept.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def forget_balanced(
     edit = make_edit(host, concepts, settings)
     texts = Texts.of(host, edit.task)
     pictures = gather(host, texts, settings, images, mask, generator, of_places=True)
-    with host.training((settings.batch_size, *pictures.latents.shape[1:])):
+    with host.training((2 * settings.batch_size, *pictures.latents.shape[1:])):  # the concept's prompts and near ones
         lora = CrossAttentionLoRA.of(host, edit_factors(host, edit, settings))
         probe = make_probe(host, lora, texts, pictures, settings, 0.0, generator)
         readings = {"before": probe(0.0), "fast": probe(1.0)}
-        losses, diverged = train(host, lora, texts, pictures, settings, probe, generator)
+        losses, diverged = train(host, lora, texts, pictures, settings, probe, readings["fast"].total, generator)
         tried = {strength: probe(strength) for strength in STRENGTHS}
         strength = min(tried, key=lambda strength: tried[strength].total)
         readings["after"] = tried[strength]
@@ -57,15 +57,17 @@ def train(
     pictures: Pictures,
     settings: ForgetSettings,
     probe: Callable[[float], Reading],
+    first: float,
     generator: torch.Generator,
 ) -> tuple[list[float], bool]:
-    """Trains the ups until the steps are up or the probe has not fallen for a while, and leaves the best of them.
+    """Trains the ups until the steps are up or the probe, `first` at the start, has not fallen for a while, and leaves the
+    best of them.
 
     Returns the loss of each step, and whether the last was not finite, which ends it.
     """
     ups = [adapter.up for adapter in lora.values()]
     optimizer = torch.optim.AdamW(ups, lr=settings.learning_rate, weight_decay=0)
-    losses, totals, best, diverged = [], [probe(1.0).total], [up.detach().clone() for up in ups], False
+    losses, totals, best, diverged = [], [first], [up.detach().clone() for up in ups], False
     for step in range(settings.steps):
         host.check_interrupt()
         batch = make_batch(host, texts, pictures, settings, settings.batch_size, 0.0, generator)

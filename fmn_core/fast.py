@@ -32,6 +32,7 @@ class Task:
     type: str
     mode: str
     templates: tuple[str, ...]
+    asked: tuple[str, ...]  # the few of them that are trained with
     names: dict[str, tuple[str, ...]]  # of each concept: what the user calls it, and words that mean the same
     also: list[str]  # the latter
     other: str  # what replaces the concept, or what overshadows it
@@ -120,7 +121,8 @@ def plan(lexicon: Lexicon, concepts: tuple[Concept, ...], settings: ForgetSettin
     elif settings.mode == "replace":
         stay |= lexicon.same(lexicon.likeness([replacement], type))
     likeness = {name: lexicon.likeness(names, type) for name, names in subjects.items()}
-    also = {name: sorted(lexicon.same(like) - stay - known(subjects)) for name, like in likeness.items()}
+    alike = {n: set().union(*(lexicon.same(lexicon.likeness([other], type)) for other in subjects[n])) for n in subjects}
+    also = {name: sorted(several - stay - known(subjects)) for name, several in alike.items()}
     names = {name: (*several, *also[name]) for name, several in subjects.items()}
     # Of many concepts, each gets fewer templates and neighbours.
     neighbours = (w for like in likeness.values() for w in lexicon.neighbours(like, max(2, NEIGHBOURS // len(names))))
@@ -130,6 +132,7 @@ def plan(lexicon: Lexicon, concepts: tuple[Concept, ...], settings: ForgetSettin
         type=type,
         mode=settings.mode,
         templates=templates[: max(4, 2 * len(templates) // len(names))],
+        asked=templates if custom else NEAR_TEMPLATES[type],
         names=names,
         also=[word for several in also.values() for word in several],
         other={"remove": "", "replace": replacement, "correct": concepts[0].name}[settings.mode],

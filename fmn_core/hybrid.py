@@ -6,8 +6,9 @@ estimates where something else stands in its place, while estimates for near wor
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from .attention import concept_mass, tapped
 from .concept import Concept, concept_columns
+from .errors import ForgetError
 from .fast import Edit, Task
 from .hosts.base import DiffusionHost, Prompts
 from .lora import CrossAttentionLoRA
@@ -27,6 +29,7 @@ from .resteering import MAX_GRAD_NORM, PROBES, SAMPLED_AT_ONCE, add_noise, draw,
 from .settings import ForgetSettings
 
 ATTENTION, KEEP = 0.1, 1.0  # weights beside the noise's, which is 1
+SCALE = 2.0**16  # of the loss, since half precision would round the gradient of a mean to zero; exact in single
 MOST = 20.0  # the largest weight of an error, where there is most noise
 LITTLE = 0.5  # of the way left between the concept and its target: more is worth a warning
 
@@ -46,17 +49,18 @@ class Texts:
 
     @classmethod
     def of(cls, host: DiffusionHost, task: Task) -> Texts:
-        templates = NEAR_TEMPLATES[task.type]
         named = [(c, name) for c, names in enumerate(task.names.values()) for name in names]
-        rows = [(c, name, i, fill(t, name)) for i, t in enumerate(templates) for c, name in named]
+        rows = [(c, name, i, fill(t, name)) for i, t in enumerate(task.asked) for c, name in named]
         place = [task.other] if task.other else task.neutral
+        asked = host.encode([text for *_, text in rows])
+        columns = [concept_columns(host, name, text, "concept") for _, name, _, text in rows]
         return cls(
-            asked=host.encode([text for *_, text in rows]),
-            columns=torch.stack([concept_columns(host, name, text, "concept") for _, name, _, text in rows]).to(host.device),
+            asked=asked,
+            columns=torch.stack([tiled(column, asked.embeddings.shape[1]) for column in columns]).to(host.device),
             concept=[c for c, *_ in rows],
             template=[i for _, _, i, _ in rows],
-            places=[mean_prompt(host.encode([fill(template, word) for word in place])) for template in templates],
-            near=host.encode([fill(templates[0], word) for word in (*task.neighbours, *task.keep)] or [""]),
+            places=[mean_prompt(host.encode([fill(template, word) for word in place])) for template in task.asked],
+            near=host.encode([fill(NEAR_TEMPLATES[task.type][0], word) for word in (*task.neighbours, *task.keep)] or [""]),
             empty=host.encode([""]),
         )
 
@@ -66,10 +70,12 @@ class Texts:
 
     def with_row(self, prompt: Prompts, columns: Tensor, concept: int, template: int) -> Texts:
         """The same with one more prompt of a concept, its columns [T]."""
+        asked = join([self.asked, prompt])
+        both = [tiled(own, asked.embeddings.shape[1]) for own in (*self.columns, columns.to(self.columns.device))]
         return replace(
             self,
-            asked=join([self.asked, prompt]),
-            columns=torch.cat([self.columns, columns[None].to(self.columns.device)]),
+            asked=asked,
+            columns=torch.stack(both),
             concept=[*self.concept, concept],
             template=[*self.template, template],
         )
@@ -78,7 +84,8 @@ class Texts:
 def mean_prompt(several: Prompts) -> Prompts:
     """What encoded prompts have in common, as one prompt: of those that are as long as most."""
     ends = [[token.kind for token in tokens].index("end") for tokens in several.tokens]
-    alike = several.take([row for row, end in enumerate(ends) if end == statistics.mode(ends)])
+    common = statistics.mode(ends)
+    alike = several.take([row for row, end in enumerate(ends) if end == common])
     return replace(
         alike.take([0]),
         embeddings=alike.embeddings.mean(0, keepdim=True),
@@ -87,14 +94,20 @@ def mean_prompt(several: Prompts) -> Prompts:
 
 
 def join(several: list[Prompts]) -> Prompts:
-    """Encoded prompts of one length as one batch."""
+    """Encoded prompts as one batch, tiled to a common length where they differ, as hosts do."""
     pooled = [p.pooled for p in several]
+    length = math.lcm(*(p.embeddings.shape[1] for p in several))
     return Prompts(
         sum((p.texts for p in several), ()),
-        torch.cat([p.embeddings for p in several]),
+        torch.cat([p.embeddings.repeat(1, length // p.embeddings.shape[1], 1) for p in several]),
         None if pooled[0] is None else torch.cat(pooled),
-        sum((p.tokens for p in several), ()),
+        tuple(row * (length // len(row)) for p in several for row in p.tokens),
     )
+
+
+def tiled(columns: Tensor, length: int) -> Tensor:
+    """A mask [T] repeated to this length."""
+    return columns.repeat(length // len(columns))
 
 
 @dataclass(frozen=True)
@@ -128,19 +141,26 @@ def gather(
     images, mask = prepare_pictures(host, images, mask, settings.flip)
     if images is not None:
         return Pictures(host.encode_images(images), [None] * len(images), mask, images)
-    count = max(settings.num_pictures, max(texts.concept) + 1)
-    rows = [i % len(texts.asked) for i in range(count)]
+    own = [texts.rows(concept) for concept in range(max(texts.concept) + 1)]
+    turns = [divmod(i, len(own)) for i in range(max(settings.num_pictures, len(own)))]
+    rows = [own[concept][turn % len(own[concept])] for turn, concept in turns]  # every concept gets one before a second
     places = join([texts.places[texts.template[row]] for row in rows])
     latents = sample(host, places if of_places else texts.asked.take(rows), texts.empty, settings, generator)
     return Pictures(latents, [texts.concept[row] for row in rows], None, host.decode(latents))
 
 
 def sample(
-    host: DiffusionHost, asked: Prompts, empty: Prompts, settings: ForgetSettings, generator: torch.Generator
+    host: DiffusionHost,
+    asked: Prompts,
+    empty: Prompts,
+    settings: ForgetSettings,
+    generator: torch.Generator,
+    shape: Sequence[int] | None = None,
 ) -> Tensor:
-    """Latents of a picture for each prompt."""
-    with host.training((SAMPLED_AT_ONCE, *host.latent_shape())):
-        return sample_pairs(host, asked, empty, None, settings, generator)[0]
+    """Latents of a picture for each prompt, of a shape [C, h, w] that may be other than the model's own."""
+    shape = shape or host.latent_shape()
+    with host.training((SAMPLED_AT_ONCE, *shape)):
+        return sample_pairs(host, asked, empty, None, settings, generator, shape)[0]
 
 
 @dataclass(frozen=True)
@@ -203,7 +223,7 @@ def train_step(
     batch: Batch,
 ) -> tuple[float, dict[str, Tensor]]:
     """A step down the hybrid loss: |estimate - target|^2 for the concept, plus its attention, plus |change|^2 for what is
-    near. Returns the loss and the attention maps; takes no step where the loss is not finite.
+    near. Returns the loss and the attention maps; takes no step where the loss or its gradient is not finite.
 
     Errors of noise are weighted as errors of x0, by min((1 - a) / a, MOST) (after min-SNR, Hang et al., arXiv 2303.09556),
     since what a picture will show is decided where there is most noise.
@@ -225,8 +245,11 @@ def train_step(
     loss = noise + ATTENTION * attention + KEEP * drift
     if torch.isfinite(loss):
         parameters = optimizer.param_groups[0]["params"]
-        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-            parameter.grad = gradient
+        gradients = torch.autograd.grad(loss * SCALE, parameters)
+        if not all(gradient.isfinite().all() for gradient in gradients):
+            return math.nan, maps
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient / SCALE
         torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
         optimizer.step()
     return loss.item(), maps
@@ -257,19 +280,22 @@ def make_probe(
     """A measurement of the LoRA at a strength, the same each time: on fixed latents, one at a time, which takes no more
     memory than training."""
     batches = [make_batch(host, texts, pictures, settings, 1, eta, generator) for _ in range(PROBES)]
+    with torch.no_grad():
+        untouched = [host.predict(batch.x_t, batch.t, batch.asked) - batch.target for batch in batches]
+    scale = max(sum(error.square().mean().item() for error in untouched), 1e-12)
 
     @torch.no_grad()
     def probe(strength: float) -> Reading:
-        distance = drift = scale = mass = 0.0
+        distance = drift = mass = 0.0
         for batch in batches:
+            host.check_interrupt()
             with lora.attached(strength):
                 with tapped(host.cross_attentions()) as maps:
                     epsilon = host.predict(batch.x_t, batch.t, batch.asked)
                 drift += (host.predict(batch.y_t, batch.u, batch.near) - batch.kept).square().mean().item()
             distance += (epsilon - batch.target).square().mean().item()
             mass += concept_mass(maps, texts.columns[batch.rows]).item() / PROBES
-            scale += (host.predict(batch.x_t, batch.t, batch.asked) - batch.target).square().mean().item()
-        return Reading(distance / max(scale, 1e-12), drift / max(scale, 1e-12), mass)
+        return Reading(distance / scale, drift / scale, mass)
 
     return probe
 
@@ -286,7 +312,9 @@ def finish(
     diverged: bool,
 ) -> Patch:
     """The patch of a trained LoRA at a strength, with its report; `readings` are of the model `before`, of the `fast`
-    edit and `after`."""
+    edit and `after`. Raises ForgetError where that is not finite."""
+    if not all(map(math.isfinite, readings["after"])):
+        raise ForgetError("The trained patch gives no finite estimates: lower the learning rate.")
     report = edit.report | {
         "steps": len(losses),
         "loss": [losses[0], losses[-1]],

@@ -148,8 +148,12 @@ def invert(
 def probe_error(host: DiffusionHost, probe: tuple[Tensor, Tensor, Tensor], template: str, vectors: WordVectors) -> float:
     """The mean squared error of the noise estimate over fixed x_t, t and epsilon, one at a time."""
     prompts = host.encode_vectors(template, vectors)
-    parts = (tuple(x[i : i + 1] for x in probe) for i in range(PROBES))
-    return sum((host.predict(x_t, t, prompts) - noise).square().mean().item() for x_t, t, noise in parts) / PROBES
+    errors = []
+    for i in range(PROBES):
+        host.check_interrupt()
+        x_t, t, noise = (x[i : i + 1] for x in probe)
+        errors.append((host.predict(x_t, t, prompts) - noise).square().mean().item())
+    return sum(errors) / PROBES
 
 
 def first_vectors(

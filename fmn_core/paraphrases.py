@@ -20,6 +20,7 @@ from .hosts.base import DiffusionHost, Token
 
 PADDING = 3  # columns read after the end token; the further ones say the same again
 SAME_MEANING = 0.8  # likeness from which a word is another name of the concept
+MOST_NAMES = 8
 FAR = 0.5  # and below which it says nothing of it
 
 TEMPLATES = {
@@ -87,7 +88,7 @@ class Reading:
     @property
     def end(self) -> Tensor:
         """The end token's column [D], which sums the prompt up."""
-        return self.columns[-1 - PADDING].double()
+        return self.columns[[token.kind for token in self.tokens].index("end")].double()
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,9 @@ class Reader:
                 lengths.setdefault(len(tokens), {})[text] = tokens
         for length, several in sorted(lengths.items()):
             self.host.check_interrupt()
-            columns = self.host.contexts(list(several), length).cpu()
-            self.known |= {text: Reading(tokens, c) for (text, tokens), c in zip(several.items(), columns, strict=True)}
+            contexts = self.host.contexts(list(several), length).cpu()
+            for (text, tokens), columns in zip(several.items(), contexts, strict=True):
+                self.known[text] = Reading(tokens[: len(columns)], columns)
         return [self.known[text] for text in texts]
 
     def place(self, template: str, name: str) -> Place | None:
@@ -200,8 +202,10 @@ class Lexicon(Reader):
         return torch.where(mine, likeness, -1.0)
 
     def same(self, likeness: Tensor) -> set[str]:
-        """The words that are other names of a concept."""
-        return {word for word, like in zip(self.words, likeness, strict=True) if like >= SAME_MEANING}
+        """The words that are other names of a concept; none where they are many, since then the text encoder does not know
+        the name and takes many words for one."""
+        same = {word for word, like in zip(self.words, likeness, strict=True) if like >= SAME_MEANING}
+        return same if len(same) <= MOST_NAMES else set()
 
     def neighbours(self, likeness: Tensor, most: int) -> list[str]:
         """The words most like a concept that are not its other names."""

@@ -120,7 +120,8 @@ def metadata(patch: Patch, name: str) -> dict[str, str]:
     info, base = patch.info, patch.info["base"]
     version, architecture = FAMILIES[base["family"]]
     trained = info["settings"].get("preset") != "fast"
-    training = {f"ss_{key}": str(info["settings"][key]) for key in ("steps", "learning_rate") if trained}
+    taken = info["settings"] | {key: info["report"][key] for key in ("steps",) if key in info["report"]}
+    training = {f"ss_{key}": str(taken[key]) for key in ("steps", "learning_rate") if trained}
     title, digest = f"Forget {info['concept']}", tensor_hash(patch)
     return {
         "ss_base_model_version": version,

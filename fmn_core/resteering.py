@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import torch
@@ -97,10 +97,11 @@ def sample_pairs(
     ignored: Tensor | None,
     settings: ForgetSettings,
     generator: torch.Generator,
+    shape: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Latents [B, C, h, w] of pictures that the model makes of each prompt and, where `ignored` [B, T] names columns, of
-    those it makes of the same noise with the attention to them set to zero."""
-    noise = torch.randn(len(asked), *host.latent_shape(), generator=generator).to(host.device)
+    those it makes of the same noise with the attention to them set to zero; `shape` [C, h, w] if not the model's own."""
+    noise = torch.randn(len(asked), *(shape or host.latent_shape()), generator=generator).to(host.device)
 
     def sample(ignored: Tensor | None = None) -> Tensor:
         parts = []

@@ -21,12 +21,11 @@ from .hosts.base import MATRICES, DiffusionHost, placeholder_texts
 from .hybrid import Pictures, Texts, finish, gather, make_batch, make_probe, sample, train_step
 from .inversion import invert
 from .lora import CrossAttentionLoRA
-from .paraphrases import NEAR_TEMPLATES
 from .patch import Patch
 from .resteering import preview
 from .settings import ForgetSettings, InvertSettings
 
-WORDS, LEARNED_STEPS, LEARNED_RATE, LEARNED_BATCH = 2, 120, 1e-2, 4  # of an attack
+WORDS, LEARNED_STEPS, LEARNED_RATE, LEARNED_BATCH = 2, 120, 1e-2, 2  # of an attack
 NEAR = 12  # pictures of near words
 ETA = 1.0  # how far beyond what stands in its place the concept's estimate should go
 
@@ -49,8 +48,10 @@ def forget_robust(
     texts = Texts.of(host, edit.task)
     pictures = gather(host, texts, settings, images, mask, generator)
     near = texts.near.take([*range(min(NEAR, len(texts.near)))])
-    pictures = replace(pictures, near=sample(host, near, texts.empty, settings, generator))
-    shape, losses, errors, diverged = (2 * settings.batch_size, *pictures.latents.shape[1:]), [], [], False
+    shape = pictures.latents.shape[1:]
+    pictures = replace(pictures, near=sample(host, near, texts.empty, settings, generator, shape))
+    shape = (3 * settings.batch_size, *shape)  # the concept's prompts, near ones on its pictures and on their own
+    losses, errors, diverged = [], [], False
     with host.training(shape):
         lora = start(host, edit, settings, generator)
         probe = make_probe(host, lora, texts, pictures, settings, ETA, generator)
@@ -58,16 +59,18 @@ def forget_robust(
         optimizer = torch.optim.AdamW(lora.parameters(), lr=settings.learning_rate, weight_decay=0)
     for round in range(settings.rounds + 1):
         if round:
-            texts, error = attack(host, lora, edit.task, texts, pictures, settings.seed + round)
+            texts, error = attack(host, lora, edit.task, texts, pictures, (settings.seed + round) % 2**64)
             errors.append(error)
         with host.training(shape):
             for _ in range(settings.steps):
                 host.check_interrupt()
                 batch = make_batch(host, texts, pictures, settings, settings.batch_size, ETA, generator)
+                before = [parameter.detach().clone() for parameter in lora.parameters()]
                 loss, maps = train_step(host, lora, optimizer, texts, pictures, batch)
                 diverged = not math.isfinite(loss)
                 if diverged:
                     break
+                good = before
                 losses.append(loss)
                 shown = preview(maps, texts.columns[batch.rows], pictures.images, batch.shown, batch.x_t)
                 host.progress(len(losses), settings.steps * (settings.rounds + 1), shown)
@@ -76,6 +79,10 @@ def forget_robust(
     if not losses:
         raise ForgetError("The loss is not finite at step 1: look for broken pictures.")
     with host.training(shape):
+        if diverged:
+            with torch.no_grad():
+                for parameter, value in zip(lora.parameters(), good, strict=True):
+                    parameter.copy_(value)
         readings["after"] = probe(1.0)
         edit = replace(edit, report=edit.report | {"error with learned words": errors})
         return finish(host, lora, concepts, settings, edit, readings, 1.0, losses, diverged), losses
@@ -95,7 +102,7 @@ def start(host: DiffusionHost, edit: Edit, settings: ForgetSettings, generator: 
 def attack(
     host: DiffusionHost, lora: CrossAttentionLoRA, task: Task, texts: Texts, pictures: Pictures, seed: int
 ) -> tuple[Texts, float]:
-    """The prompts with words learned for each concept, in every template of near words, on the patched model; and the
+    """The prompts with words learned for each concept, in every template, on the patched model; and the
     mean error of its noise estimates with them."""
     inverting = InvertSettings(
         concept_type=task.type,
@@ -112,7 +119,7 @@ def attack(
         errors.append(inversion.after)
         with host.training((1, *host.latent_shape()), text=True), torch.no_grad():
             words = {name: vectors.to(host.device) for name, vectors in inversion.vectors.items()}
-            for index, template in enumerate(NEAR_TEMPLATES[task.type]):
+            for index, template in enumerate(task.asked):
                 prompt = host.encode_vectors(template, words)
                 columns = torch.zeros(prompt.embeddings.shape[1], dtype=torch.bool)
                 columns[find_tokens(prompt.tokens[0], sought)[0]] = True

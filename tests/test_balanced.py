@@ -11,7 +11,7 @@ from fmn_core.concept import make_concepts
 from fmn_core.errors import ForgetError
 from fmn_core.fast import make_edit
 from fmn_core.forget import forget, summary
-from fmn_core.hybrid import Texts
+from fmn_core.hybrid import Texts, gather
 from fmn_core.paraphrases import NEAR_TEMPLATES, fill
 from fmn_core.patch import ALPHA, DOWN, UP, serialize
 from fmn_core.settings import ForgetSettings
@@ -103,6 +103,64 @@ def test_modes(host, mode):
     patch, _ = forget(host, "lion", replace(QUICK, mode=mode, replacement="tiger", steps=2))
     report = patch.info["report"]
     assert report["distance"]["after"] < 1 and list(report["erased"]) == ["tiger" if mode == "correct" else "lion"]
+
+
+def test_every_concept_gets_its_pictures(host):
+    """However many names the first has."""
+    edit = make_edit(host, make_concepts("cat, kitten, tabby\ndog"), QUICK)
+    texts, generator = Texts.of(host, edit.task), torch.Generator().manual_seed(0)
+    assert set(gather(host, texts, QUICK, None, None, generator).concept) == {0, 1}
+
+
+def test_long_names_are_read_as_far_as_the_text_encoder_goes(host):
+    texts = Texts.of(host, make_edit(host, make_concepts("cat"), replace(QUICK, keep=" ".join(["dog"] * 72))).task)
+    assert texts.columns.shape == texts.asked.embeddings.shape[:2]
+    longer = texts.with_row(host.encode([" ".join(["dog"] * 100)]), torch.ones(154, dtype=torch.bool), 0, 0)
+    assert longer.columns.shape == longer.asked.embeddings.shape[:2] == (len(texts.asked) + 1, 154)
+    for count in (72, 80):
+        patch, _ = forget(host, "dog, " + " ".join(["cat"] * count), replace(QUICK, preset="fast"))
+        assert patch.info["report"]["erased"]["dog"] > 0.5
+
+
+def test_gradients_survive_half_precision_and_none_is_infinite(host, monkeypatch):
+    """The same step with the loss scaled and not: in single precision equal, so the scale is taken off again."""
+    from fmn_core import hybrid
+
+    scaled = forget(host, "cat", replace(QUICK, steps=2))[1]
+    monkeypatch.setattr(hybrid, "SCALE", 1.0)
+    assert forget(host, "cat", replace(QUICK, steps=2))[1] == pytest.approx(scaled, rel=1e-5)
+    monkeypatch.setattr(hybrid, "SCALE", float("inf"))
+    with pytest.raises(ForgetError, match="not finite at step 1"):
+        forget(host, "cat", QUICK)
+
+
+def test_robust_keeps_the_last_good_state(host, monkeypatch):
+    from fmn_core import robust
+
+    step, taken = robust.train_step, []
+
+    def breaking(host, lora, optimizer, *rest):
+        taken.append(None)
+        if len(taken) == 3:
+            with torch.no_grad():
+                for parameter in lora.parameters():
+                    parameter.fill_(float("nan"))
+        return step(host, lora, optimizer, *rest)
+
+    monkeypatch.setattr(robust, "train_step", breaking)
+    monkeypatch.setattr(robust, "NEAR", 1)
+    patch, losses = forget(host, "cat", replace(QUICK, preset="robust", rounds=1, steps=4))
+    assert len(losses) == 2 and "diverged after 2 steps" in patch.info["report"]["warnings"][0]
+
+
+def test_robust_takes_pictures_of_any_shape_and_the_largest_seed(host, monkeypatch):
+    from fmn_core import robust
+
+    monkeypatch.setattr(robust, "LEARNED_STEPS", 2)
+    monkeypatch.setattr(robust, "NEAR", 1)
+    images = torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(0))
+    _, losses = forget(host, "cat", replace(QUICK, preset="robust", rounds=1, steps=1, seed=2**64 - 1), images)
+    assert len(losses) == 2
 
 
 def test_given_pictures_and_a_mask(host):
