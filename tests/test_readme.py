@@ -39,7 +39,10 @@ def test_the_demo_takes_an_installed_comfyui_another_concept_and_serves(comfyui,
     """`--comfyui`, `--python`, `--serve` and `--concept rose`, in one run."""
     options = ["--concept", "rose", "--comfyui", str(comfyui), "--python", sys.executable, "--serve", "--out", str(tmp_path)]
     command = [sys.executable, "install.py", "demo", *options]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores Ctrl+C
+    )  # fmt: skip
     try:
         url = next(re.search(r"Open (\S+)", line)[1] for line in process.stdout if line.startswith("Open "))
         base, query = url.split("/?")
