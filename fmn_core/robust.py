@@ -1,4 +1,4 @@
-"""The preset `robust`: a patch that words learned to bring the concept back cannot easily undo.
+"""The preset `robust`: a patch trained against words that are learned to bring the concept back.
 
 The closed form starts a LoRA on all four projections of the cross-attention. It is trained in rounds under the hybrid
 loss, and between them words are learned with which the model so far draws the concept again (the attack of Circumventing
@@ -102,8 +102,8 @@ def start(host: DiffusionHost, edit: Edit, settings: ForgetSettings, generator: 
 def attack(
     host: DiffusionHost, lora: CrossAttentionLoRA, task: Task, texts: Texts, pictures: Pictures, seed: int
 ) -> tuple[Texts, float]:
-    """The prompts with words learned for each concept, in every template, on the patched model; and the
-    mean error of its noise estimates with them."""
+    """The prompts with words learned for each concept, in every template, on the patched model; and the mean error of its
+    noise estimates with them."""
     inverting = InvertSettings(
         concept_type=task.type,
         initializers="|".join(["<rand-1>"] * WORDS),
