@@ -24,14 +24,13 @@ import torch
 
 from benchmarks.baselines import applied
 from benchmarks.methods import METHODS
-from benchmarks.prompts import QUICK, SEEN, TARGETS, TEN, UNKNOWN, Picture, asked_for, half_the_vocabulary, kept
+from benchmarks.prompts import HEAD, QUICK, SEEN, TARGETS, TEN, UNKNOWN, Picture, asked_for, half_the_vocabulary, kept
 from benchmarks.robustness import learned_back
 from demo.evaluate import BATCH, sample
 from demo.host import load_embedded_model
 from demo.judge import LABELS, Judge
 from demo.vocabulary import OBJECTS, with_article
 
-HEAD = {"object": "object", "style": "style", "identity": "person"}  # the judge's word for each kind
 CROSS = {"object": "style", "style": "object", "identity": "object"}
 WORKERS = 2  # processes of one thread each: on two cores they draw a third more than one process of two
 SECONDS_A_PICTURE = 0.7  # on one core, for the estimate

@@ -5,6 +5,7 @@ from functools import cache
 import torch
 
 from benchmarks.baselines import applied
+from benchmarks.prompts import HEAD
 from demo.evaluate import GUIDANCE, STEPS, sample
 from fmn_core.concept import TEMPLATES
 from fmn_core.inversion import invert
@@ -14,7 +15,6 @@ from fmn_core.settings import InvertSettings
 
 ANCHORS, SHOWN = 8, 8
 ATTACKED = ("cat", "rose", "neon", "ada")  # alone: an inversion takes longer than all the pictures of a target
-HEAD = {"object": "object", "style": "style", "identity": "person"}
 
 
 @cache

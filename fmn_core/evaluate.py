@@ -12,7 +12,6 @@ from .applied import applied, patch_factors
 from .errors import ForgetError
 from .hosts.base import DiffusionHost
 from .measures import (
-    AT_ONCE,
     adversarial_token,
     attention_to,
     clip_scores,
@@ -22,13 +21,13 @@ from .measures import (
     noised,
     picture_change,
     prompt_drift,
-    sample_pictures,
     unlearn_canvas,
 )
 from .paraphrases import Lexicon
-from .patch import Patch
+from .patch import Patch, check_fits, model_shapes
 from .probes import GROUPS, Probe, Subjects, concept_masks, find_probes, probe_columns, subjects_of
 from .recovery import recover
+from .sampling import AT_ONCE, sample_pictures
 from .settings import EvaluateSettings
 from .verdict import verdict
 
@@ -63,8 +62,7 @@ def evaluate(
     does not fit the model or does not say what it forgets.
     """
     subjects = subjects_of(patch, settings.keep)
-    with applied(host, patch):
-        pass  # whether it fits, before the work begins
+    check_fits(patch, model_shapes(host), host.model_name())
     lexicon = Lexicon(host)
     probes = find_probes(host, lexicon, patch, subjects, settings.prompts)
     factors = {target: (up * settings.strength, down) for target, (up, down) in patch_factors(host, patch).items()}
@@ -134,7 +132,7 @@ def measure(host: DiffusionHost, patch: Patch, probes: list[Probe], settings: Ev
 
         def sample() -> Tensor:
             asked = prompts.take(drawn)
-            return sample_pictures(host, noise, asked, empty, settings.steps, settings.guidance, told)
+            return sample_pictures(host, noise, asked, empty, settings.steps, settings.guidance, progress=told)
 
         before = sample()
         x_t, t, _ = noised(host, before[:: settings.pictures], settings.seed)

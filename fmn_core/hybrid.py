@@ -25,7 +25,8 @@ from .losses import mean_attention_loss
 from .paraphrases import NEAR_TEMPLATES, fill
 from .patch import Patch, make_patch
 from .pictures import prepare_pictures
-from .resteering import MAX_GRAD_NORM, PROBES, SAMPLED_AT_ONCE, add_noise, draw, region_of, sample_pairs
+from .resteering import MAX_GRAD_NORM, PROBES, add_noise, draw, region_of, sample_pairs
+from .sampling import AT_ONCE
 from .settings import ForgetSettings
 
 ATTENTION, KEEP = 0.1, 1.0  # weights beside the noise's, which is 1
@@ -159,7 +160,7 @@ def sample(
 ) -> Tensor:
     """Latents of a picture for each prompt, of a shape [C, h, w] that may be other than the model's own."""
     shape = shape or host.latent_shape()
-    with host.training((SAMPLED_AT_ONCE, *shape)):
+    with host.training((AT_ONCE, *shape)):
         return sample_pairs(host, asked, empty, None, settings, generator, shape)[0]
 
 

@@ -15,7 +15,8 @@ from .errors import ForgetError
 from .hosts.base import DiffusionHost, WordVectors
 from .losses import predicted_x0
 from .pictures import prepare_pictures
-from .resteering import SAMPLED_AT_ONCE, diffuse, draw, sample_pairs
+from .resteering import diffuse, draw, sample_pairs
+from .sampling import AT_ONCE
 from .settings import ForgetSettings, InvertSettings
 from .words import NOUNS
 
@@ -71,7 +72,7 @@ def make_latents(host: DiffusionHost, settings: InvertSettings, concept: str) ->
     (named,) = make_concepts(" ".join(concept.splitlines()), settings.concept_type, settings.template)
     prompts, empty = host.encode([prompt for prompt, _ in named.prompts]), host.encode([""])
     sampling = ForgetSettings(sampling_steps=settings.sampling_steps, guidance=settings.guidance)
-    with host.training((SAMPLED_AT_ONCE, *host.latent_shape())):
+    with host.training((AT_ONCE, *host.latent_shape())):
         generator = torch.Generator().manual_seed(settings.seed)
         rows = [i % len(prompts) for i in range(settings.num_pictures)]
         return sample_pairs(host, prompts.take(rows), empty, None, sampling, generator)[0]

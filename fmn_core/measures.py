@@ -14,25 +14,12 @@ from torch import Tensor
 
 from .attention import concept_mass, layer_size, tapped
 from .hosts.base import DiffusionHost, Prompts
-from .sampling import sample_ddim
+from .sampling import AT_ONCE
 
 NOISE_LEVELS = (0.2, 0.4, 0.6, 0.8)  # of the schedule, from clean to noise, at which estimates and attention are read
-AT_ONCE = 4  # pictures in a batch: what a consumer GPU holds at SDXL's size
 RIDGE = 1e-3  # of sum W^T W's mean eigenvalue: the attacker's lambda, small, since a larger one weakens the attack
 
 Factors = dict[tuple[str, str], tuple[Tensor, Tensor]]  # (layer, matrix) -> (up [out, r], down [r, in])
-
-
-def sample_pictures(
-    host: DiffusionHost, noise: Tensor, prompts: Prompts, empty: Prompts, steps: int, guidance: float, progress=None
-) -> Tensor:
-    """Latents [B, C, h, w] by DDIM from the noise, a few at a time."""
-    parts = []
-    for rows in torch.arange(len(noise)).split(AT_ONCE):
-        asked = prompts.take(rows.tolist())
-        nothing = empty.take([0] * len(rows))
-        parts.append(sample_ddim(host, noise[rows], asked, nothing, steps, guidance, progress=progress))
-    return torch.cat(parts)
 
 
 def noised(host: DiffusionHost, latents: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,10 +10,11 @@ from .applied import applied
 from .concept import TEMPLATES
 from .hosts.base import DiffusionHost, Prompts, WordVectors
 from .inversion import invert
-from .measures import noise_estimates, noised, sample_pictures
+from .measures import noise_estimates, noised
 from .patch import Patch
 from .pictures import prepare_pictures
 from .probes import Subjects
+from .sampling import sample_pictures
 from .settings import EvaluateSettings, InvertSettings
 
 ANCHORS = 8  # pictures the model makes of the concept: words are learned from one half and judged on the other

@@ -19,11 +19,10 @@ from .lora import CrossAttentionLoRA
 from .losses import attention_resteering_loss, visual_denoising_loss
 from .patch import Patch, make_patch
 from .pictures import prepare_pictures
-from .sampling import sample_ddim
+from .sampling import AT_ONCE, sample_pictures
 from .settings import ForgetSettings
 
 MAX_GRAD_NORM = 1.0  # the original's max_grad_norm
-SAMPLED_AT_ONCE = 4  # pictures: more would need more memory than the training that follows
 LITTLE = 0.9  # of the attention left: a patch that takes less away is worth a warning
 PROBES = 8  # fixed noisy latents on which the attention to the concept is measured before and after
 
@@ -54,7 +53,7 @@ def forget_by_resteering(
     columns = torch.stack([column.repeat(length // len(column)) for column in columns]).to(host.device)
     pairs = None
     if images is None or settings.visual_weight:
-        with host.training((SAMPLED_AT_ONCE, *host.latent_shape())):
+        with host.training((AT_ONCE, *host.latent_shape())):
             rows = [i % len(prompts) for i in range(max(settings.num_pictures, len(concepts)))]
             ignored = columns[rows] if settings.visual_weight else None
             pairs = sample_pairs(host, prompts.take(rows), empty, ignored, settings, generator)
@@ -104,12 +103,7 @@ def sample_pairs(
     noise = torch.randn(len(asked), *(shape or host.latent_shape()), generator=generator).to(host.device)
 
     def sample(ignored: Tensor | None = None) -> Tensor:
-        parts = []
-        for rows in torch.arange(len(asked)).split(SAMPLED_AT_ONCE):
-            part, nothing = asked.take(rows.tolist()), empty.take([0] * len(rows))
-            without = None if ignored is None else ignored[rows]
-            parts.append(sample_ddim(host, noise[rows], part, nothing, settings.sampling_steps, settings.guidance, without))
-        return torch.cat(parts)
+        return sample_pictures(host, noise, asked, empty, settings.sampling_steps, settings.guidance, ignored)
 
     return sample(), None if ignored is None else sample(ignored)
 

@@ -12,6 +12,8 @@ from .attention import attention_set_to_zero
 from .hosts.base import DiffusionHost, Prompts
 from .losses import predicted_x0
 
+AT_ONCE = 4  # pictures in a batch: what a consumer GPU holds at SDXL's size
+
 
 @torch.no_grad()
 def sample_ddim(
@@ -46,3 +48,22 @@ def sample_ddim(
         x = a.sqrt() * x0 + (1 - a).sqrt() * epsilon
         (progress or host.progress)(i + 1, steps, None)
     return x
+
+
+def sample_pictures(
+    host: DiffusionHost,
+    noise: Tensor,
+    prompts: Prompts,
+    empty: Prompts,
+    steps: int,
+    guidance: float,
+    ignored: Tensor | None = None,
+    progress: Callable[[int, int, None], None] | None = None,
+) -> Tensor:
+    """Latents [B, C, h, w] by DDIM from the noise, AT_ONCE pictures at a time; arguments as for sample_ddim."""
+    parts = []
+    for rows in torch.arange(len(noise)).split(AT_ONCE):
+        asked, nothing = prompts.take(rows.tolist()), empty.take([0] * len(rows))
+        without = None if ignored is None else ignored[rows]
+        parts.append(sample_ddim(host, noise[rows], asked, nothing, steps, guidance, without, progress=progress))
+    return torch.cat(parts)
