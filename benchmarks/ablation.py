@@ -5,7 +5,6 @@ person (--quick: the object alone).
 """
 
 import argparse
-import json
 import sys
 import time
 from functools import partial
@@ -79,12 +78,10 @@ def main():
     parts = {name: PARTS[name] for name in options.methods or PARTS}
     jobs = jobs_of(options) if options.targets else JOBS[: 1 if options.quick else None]
     start = time.monotonic()
-    rows = benchmark(parts, jobs, options.seeds or (1 if options.quick else 2), options.quick, options.workers)
+    rows = benchmark(parts, jobs, options.seeds or (1 if options.quick else 2), options.quick, options.workers, options.json)
     show_means(rows, parts)
     show_groups(rows, parts)
     print(f"\n{time.monotonic() - start:.0f} s")
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

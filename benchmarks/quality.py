@@ -103,7 +103,8 @@ def measure_base(job, pictures):
     host, judge = model()
     made = draw(host, pictures)
     seen = see(judge, made)
-    row = {"method": "base", "kind": job[0], "targets": list(job[1]), **score(job[0], pictures, seen, seen), "drift": 0.0}
+    row = {"method": "base", "kind": job[0], "targets": list(job[1]), "pictures": len(pictures)}
+    row |= score(job[0], pictures, seen, seen) | {"drift": 0.0}
     return row, made, seen
 
 
@@ -118,7 +119,8 @@ def measure(job, pictures, base, attacked, name, method):
         made = draw(host, pictures)
     rest = [i for i, p in enumerate(pictures) if p.kept]
     return {
-        "method": name, "kind": kind, "targets": list(names), **score(kind, pictures, see(judge, made), seen_before),
+        "method": name, "kind": kind, "targets": list(names), "pictures": len(pictures),
+        **score(kind, pictures, see(judge, made), seen_before),
         **(learned_back(host, weights, kind, names, judge) if attacked else {}),
         "drift": np.abs(made[rest].astype(np.float32) - before[rest]).mean().item() / 255,
         "seconds": seconds, "bytes": size,
@@ -126,45 +128,71 @@ def measure(job, pictures, base, attacked, name, method):
     }  # fmt: skip
 
 
-def benchmark(methods: dict, jobs, seeds: int, few: bool, workers: int) -> list[dict]:
-    """One row for the untouched model and one for each method, for each job (kind, names), shown as they come."""
-    pictures = [pictures_of(job, seeds, few) for job in jobs]
-    total = sum(map(len, pictures)) * (1 + len(methods))
-    print(f"{total} pictures, about {total * SECONDS_A_PICTURE / workers / 60:.0f} minutes beside the methods' own time\n")
-    rows = []
+class Record:
+    """Rows in a JSON file, written as they come; a run that finds some of its rows there does not measure them again."""
+
+    def __init__(self, file: Path | None):
+        self.file = file
+        self.rows = json.loads(file.read_text()) if file and file.exists() else []
+
+    def find(self, method, job, pictures) -> dict | None:
+        """The row of this method on this job with as many pictures, if it is there."""
+        wanted = method, job[0], list(job[1]), len(pictures)
+        return next((r for r in self.rows if (r["method"], r["kind"], r["targets"], r["pictures"]) == wanted), None)
+
+    def add(self, row) -> None:
+        self.rows.append(row)
+        if self.file:
+            part = self.file.with_suffix(".part")
+            part.write_text(json.dumps(self.rows, indent=1))
+            part.replace(self.file)
+
+
+def measure_all(methods: dict, jobs, pictures, attacked: bool, workers: int, record: Record) -> list[dict]:
+    """One row for the untouched model and one for each method, for each job and its pictures, shown as they come."""
+    rows, waiting = [], []
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        bases = [pool.submit(measure_base, *one) for one in zip(jobs, pictures, strict=True)]
-        waiting = []
-        for job, asked, base in zip(jobs, pictures, bases, strict=True):
-            base = base.result()
-            waiting.append((base[0], [pool.submit(measure, job, asked, base, not few, *one) for one in methods.items()]))
+        for job, asked in zip(jobs, pictures, strict=True):
+            known = {name: record.find(name, job, asked) for name in ("base", *methods)}
+            waiting.append((job, asked, known, None if all(known.values()) else pool.submit(measure_base, job, asked)))
+        for at, (job, asked, known, base) in enumerate(waiting):
+            several = {"base": base} if base else {}
+            for name in (name for name in methods if not known[name]):
+                several[name] = pool.submit(measure, job, asked, base.result(), attacked, name, methods[name])
+            waiting[at] = known, several
         show_header()
-        for base_row, several in waiting:
-            for row in (base_row, *(one.result() for one in several)):
+        for known, several in waiting:
+            for name, row in known.items():
+                if row is None:
+                    found = several[name].result()
+                    row = found[0] if name == "base" else found
+                    record.add(row)
                 rows.append(row)
                 show(row)
     return rows
 
 
-def curve(methods: dict, workers: int) -> list[dict]:
+def benchmark(methods: dict, jobs, seeds: int, few: bool, workers: int, file: Path | None = None) -> list[dict]:
+    """The rows of these methods where each job (kind, names) is asked for with `seeds` pictures of a prompt."""
+    pictures = [pictures_of(job, seeds, few) for job in jobs]
+    total = sum(map(len, pictures)) * (1 + len(methods))
+    print(f"{total} pictures, about {total * SECONDS_A_PICTURE / workers / 60:.0f} minutes beside the methods' own time\n")
+    return measure_all(methods, jobs, pictures, not few, workers, Record(file))
+
+
+def curve(methods: dict, workers: int, file: Path | None = None) -> list[dict]:
     """UA, and accuracy on the rest, of plain prompts where 1 to half of the vocabulary is forgotten at once."""
     things = half_the_vocabulary()
-    jobs = [("object", things[:count]) for count in CURVE]
     rest = [name for name in OBJECTS if name not in things]
-    rows = []
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        for job in jobs:
-            asked = [Picture(with_article(name), seed, name, group="plain") for seed, name in enumerate(job[1])]
-            asked += [Picture(with_article(n), 500_000 + i, n, group="neighbour") for i, n in enumerate(rest)]
-            asked += [
-                Picture(f"{p.object} in neon style", p.seed + 1000, p.object, "neon", group="other") for p in asked if p.kept
-            ]
-            base = pool.submit(measure_base, job, asked).result()
-            show(base[0])
-            for one in [pool.submit(measure, job, asked, base, False, *method) for method in methods.items()]:
-                rows.append(one.result())
-                show(rows[-1])
-    return rows
+    jobs, pictures = [("object", things[:count]) for count in CURVE], []
+    for _, names in jobs:
+        asked = [Picture(with_article(name), seed, name, group="plain") for seed, name in enumerate(names)]
+        asked += [Picture(with_article(n), 500_000 + i, n, group="neighbour") for i, n in enumerate(rest)]
+        asked += [
+            Picture(f"{p.object} in neon style", p.seed + 1000, p.object, "neon", group="other") for p in asked if p.kept
+        ]
+        pictures.append(asked)
+    return measure_all(methods, jobs, pictures, False, workers, Record(file))
 
 
 def show_header() -> None:
@@ -220,7 +248,7 @@ def show_groups(rows: list[dict], methods) -> None:
 
 def add_arguments(parser, methods) -> None:
     parser.add_argument("--quick", action="store_true", help="one target of each kind, one seed, few prompts")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="rows as they come; those that stand there already are taken as they are")
     parser.add_argument("--methods", nargs="+", choices=methods)
     parser.add_argument("--targets", nargs="+", help="only these")
     parser.add_argument("--seeds", type=int)
@@ -245,15 +273,15 @@ def main():
     names = options.methods or (QUICK_METHODS if options.quick else list(METHODS))
     methods = {name: METHODS[name] for name in names}
     start = time.monotonic()
-    rows = benchmark(methods, jobs_of(options), options.seeds or (1 if options.quick else 3), options.quick, options.workers)
+    rows = benchmark(
+        methods, jobs_of(options), options.seeds or (1 if options.quick else 3), options.quick, options.workers, options.json
+    )
     show_means(rows, methods)
     show_groups(rows, methods)
     if options.curve:
         print(f"\nplain prompts, {', '.join(map(str, CURVE))} objects at once")
-        rows += curve({name: methods[name] for name in methods if name in ("fast", "UCE")}, options.workers)
+        rows += curve({name: methods[name] for name in methods if name in ("fast", "UCE")}, options.workers, options.json)
     print(f"\n{time.monotonic() - start:.0f} s")
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":
