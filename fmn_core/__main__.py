@@ -15,7 +15,7 @@ from .embedding import add_embedding, save_embedding
 from .errors import ForgetError
 from .forget import forget, summary
 from .inversion import invert_pictures
-from .patch import read_patch, require_new, save_patch, slug
+from .patch import describe, read_patch, require_new, save_patch, slug
 from .pictures import read_images
 from .settings import EvaluateSettings, ForgetSettings, InvertSettings
 
@@ -31,6 +31,14 @@ def add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
             shown = f"{help} (default: {f.default})" if f.default != "" else help
             choices = f.metadata["choices"]
             parser.add_argument(option, type=type(f.default), default=f.default, choices=choices, help=shown)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="a folder or name of a diffusers model, or a .safetensors checkpoint")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
 
 
 def take_settings(options: argparse.Namespace, settings: type):
@@ -53,9 +61,8 @@ def run_forget(options: argparse.Namespace) -> None:
     token = add_embedding(host, options.embedding.stem, options.embedding) if options.embedding else ""
     patch, _ = forget(host, "\n".join(options.concept or [token]), settings, images)
     path = options.out or Path(f"forget-{slug(patch.info['concept'])}.safetensors")
-    save_patch(patch, path)
-    print(summary(patch))
-    print(f"{path}  {path.stat().st_size:,} bytes")
+    files = save_patch(patch, path)
+    print("\n".join([summary(patch), *map(describe, files)]))
 
 
 def run_invert(options: argparse.Namespace) -> None:
@@ -68,7 +75,7 @@ def run_invert(options: argparse.Namespace) -> None:
     inversion = invert_pictures(host, settings, images, concept=options.concept)
     save_embedding(inversion.vectors, options.out, asdict(settings))
     print(inversion.summary)
-    print(f"{options.out}  {options.out.stat().st_size:,} bytes")
+    print(describe(options.out))
 
 
 def run_config(options: argparse.Namespace) -> None:
@@ -125,43 +132,39 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fmn_core", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("forget", help="make a patch that forgets concepts, in a diffusers model")
-    command.add_argument(
-        "--model", required=True, help="a folder or name of a diffusers model, or a .safetensors checkpoint"
-    )
+    add_model(command)
     command.add_argument("--concept", action="append", help="its names, between commas; once for each concept")
     command.add_argument(
         "--embedding", type=Path, help="a file of learned words: in --concept <NAME> stands for them, or leave that out"
     )
     command.add_argument("--images", type=Path, help="a folder of pictures that show it, for all presets but `fast`")
     command.add_argument("--out", type=Path, help="the file to write; a name in use is never taken over")
-    command.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
+    add_device(command)
     add_settings(command, ForgetSettings)
     command.set_defaults(run=run_forget)
     command = commands.add_parser("invert", help="learn words that call for what pictures show (textual inversion)")
-    command.add_argument("--model", required=True, help="as for `forget`")
+    add_model(command)
     pictures = command.add_mutually_exclusive_group(required=True)
     pictures.add_argument("--images", type=Path, help="a folder of pictures")
     pictures.add_argument("--concept", default="", help="or what the model makes pictures of itself")
     command.add_argument("--out", type=Path, required=True, help="the embedding's file, e.g. my-cat.safetensors")
-    command.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
+    add_device(command)
     add_settings(command, InvertSettings)
     command.set_defaults(run=run_invert)
     command = commands.add_parser("run", help="do what an attn.yaml or ti.yaml of the original Forget-Me-Not says")
     command.add_argument("file", type=Path)
     command.add_argument("--model", help="in place of the file's pretrained_model_name_or_path")
-    command.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
+    add_device(command)
     command.set_defaults(run=run_config)
     command = commands.add_parser("evaluate", help="measure what a patch forgets and what it harms, in a diffusers model")
     command.add_argument("file", type=Path, help="the patch")
-    command.add_argument(
-        "--model", required=True, help="a folder or name of a diffusers model, or a .safetensors checkpoint"
-    )
+    add_model(command)
     command.add_argument("--json", type=Path, help="write every figure there")
     command.add_argument("--picture", type=Path, help="draw the report there, as .png or .jpg")
     command.add_argument("--out", type=Path, help="write the patch there, with the report in it")
     command.add_argument("--clip", metavar="FOLDER", help="a transformers CLIPModel, for CLIP scores")
     command.add_argument("--images", type=Path, help="a folder of pictures of the concept, for `--inversion`")
-    command.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
+    add_device(command)
     add_settings(command, EvaluateSettings)
     command.set_defaults(run=run_evaluate)
     command = commands.add_parser("inspect", help="what a patch forgets, how it was made, and its own report")

@@ -17,7 +17,7 @@ from .concept import Concept
 from .errors import ForgetError
 from .fast import edit_factors, make_edit
 from .hosts.base import DiffusionHost
-from .hybrid import Pictures, Reading, Texts, finish, gather, make_batch, make_probe, train_step
+from .hybrid import Pictures, Reading, Texts, finish, gather, gather_calls, make_batch, make_probe, train_step
 from .lora import CrossAttentionLoRA
 from .patch import Patch
 from .resteering import preview
@@ -38,16 +38,17 @@ def forget_balanced(
     generator = torch.Generator().manual_seed(settings.seed)
     edit = make_edit(host, concepts, settings)
     texts = Texts.of(host, edit.task)
-    pictures = gather(host, texts, settings, images, mask, generator, of_places=True)
-    with host.training((2 * settings.batch_size, *pictures.latents.shape[1:])):  # the concept's prompts and near ones
-        lora = CrossAttentionLoRA.of(host, edit_factors(host, edit, settings))
-        probe = make_probe(host, lora, texts, pictures, settings, 0.0, generator)
-        readings = {"before": probe(0.0), "fast": probe(1.0)}
-        losses, diverged = train(host, lora, texts, pictures, settings, probe, readings["fast"].total, generator)
-        tried = {strength: probe(strength) for strength in STRENGTHS}
-        strength = min(tried, key=lambda strength: tried[strength].total)
-        readings["after"] = tried[strength]
-        return finish(host, lora, concepts, settings, edit, readings, strength, losses, diverged), losses
+    with host.one_bar(gather_calls(texts, settings, images) + settings.steps):
+        pictures = gather(host, texts, settings, images, mask, generator, of_places=True)
+        with host.training((2 * settings.batch_size, *pictures.latents.shape[1:])):  # the concept's prompts and near ones
+            lora = CrossAttentionLoRA.of(host, edit_factors(host, edit, settings))
+            probe = make_probe(host, lora, texts, pictures, settings, 0.0, generator)
+            readings = {"before": probe(0.0), "fast": probe(1.0)}
+            losses, diverged = train(host, lora, texts, pictures, settings, probe, readings["fast"].total, generator)
+            tried = {strength: probe(strength) for strength in STRENGTHS}
+            strength = min(tried, key=lambda strength: tried[strength].total)
+            readings["after"] = tried[strength]
+            return finish(host, lora, concepts, settings, edit, readings, strength, losses, diverged), losses
 
 
 def train(

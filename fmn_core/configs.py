@@ -15,7 +15,7 @@ from .errors import ForgetError
 from .forget import summary
 from .hosts.base import DiffusionHost
 from .inversion import invert_pictures
-from .patch import require_new, save_patch, slug
+from .patch import describe, require_new, save_patch, slug
 from .pictures import read_images
 from .resteering import forget_by_resteering
 from .settings import LEARNING_RATES, ForgetSettings, InvertSettings
@@ -140,6 +140,7 @@ def forgetting_settings(config: dict) -> ForgetSettings:
         batch_size=number(config, "train_batch_size", int),
         tokens="concept and end" if config["use_pooler"] else "concept",
         matrices="q k v out",
+        layers="cross-attention" if config["only_optimize_ca"] else "whole unet",
         resolution=number(config, "resolution", int),
     )
 
@@ -170,14 +171,12 @@ def run_inversion(config: dict, model: str | None, device: str | None) -> None:
     path = require_new(Path(config["output_dir"], f"step_inv_{settings.steps}.safetensors"))
     inversion = invert_pictures(open_host(config, model, device), settings, images)
     save_embedding(inversion.vectors, path, asdict(settings))
-    print(f"{inversion.summary}\n{path}  {path.stat().st_size:,} bytes")
+    print(f"{inversion.summary}\n{describe(path)}")
 
 
 def run_forgetting(config: dict, model: str | None, device: str | None) -> None:
     """The stage `Attn`: a patch in output_dir that forgets all of multi_concept."""
     listed, settings = read_concepts(config), forgetting_settings(config)
-    if not config["only_optimize_ca"]:
-        print("only_optimize_ca is false: a patch changes the cross-attention alone, where the original changed all.")
     embeddings = {name: newest_embedding(name) for name, _ in listed} if config["use_ti"] else {}
     images = None if config["no_real_image"] else read_all([Path("data", name) for name, _ in listed])
     path = require_new(Path(config["output_dir"], f"forget-{slug('-'.join(name for name, _ in listed))}.safetensors"))
@@ -187,8 +186,8 @@ def run_forgetting(config: dict, model: str | None, device: str | None) -> None:
         called = add_embedding(host, name, embeddings[name]) if embeddings else name.replace("-", " ")
         concepts += make_concepts(called, type)
     patch, _ = forget_by_resteering(host, concepts, settings, images)
-    save_patch(patch, path)
-    print(f"{summary(patch)}\n{path}  {path.stat().st_size:,} bytes")
+    files = save_patch(patch, path)
+    print("\n".join([summary(patch), *map(describe, files)]))
 
 
 def read_all(folders: list[Path]) -> torch.Tensor:

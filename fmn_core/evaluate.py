@@ -26,8 +26,8 @@ from .measures import (
 from .paraphrases import Lexicon
 from .patch import Patch, check_fits, model_shapes
 from .probes import GROUPS, Probe, Subjects, concept_masks, find_probes, probe_columns, subjects_of
-from .recovery import recover
-from .sampling import AT_ONCE, sample_pictures
+from .recovery import recover, recover_calls
+from .sampling import AT_ONCE, sample_pictures, sampling_calls
 from .settings import EvaluateSettings
 from .verdict import verdict
 
@@ -67,11 +67,14 @@ def evaluate(
     probes = find_probes(host, lexicon, patch, subjects, settings.prompts)
     factors = {target: (up * settings.strength, down) for target, (up, down) in patch_factors(host, patch).items()}
     columns = probe_columns(lexicon, probes, subjects)
-    measured = measure(host, patch, probes, settings)
+    drawn = [probe for probe in probes if probe.group != "empty" for _ in range(settings.pictures)]
+    calls = 2 * sampling_calls(len(drawn), settings.steps) + (recover_calls(settings, images) if settings.inversion else 0)
+    with host.one_bar(calls):
+        measured = measure(host, patch, probes, settings)
+        inverted = recover(host, patch, subjects, settings, images) if settings.inversion else None
     before, after = measured.latents
     pictures = decode(host, before), decode(host, after)
     pictures = None if pictures[0] is None else pictures
-    drawn = [probe for probe in probes if probe.group != "empty" for _ in range(settings.pictures)]
     estimates, patched = measured.estimates
     drift = noise_drift(patched, estimates)
     n = len(estimates) // 2  # prompts, and the empty one on the same latents
@@ -95,8 +98,8 @@ def evaluate(
         if clip is not None:
             report["clip"] = both(pictures, lambda made: clip_figures(clip, made, drawn))
     recovered = None
-    if settings.inversion:
-        report["inversion"], latents = recover(host, patch, subjects, settings, images)
+    if inverted:
+        report["inversion"], latents = inverted
         recovered = decode(host, latents)
         if recovered is not None and classifier is not None:
             report["inversion"]["recognised"] = recognised(classifier, recovered, subjects.every)
@@ -127,12 +130,11 @@ def measure(host: DiffusionHost, patch: Patch, probes: list[Probe], settings: Ev
     shape = host.latent_shape()
     noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     noise = noise.to(host.device)
-    told = Told(host, 2 * -(-len(noise) // AT_ONCE) * settings.steps)
     with host.training((AT_ONCE, *shape)), torch.no_grad():
 
         def sample() -> Tensor:
             asked = prompts.take(drawn)
-            return sample_pictures(host, noise, asked, empty, settings.steps, settings.guidance, progress=told)
+            return sample_pictures(host, noise, asked, empty, settings.steps, settings.guidance)
 
         before = sample()
         x_t, t, _ = noised(host, before[:: settings.pictures], settings.seed)
@@ -153,17 +155,6 @@ def measure(host: DiffusionHost, patch: Patch, probes: list[Probe], settings: Ev
     return Measured(
         (before, after), [probes[row] for row in rows], (estimates, estimates_after), attention, (heat, heat_after)
     )
-
-
-class Told:
-    """The host's progress over several samplings: each tells its own steps, the host hears of all."""
-
-    def __init__(self, host: DiffusionHost, total: int):
-        self.host, self.total, self.done = host, total, 0
-
-    def __call__(self, step: int, steps: int, preview: Tensor | None) -> None:
-        self.done += 1
-        self.host.progress(self.done, self.total, preview)
 
 
 def decode(host: DiffusionHost, latents: Tensor) -> Tensor | None:
@@ -238,4 +229,4 @@ def rounded(value):
 
 def with_evaluation(patch: Patch, report: dict) -> Patch:
     """The same patch with the report in its metadata, in place of an earlier one."""
-    return Patch(dict(patch), patch.info | {"report": patch.info["report"] | {"evaluation": report}})
+    return Patch(dict(patch), patch.info | {"report": patch.info["report"] | {"evaluation": report}}, patch.rest)

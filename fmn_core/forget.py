@@ -62,8 +62,9 @@ def summary(patch: Patch) -> str:
             f"near words move by {drift:.1%} of that; {report['steps']} steps, at strength {report['strength']}."
         )
     if "attention_mass" in report:
-        before, after = (report["attention_mass"][key] for key in ("before", "after"))
-        lines.append(f"Attention to the concept: {before:.4f} before, {after:.4f} after.")
+        mass = report["attention_mass"]
+        with_rest = f", {mass['with rest']:.4f} with the rest" if "with rest" in mass else ""
+        lines.append(f"Attention to the concept: {mass['before']:.4f} before, {mass['after']:.4f} after{with_rest}.")
     if "evaluation" in report:
         lines += ["Measured on the model:", report["evaluation"]["summary"]]
     return "\n".join(lines)

@@ -26,7 +26,7 @@ from .paraphrases import NEAR_TEMPLATES, fill
 from .patch import Patch, make_patch
 from .pictures import prepare_pictures
 from .resteering import MAX_GRAD_NORM, PROBES, add_noise, draw, region_of, sample_pairs
-from .sampling import AT_ONCE
+from .sampling import AT_ONCE, sampling_calls
 from .settings import ForgetSettings
 
 ATTENTION, KEEP = 0.1, 1.0  # weights beside the noise's, which is 1
@@ -64,6 +64,11 @@ class Texts:
             near=host.encode([fill(NEAR_TEMPLATES[task.type][0], word) for word in (*task.neighbours, *task.keep)] or [""]),
             empty=host.encode([""]),
         )
+
+    @property
+    def concepts(self) -> int:
+        """How many concepts there are."""
+        return max(self.concept) + 1
 
     def rows(self, concept: int | None) -> list[int]:
         """The rows that call for a concept; all of them for None."""
@@ -142,12 +147,17 @@ def gather(
     images, mask = prepare_pictures(host, images, mask, settings.flip)
     if images is not None:
         return Pictures(host.encode_images(images), [None] * len(images), mask, images)
-    own = [texts.rows(concept) for concept in range(max(texts.concept) + 1)]
+    own = [texts.rows(concept) for concept in range(texts.concepts)]
     turns = [divmod(i, len(own)) for i in range(max(settings.num_pictures, len(own)))]
     rows = [own[concept][turn % len(own[concept])] for turn, concept in turns]  # every concept gets one before a second
     places = join([texts.places[texts.template[row]] for row in rows])
     latents = sample(host, places if of_places else texts.asked.take(rows), texts.empty, settings, generator)
     return Pictures(latents, [texts.concept[row] for row in rows], None, host.decode(latents))
+
+
+def gather_calls(texts: Texts, settings: ForgetSettings, images: Tensor | None) -> int:
+    """How many steps `gather` tells the host of."""
+    return 0 if images is not None else sampling_calls(max(settings.num_pictures, texts.concepts), settings.sampling_steps)
 
 
 def sample(

@@ -16,7 +16,7 @@ from .hosts.base import DiffusionHost, WordVectors
 from .losses import predicted_x0
 from .pictures import prepare_pictures
 from .resteering import diffuse, draw, sample_pairs
-from .sampling import AT_ONCE
+from .sampling import AT_ONCE, sampling_calls
 from .settings import ForgetSettings, InvertSettings
 from .words import NOUNS
 
@@ -62,8 +62,9 @@ def invert_pictures(
     """
     images, mask = prepare_pictures(host, images, mask, settings.flip)
     if images is None:
-        latents = make_latents(host, settings, concept)
-        return invert(host, latents, settings, pictures=host.decode(latents))
+        with host.one_bar(sampling_calls(settings.num_pictures, settings.sampling_steps) + settings.steps):
+            latents = make_latents(host, settings, concept)
+            return invert(host, latents, settings, pictures=host.decode(latents))
     return invert(host, host.encode_images(images), settings, mask, images)
 
 

@@ -1,7 +1,8 @@
-"""LoRA adapters (Hu et al., 2021) on the projections of cross-attention layers."""
+"""LoRA adapters (Hu et al., 2021) on the projections of cross-attention layers and, if asked, on the rest of a UNet."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -13,40 +14,62 @@ from .hosts.base import CrossAttention, DiffusionHost
 
 
 class LoRA(nn.Module):
-    """Delta of a Linear: up @ down, alpha = rank, so the scale is 1; fp32, zero at the start.
+    """Delta of a Linear, up @ down, or of a convolution, up after down; alpha = rank, so the scale is 1; fp32, zero at the
+    start.
 
     Down is Kaiming-uniform with a = sqrt(5), i.e. uniform within 1 / sqrt(in), up is zero (kohya networks/lora.py).
     """
 
-    def __init__(self, in_features: int, out_features: int, rank: int, generator: torch.Generator):
+    def __init__(self, module: nn.Module, rank: int, generator: torch.Generator):
         super().__init__()
-        bound = in_features**-0.5
-        self.down = nn.Parameter((torch.rand(rank, in_features, generator=generator) * 2 - 1) * bound)
-        self.up = nn.Parameter(torch.zeros(out_features, rank))
+        out_features, *inner = module.weight.shape
+        ones = [1] * (len(inner) - 1)  # a convolution's up is one of 1 x 1
+        how = ("stride", "padding", "dilation") if ones else ()
+        self.convolution = {name: getattr(getattr(module, "base_layer", module), name) for name in how}
+        self.down = nn.Parameter((torch.rand(rank, *inner, generator=generator) * 2 - 1) * math.prod(inner) ** -0.5)
+        self.up = nn.Parameter(torch.zeros(out_features, rank, *ones))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., in] -> [..., out], in x's dtype."""
+        """x [..., in] -> [..., out] or [B, in, h, w] -> [B, out, h', w'], in x's dtype."""
+        if self.convolution:
+            return F.conv2d(F.conv2d(x.float(), self.down, **self.convolution), self.up).to(x.dtype)
         return (x.float() @ self.down.T @ self.up.T).to(x.dtype)
 
 
-class CrossAttentionLoRA(nn.ModuleDict):
-    """One LoRA for each chosen projection of each layer, attached by forward hooks, so any host's Linear will do."""
+class LoRAs(nn.ModuleDict):
+    """One LoRA for each module, by name, attached by forward hooks, so that any host's Linear and convolution will do."""
 
-    def __init__(self, layers: dict[str, CrossAttention], matrices: tuple[str, ...], rank: int, generator: torch.Generator):
-        super().__init__()
-        self.layers = layers
-        self.targets = [(layer, matrix) for layer in layers for matrix in matrices]
-        for layer, matrix in self.targets:
-            out_features, in_features = layers[layer].linear(matrix).weight.shape
-            self[self._key(layer, matrix)] = LoRA(in_features, out_features, rank, generator)
+    def __init__(self, patched: dict[str, nn.Module], rank: int, generator: torch.Generator):
+        super().__init__({self._key(name): LoRA(module, rank, generator) for name, module in patched.items()})
+        self.patched = patched
 
     @staticmethod
-    def _key(layer: str, matrix: str) -> str:
-        return f"{layer}.{matrix}".replace(".", "/")  # a module's name may hold no dot
+    def _key(name: str) -> str:
+        return name.replace(".", "/")  # a module's name may hold no dot
+
+    @contextmanager
+    def attached(self, strength: float = 1.0) -> Iterator[None]:
+        """Context in which the modules compute W x + strength * up (down x)."""
+
+        def add(lora):
+            return lambda module, args, output: output + strength * lora(args[0]).to(output.dtype)
+
+        with ExitStack() as stack:
+            for name, module in self.patched.items():
+                stack.callback(module.register_forward_hook(add(self[self._key(name)])).remove)
+            yield
+
+
+class CrossAttentionLoRA(LoRAs):
+    """One LoRA for each chosen projection of each layer."""
+
+    def __init__(self, layers: dict[str, CrossAttention], matrices: tuple[str, ...], rank: int, generator: torch.Generator):
+        self.targets = [(layer, matrix) for layer in layers for matrix in matrices]
+        super().__init__({".".join(one): layers[one[0]].linear(one[1]) for one in self.targets}, rank, generator)
 
     def adapter(self, layer: str, matrix: str) -> LoRA:
         """The LoRA of one projection."""
-        return self[self._key(layer, matrix)]
+        return self[self._key(f"{layer}.{matrix}")]
 
     @classmethod
     def of(cls, host: DiffusionHost, factors: dict[tuple[str, str], tuple[Tensor, Tensor]]) -> CrossAttentionLoRA:
@@ -63,19 +86,6 @@ class CrossAttentionLoRA(nn.ModuleDict):
     def factors(self) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
         """(layer, matrix) -> (up [out, r], down [r, in])."""
         return {target: (self.adapter(*target).up, self.adapter(*target).down) for target in self.targets}
-
-    @contextmanager
-    def attached(self, strength: float = 1.0) -> Iterator[None]:
-        """Context in which the layers compute W x + strength * up (down x)."""
-
-        def add(lora):
-            return lambda module, args, output: output + strength * lora(args[0]).to(output.dtype)
-
-        with ExitStack() as stack:
-            for layer, matrix in self.targets:
-                hook = add(self.adapter(layer, matrix))
-                stack.callback(self.layers[layer].linear(matrix).register_forward_hook(hook).remove)
-            yield
 
 
 def balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:

@@ -117,26 +117,26 @@ def adversarial_token(host: DiffusionHost, factors: Factors, columns: Tensor, ri
     """
     c = columns.double()
     size = c.shape[1]
-    squares, cross = torch.zeros(2, size, size, dtype=torch.double)
-    pairs, scale = [], 0.0
+    patched_squares, cross, squares = torch.zeros(3, size, size, dtype=torch.double)  # sums of W'^T W', W'^T W, W^T W
     for layer, matrix in kv_targets(host):
         W = host.weight(layer, matrix).detach().double().cpu()
         up, down = factors.get((layer, matrix), (torch.zeros(len(W), 1), torch.zeros(1, size)))
         patched = W + up.double() @ down.double()
-        squares += patched.T @ patched
+        patched_squares += patched.T @ patched
         cross += patched.T @ W
-        scale += W.square().sum().item() / size
-        pairs.append((W, patched))
-    found = torch.linalg.solve(squares + ridge * scale * torch.eye(size), cross @ c.T).T
+        squares += W.T @ W
+    scale = squares.trace() / size
+    found = torch.linalg.solve(patched_squares + ridge * scale * torch.eye(size), cross @ c.T).T
 
     def missing(x: Tensor) -> float:
-        return sum((x @ patched.T - c @ W.T).square().sum().item() for W, patched in pairs)
+        """sum |W' x - W c|^2."""
+        return ((x @ patched_squares * x).sum() - 2 * (x @ cross * c).sum() + (c @ squares * c).sum()).item()
 
     taken = missing(c)
-    share = 1.0 if taken == 0 else 1 - missing(found) / taken
+    nothing = taken <= 1e-12 * (c @ squares * c).sum()  # but rounding
     norm = c.norm(dim=1)
     return {
-        "recovered": share,
+        "recovered": 1.0 if nothing else 1 - missing(found) / taken,
         "length": (found.norm(dim=1) / norm).mean().item(),
         "moved": ((found - c).norm(dim=1) / norm).mean().item(),
     }

@@ -22,7 +22,7 @@ from . import __version__
 from .concept import Concept
 from .errors import ForgetError
 from .hosts.base import FAMILIES, MATRICES, DiffusionHost
-from .lora import balanced
+from .lora import LoRAs, balanced
 
 SCHEMA = 1
 DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
@@ -30,11 +30,14 @@ MODULE = re.compile(r"^(?P<layer>lora_unet_\w+_attn2)_to_(q|k|v|out_0)$")
 
 
 class Patch(dict):
-    """A forget patch: tensors by kohya name, as the host's LoRA nodes take them, and `info`, the JSON of `fmn.patch`."""
+    """A forget patch: tensors by kohya name, as the host's LoRA nodes take them, and `info`, the JSON of `fmn.patch`.
 
-    def __init__(self, tensors: dict[str, Tensor], info: dict):
+    `rest`: an ordinary LoRA of what was trained outside the cross-attention, which goes into a file of its own.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], info: dict, rest: dict[str, Tensor] | None = None):
         super().__init__(tensors)
-        self.info = info
+        self.info, self.rest = info, rest or {}
 
     @property
     def modules(self) -> list[str]:
@@ -80,6 +83,17 @@ def make_patch(
     return Patch(dict(sorted(tensors.items())), info)
 
 
+def rest_tensors(loras: LoRAs) -> dict[str, Tensor]:
+    """An ordinary LoRA of adapters whose names are kohya's; raises ForgetError where they are not finite."""
+    tensors = {}
+    for name in loras.patched:
+        lora = loras[name]
+        tensors[name + DOWN], tensors[name + UP] = (x.detach().half().cpu().contiguous() for x in (lora.down, lora.up))
+        tensors[name + ALPHA] = torch.tensor(float(len(lora.down)), dtype=torch.float16)
+    require_finite(*tensors.values())
+    return tensors
+
+
 def require_finite(*weights: Tensor) -> None:
     """Raises ForgetError where a patch's weights hold infinity or no number."""
     if not all(torch.isfinite(weight).all() for weight in weights):
@@ -114,15 +128,15 @@ def slug(name: str) -> str:
     return re.sub(r"\W+", "-", name.lower()).strip("-")[:60] or "concept"
 
 
-def metadata(patch: Patch, name: str) -> dict[str, str]:
-    """What goes into the file beside the tensors: keys that kohya's tools, the webuis and model managers read, and
-    `fmn.patch`. No date: the same patch gives the same file."""
+def metadata(patch: Patch, name: str, tensors: dict[str, Tensor]) -> dict[str, str]:
+    """What goes into a file beside a patch's tensors, or its rest's: keys that kohya's tools, the webuis and model
+    managers read. No date: the same patch gives the same file."""
     info, base = patch.info, patch.info["base"]
     version, architecture = FAMILIES[base["family"]]
     trained = info["settings"].get("preset") != "fast"
     taken = info["settings"] | {key: info["report"][key] for key in ("steps",) if key in info["report"]}
     training = {f"ss_{key}": str(taken[key]) for key in ("steps", "learning_rate") if trained}
-    title, digest = f"Forget {info['concept']}", tensor_hash(patch)
+    title, digest = f"Forget {info['concept']}", tensor_hash(tensors)
     return {
         "ss_base_model_version": version,
         "ss_v2": str(base["family"].startswith("sd2")),
@@ -141,18 +155,27 @@ def metadata(patch: Patch, name: str) -> dict[str, str]:
         "modelspec.usage_hint": "Apply at strength 1; no trigger word.",
         "modelspec.hash_sha256": "0x" + digest,
         "sshs_model_hash": digest,
-        "fmn.patch": json.dumps(info, sort_keys=True),
     }
 
 
 def serialize(patch: Patch, name: str) -> bytes:
     """The bytes of a patch file; the same for the same patch and name."""
-    return with_sorted_header(save(dict(patch), metadata(patch, name)))
+    stored = {"fmn.patch": json.dumps(patch.info, sort_keys=True)}
+    return with_sorted_header(save(dict(patch), metadata(patch, name, patch) | stored))
 
 
-def tensor_hash(patch: Patch) -> str:
+def serialize_rest(patch: Patch, name: str) -> bytes:
+    """The bytes of the file with a patch's rest: an ordinary LoRA."""
+    described = {
+        "modelspec.title": f"Forget {patch.info['concept']}, outside the cross-attention",
+        "modelspec.usage_hint": "Load beside the forget patch of the same name, at strength 1.",
+    }
+    return with_sorted_header(save(patch.rest, metadata(patch, name, patch.rest) | described))
+
+
+def tensor_hash(tensors: dict[str, Tensor]) -> str:
     """sha256 of the tensor data as the file holds it: the hash that the webuis show."""
-    raw = save(dict(patch))
+    raw = save(dict(tensors))
     return hashlib.sha256(raw[8 + struct.unpack("<Q", raw[:8])[0] :]).hexdigest()
 
 
@@ -164,12 +187,26 @@ def with_sorted_header(raw: bytes) -> bytes:
     return struct.pack("<Q", len(header)) + header + raw[8 + size :]
 
 
-def save_patch(patch: Patch, path: Path) -> None:
-    """Writes a patch under a name that must be new: whole or not at all.
+def save_patch(patch: Patch, path: Path) -> list[Path]:
+    """Writes a patch under a name that must be new, whole or not at all, and its rest, if it has one, beside it as
+    `<name>-rest`; returns the files.
 
-    Raises ForgetError where the name is taken or the file cannot be written.
+    Raises ForgetError where a name is taken or a file cannot be written.
     """
-    write_new(serialize(patch, path.stem), path)
+    files = {path: serialize(patch, path.stem)}
+    if patch.rest:
+        beside = path.with_stem(f"{path.stem}-rest")
+        files[beside] = serialize_rest(patch, beside.stem)
+    for file in files:
+        require_new(file)
+    for file, data in files.items():
+        write_new(data, file)
+    return list(files)
+
+
+def describe(path: Path) -> str:
+    """A file's name and size, for people."""
+    return f"{path}  {path.stat().st_size:,} bytes"
 
 
 def write_new(data: bytes, path: Path) -> None:

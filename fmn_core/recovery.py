@@ -8,13 +8,13 @@ from torch import Tensor
 
 from .applied import applied
 from .concept import TEMPLATES
-from .hosts.base import DiffusionHost, Prompts, WordVectors
+from .hosts.base import DiffusionHost, Prompts
 from .inversion import invert
 from .measures import noise_estimates, noised
 from .patch import Patch
 from .pictures import prepare_pictures
 from .probes import Subjects
-from .sampling import sample_pictures
+from .sampling import sample_pictures, sampling_calls
 from .settings import EvaluateSettings, InvertSettings
 
 ANCHORS = 8  # pictures the model makes of the concept: words are learned from one half and judged on the other
@@ -50,7 +50,7 @@ def recover(
     with applied(host, patch, settings.strength):
         after = invert(host, learned, inverting).vectors
     with host.training((SHOWN, *latents.shape[1:]), text=True), torch.no_grad():
-        with_before, with_after = (host.encode_vectors(template, on(v, host.device)) for v in (before, after))
+        with_before, with_after = (host.encode_vectors(template, v) for v in (before, after))
         scores = [text_cosine(words, prompts) for words in (with_before, with_after)]
         losses = {"base, name": denoising_loss(host, judged, prompts, settings.seed)}
         losses["base, learned"] = denoising_loss(host, judged, with_before, settings.seed)
@@ -69,6 +69,12 @@ def recover(
         "recovery": 1.0 if taken <= 0 else min(max(back / taken, 0.0), 1.0),
     }
     return figures, drawn
+
+
+def recover_calls(settings: EvaluateSettings, images: Tensor | None) -> int:
+    """How many steps `recover` tells the host of."""
+    pictures = sampling_calls(SHOWN, settings.steps) + (sampling_calls(ANCHORS, settings.steps) if images is None else 0)
+    return pictures + 2 * settings.inversion_steps
 
 
 def anchors(
@@ -94,7 +100,3 @@ def text_cosine(words: Prompts, named: Prompts) -> float:
     """The cosine of two prompts' text embeddings, the end token's, at which CLIP's text encoder pools."""
     ends = [p.embeddings[0, [token.kind for token in p.tokens[0]].index("end")].float() for p in (words, named)]
     return F.cosine_similarity(*ends, dim=0).item()
-
-
-def on(vectors: WordVectors, device: torch.device) -> WordVectors:
-    return {name: v.to(device) for name, v in vectors.items()}

@@ -8,18 +8,18 @@ from dataclasses import asdict
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from .attention import concept_mass, layer_size, tapped
 from .concept import Concept, concept_columns, find_tokens
 from .errors import ForgetError
 from .heatmap import overlay
 from .hosts.base import DiffusionHost, Prompts
-from .lora import CrossAttentionLoRA
+from .lora import CrossAttentionLoRA, LoRAs
 from .losses import attention_resteering_loss, visual_denoising_loss
-from .patch import Patch, make_patch
+from .patch import Patch, make_patch, rest_tensors
 from .pictures import prepare_pictures
-from .sampling import AT_ONCE, sample_pictures
+from .sampling import AT_ONCE, sample_pictures, sampling_calls
 from .settings import ForgetSettings
 
 MAX_GRAD_NORM = 1.0  # the original's max_grad_norm
@@ -51,26 +51,37 @@ def forget_by_resteering(
     prompts, empty = host.encode([prompt for prompt, _ in texts]), host.encode([""])
     length = prompts.embeddings.shape[1]  # of the longest; shorter ones are tiled to it
     columns = torch.stack([column.repeat(length // len(column)) for column in columns]).to(host.device)
-    pairs = None
-    if images is None or settings.visual_weight:
-        with host.training((AT_ONCE, *host.latent_shape())):
-            rows = [i % len(prompts) for i in range(max(settings.num_pictures, len(concepts)))]
-            ignored = columns[rows] if settings.visual_weight else None
-            pairs = sample_pairs(host, prompts.take(rows), empty, ignored, settings, generator)
-    latents = pairs[0] if images is None else host.encode_images(images)
-    pictures = host.decode(latents) if images is None else images
+    pictures_made = max(settings.num_pictures, len(concepts)) if images is None or settings.visual_weight else 0
+    calls = sampling_calls(pictures_made, settings.sampling_steps) * (2 if settings.visual_weight else 1)
+    with host.one_bar(calls + settings.steps):
+        pairs = None
+        if pictures_made:
+            with host.training((AT_ONCE, *host.latent_shape())):
+                rows = [i % len(prompts) for i in range(pictures_made)]
+                ignored = columns[rows] if settings.visual_weight else None
+                pairs = sample_pairs(host, prompts.take(rows), empty, ignored, settings, generator)
+        latents = pairs[0] if images is None else host.encode_images(images)
+        pictures = host.decode(latents) if images is None else images
 
-    with host.training((settings.batch_size, *latents.shape[1:])):
-        lora = CrossAttentionLoRA(layers, settings.projections, settings.rank, generator).to(host.device)
-        probe = make_probe(host, latents, prompts, columns, generator)
-        mass_before = probe()
-        with lora.attached():
-            losses = resteer(host, lora, prompts, columns, latents, mask, pairs, pictures, settings, generator)
-            mass_after = probe()
-        report = {"attention_mass": {"before": mass_before, "after": mass_after}, "loss": [losses[0], losses[-1]]}
-        report["warnings"] = warnings(report, len(losses), settings)
-        keys = concept_keys(host, texts, prompts)
-        return make_patch(host, lora.factors(), concepts, asdict(settings), report, keys), losses
+        with host.training((settings.batch_size, *latents.shape[1:])):
+            lora = CrossAttentionLoRA(layers, settings.projections, settings.rank, generator).to(host.device)
+            whole = settings.layers == "whole unet"
+            rest = LoRAs(host.other_layers() if whole else {}, settings.rank, generator).to(host.device)
+            probe = make_probe(host, latents, prompts, columns, generator)
+            mass_before = probe()
+            with lora.attached():
+                with rest.attached():
+                    both = nn.ModuleList([lora, rest])
+                    losses = resteer(host, both, prompts, columns, latents, mask, pairs, pictures, settings, generator)
+                    mass_with_rest = probe()
+                mass = {"before": mass_before, "after": probe()}
+            if rest:
+                mass["with rest"] = mass_with_rest
+            report = {"attention_mass": mass, "loss": [losses[0], losses[-1]]}
+            report["warnings"] = warnings(report, len(losses), settings)
+            patch = make_patch(host, lora.factors(), concepts, asdict(settings), report, concept_keys(host, texts, prompts))
+            patch.rest = rest_tensors(rest)
+            return patch, losses
 
 
 def warnings(report: dict, steps: int, settings: ForgetSettings) -> list[str]:
@@ -110,7 +121,7 @@ def sample_pairs(
 
 def resteer(
     host: DiffusionHost,
-    lora: CrossAttentionLoRA,
+    lora: nn.Module,
     prompts: Prompts,
     columns: Tensor,
     latents: Tensor,

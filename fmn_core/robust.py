@@ -18,11 +18,12 @@ from .concept import Concept, find_tokens
 from .errors import ForgetError
 from .fast import Edit, Task, edit_factors, make_edit
 from .hosts.base import MATRICES, DiffusionHost, placeholder_texts
-from .hybrid import Pictures, Texts, finish, gather, make_batch, make_probe, sample, train_step
+from .hybrid import Pictures, Texts, finish, gather, gather_calls, make_batch, make_probe, sample, train_step
 from .inversion import invert
 from .lora import CrossAttentionLoRA
 from .patch import Patch
 from .resteering import preview
+from .sampling import sampling_calls
 from .settings import ForgetSettings, InvertSettings
 
 WORDS, LEARNED_STEPS, LEARNED_RATE, LEARNED_BATCH = 2, 120, 1e-2, 2  # of an attack
@@ -46,46 +47,49 @@ def forget_robust(
     generator = torch.Generator().manual_seed(settings.seed)
     edit = make_edit(host, concepts, settings)
     texts = Texts.of(host, edit.task)
-    pictures = gather(host, texts, settings, images, mask, generator)
     near = texts.near.take([*range(min(NEAR, len(texts.near)))])
-    shape = pictures.latents.shape[1:]
-    pictures = replace(pictures, near=sample(host, near, texts.empty, settings, generator, shape))
-    shape = (3 * settings.batch_size, *shape)  # the concept's prompts, near ones on its pictures and on their own
-    losses, errors, diverged = [], [], False
-    with host.training(shape):
-        lora = start(host, edit, settings, generator)
-        probe = make_probe(host, lora, texts, pictures, settings, ETA, generator)
-        readings = {"before": probe(0.0), "fast": probe(1.0)}
-        optimizer = torch.optim.AdamW(lora.parameters(), lr=settings.learning_rate, weight_decay=0)
-    for round in range(settings.rounds + 1):
-        if round:
-            texts, error = attack(host, lora, edit.task, texts, pictures, (settings.seed + round) % 2**64)
-            errors.append(error)
+    calls = gather_calls(texts, settings, images) + sampling_calls(len(near), settings.sampling_steps)
+    attacks = settings.rounds * texts.concepts * LEARNED_STEPS
+    with host.one_bar(calls + attacks + settings.steps * (settings.rounds + 1)):
+        pictures = gather(host, texts, settings, images, mask, generator)
+        shape = pictures.latents.shape[1:]
+        pictures = replace(pictures, near=sample(host, near, texts.empty, settings, generator, shape))
+        shape = (3 * settings.batch_size, *shape)  # the concept's prompts, near ones on its pictures and on their own
+        losses, errors, diverged = [], [], False
         with host.training(shape):
-            for _ in range(settings.steps):
-                host.check_interrupt()
-                batch = make_batch(host, texts, pictures, settings, settings.batch_size, ETA, generator)
-                before = [parameter.detach().clone() for parameter in lora.parameters()]
-                loss, maps = train_step(host, lora, optimizer, texts, pictures, batch)
-                diverged = not math.isfinite(loss)
-                if diverged:
-                    break
-                good = before
-                losses.append(loss)
-                shown = preview(maps, texts.columns[batch.rows], pictures.images, batch.shown, batch.x_t)
-                host.progress(len(losses), settings.steps * (settings.rounds + 1), shown)
-        if diverged:
-            break
-    if not losses:
-        raise ForgetError("The loss is not finite at step 1: look for broken pictures.")
-    with host.training(shape):
-        if diverged:
-            with torch.no_grad():
-                for parameter, value in zip(lora.parameters(), good, strict=True):
-                    parameter.copy_(value)
-        readings["after"] = probe(1.0)
-        edit = replace(edit, report=edit.report | {"error with learned words": errors})
-        return finish(host, lora, concepts, settings, edit, readings, 1.0, losses, diverged), losses
+            lora = start(host, edit, settings, generator)
+            probe = make_probe(host, lora, texts, pictures, settings, ETA, generator)
+            readings = {"before": probe(0.0), "fast": probe(1.0)}
+            optimizer = torch.optim.AdamW(lora.parameters(), lr=settings.learning_rate, weight_decay=0)
+        for round in range(settings.rounds + 1):
+            if round:
+                texts, error = attack(host, lora, edit.task, texts, pictures, (settings.seed + round) % 2**64)
+                errors.append(error)
+            with host.training(shape):
+                for _ in range(settings.steps):
+                    host.check_interrupt()
+                    batch = make_batch(host, texts, pictures, settings, settings.batch_size, ETA, generator)
+                    before = [parameter.detach().clone() for parameter in lora.parameters()]
+                    loss, maps = train_step(host, lora, optimizer, texts, pictures, batch)
+                    diverged = not math.isfinite(loss)
+                    if diverged:
+                        break
+                    good = before
+                    losses.append(loss)
+                    shown = preview(maps, texts.columns[batch.rows], pictures.images, batch.shown, batch.x_t)
+                    host.progress(len(losses), settings.steps * (settings.rounds + 1), shown)
+            if diverged:
+                break
+        if not losses:
+            raise ForgetError("The loss is not finite at step 1: look for broken pictures.")
+        with host.training(shape):
+            if diverged:
+                with torch.no_grad():
+                    for parameter, value in zip(lora.parameters(), good, strict=True):
+                        parameter.copy_(value)
+            readings["after"] = probe(1.0)
+            edit = replace(edit, report=edit.report | {"error with learned words": errors})
+            return finish(host, lora, concepts, settings, edit, readings, 1.0, losses, diverged), losses
 
 
 def start(host: DiffusionHost, edit: Edit, settings: ForgetSettings, generator: torch.Generator) -> CrossAttentionLoRA:
@@ -118,9 +122,8 @@ def attack(
             inversion = invert(host, pictures.of(concept), inverting)
         errors.append(inversion.after)
         with host.training((1, *host.latent_shape()), text=True), torch.no_grad():
-            words = {name: vectors.to(host.device) for name, vectors in inversion.vectors.items()}
             for index, template in enumerate(task.asked):
-                prompt = host.encode_vectors(template, words)
+                prompt = host.encode_vectors(template, inversion.vectors)
                 columns = torch.zeros(prompt.embeddings.shape[1], dtype=torch.bool)
                 columns[find_tokens(prompt.tokens[0], sought)[0]] = True
                 texts = texts.with_row(prompt, columns, concept, index)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -24,12 +23,11 @@ def sample_ddim(
     steps: int,
     guidance: float,
     ignored: Tensor | None = None,
-    progress: Callable[[int, int, None], None] | None = None,
 ) -> Tensor:
     """Deterministic DDIM (Song et al., arXiv 2010.02502, eq. 12, sigma = 0) with classifier-free guidance.
 
     noise [B, C, h, w], prompts and empty of B rows -> latents [B, C, h, w]. Nothing attends to the columns of the
-    prompts that are in `ignored` [B, T]. `progress` is told of every step in the host's place.
+    prompts that are in `ignored` [B, T].
     """
     layers = host.cross_attentions()
     alphas = host.alphas_cumprod.to(noise)
@@ -46,7 +44,7 @@ def sample_ddim(
         x0 = predicted_x0(x, epsilon, alphas[ts])
         a = alphas[timesteps[i + 1]] if i + 1 < steps else torch.ones_like(alphas[0])
         x = a.sqrt() * x0 + (1 - a).sqrt() * epsilon
-        (progress or host.progress)(i + 1, steps, None)
+        host.progress(i + 1, steps, None)
     return x
 
 
@@ -58,12 +56,16 @@ def sample_pictures(
     steps: int,
     guidance: float,
     ignored: Tensor | None = None,
-    progress: Callable[[int, int, None], None] | None = None,
 ) -> Tensor:
     """Latents [B, C, h, w] by DDIM from the noise, AT_ONCE pictures at a time; arguments as for sample_ddim."""
     parts = []
     for rows in torch.arange(len(noise)).split(AT_ONCE):
         asked, nothing = prompts.take(rows.tolist()), empty.take([0] * len(rows))
         without = None if ignored is None else ignored[rows]
-        parts.append(sample_ddim(host, noise[rows], asked, nothing, steps, guidance, without, progress=progress))
+        parts.append(sample_ddim(host, noise[rows], asked, nothing, steps, guidance, without))
     return torch.cat(parts)
+
+
+def sampling_calls(pictures: int, steps: int) -> int:
+    """How many steps `sample_pictures` tells the host of."""
+    return -(-pictures // AT_ONCE) * steps

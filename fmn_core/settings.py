@@ -122,6 +122,12 @@ class ForgetSettings:
         3, "`robust`: how often words are learned that bring the concept back, to be forgotten as well; the steps are taken "
         "before the first and after each.", min=1, max=64, advanced=True,
     )  # fmt: skip
+    layers: str = setting(
+        "cross-attention",
+        "`paper`: what is trained. The original's default is the whole UNet; what is learned outside the cross-attention "
+        "is then a LoRA of its own, `rest`, to be loaded beside the patch by the host's own loader.",
+        choices=("cross-attention", "whole unet"), advanced=True,
+    )  # fmt: skip
 
     def __post_init__(self):
         check(self)

@@ -56,6 +56,11 @@ class ForgetConcept(io.ComfyNode):
                     display_name="lora", tooltip="The patch: for Apply FMN Patch, Save Forget Patch or Load LoRA Model."
                 ),
                 LossMap.Output(display_name="loss_map", tooltip="The loss of each step, for Plot Loss Graph."),
+                LoraModel.Output(
+                    display_name="rest",
+                    tooltip="What `layers: whole unet` trains outside the cross-attention: an ordinary LoRA, for Load LoRA "
+                    "Model, beside the patch. Save Forget Patch writes it too. Else it is empty.",
+                ),
             ],
         )
 
@@ -69,4 +74,4 @@ class ForgetConcept(io.ComfyNode):
         if patch.info["report"]["warnings"]:
             logging.warning("Forget Concept: %s", text)
         PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)  # shown on the node
-        return io.NodeOutput(patch, {"loss": losses}, ui=ui.PreviewText(text))
+        return io.NodeOutput(patch, {"loss": losses}, patch.rest, ui=ui.PreviewText(text))

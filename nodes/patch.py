@@ -53,9 +53,9 @@ class SavePatch(io.ComfyNode):
     def execute(cls, lora, filename_prefix) -> io.NodeOutput:
         patch = as_patch(lora)
         path, name = new_path(filename_prefix, slug(patch.info["concept"]))
-        save_patch(patch, path)
-        PromptServer.instance.send_progress_text(f"Saved {path}", cls.hidden.unique_id)  # shown on the node
-        return io.NodeOutput(name, ui=ui.PreviewText(f"Saved {path}"))
+        text = "\n".join(f"Saved {file}" for file in save_patch(patch, path))
+        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)  # shown on the node
+        return io.NodeOutput(name, ui=ui.PreviewText(text))
 
 
 def new_path(prefix: str, concept: str) -> tuple[Path, str]:

@@ -85,6 +85,16 @@ def server(comfyui, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def model(comfy, tmp_path_factory):
+    """The folder of the embedded model as a diffusers pipeline."""
+    from demo.export import export_diffusers
+
+    folder = tmp_path_factory.mktemp("model") / "emoji"
+    export_diffusers(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def xl_pipeline(comfy):
     """A tiny SDXL pipeline with random weights and CLIP's own tokenizer."""
     from diffusers import AutoencoderTiny, StableDiffusionXLPipeline, UNet2DConditionModel

@@ -12,15 +12,6 @@ from fmn_core.__main__ import main
 from fmn_core.patch import read_patch
 
 
-@pytest.fixture(scope="module")
-def model(comfy, tmp_path_factory):
-    from demo.export import export_diffusers
-
-    folder = tmp_path_factory.mktemp("model") / "emoji"
-    export_diffusers(folder)
-    return folder
-
-
 @pytest.fixture
 def run(capsys):
     """run(word, ...) -> returncode, stdout, stderr, in this process, which has the test set-up's operators."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -107,10 +107,15 @@ class DiffusionHost(ABC):
     family: str  # a key of FAMILIES
     device: torch.device
     alphas_cumprod: Tensor  # [number of timesteps]: the noise schedule
+    bar_steps: tuple[int, int] | None = None  # done and all, inside `one_bar`
 
     @abstractmethod
     def cross_attentions(self) -> dict[str, CrossAttention]:
         """Layer name -> layer, in forward order."""
+
+    @abstractmethod
+    def other_layers(self) -> dict[str, nn.Module]:
+        """Kohya name -> every other Linear and convolution in the UNet's blocks: what sd-scripts puts a LoRA on."""
 
     @abstractmethod
     def tokenize(self, text: str) -> tuple[Token, ...]:
@@ -168,8 +173,26 @@ class DiffusionHost(ABC):
         """
 
     @abstractmethod
-    def progress(self, step: int, total: int, preview: Tensor | None) -> None:
+    def show_progress(self, step: int, total: int, preview: Tensor | None) -> None:
         """Shows `step` of `total` and, where given, a picture [H, W, 3] in 0..1."""
+
+    def progress(self, step: int, total: int, preview: Tensor | None) -> None:
+        """Shows a part's `step` of `total`, or inside `one_bar` one more step of all."""
+        if self.bar_steps:
+            done, total = self.bar_steps
+            step = done + 1
+            self.bar_steps = (step, total)
+        self.show_progress(step, total, preview)
+
+    @contextmanager
+    def one_bar(self, total: int) -> Iterator[None]:
+        """Context in which the parts of a work tell `total` steps together; another inside it changes nothing."""
+        outer = self.bar_steps
+        self.bar_steps = outer or (0, total)
+        try:
+            yield
+        finally:
+            self.bar_steps = outer and self.bar_steps
 
     @abstractmethod
     def check_interrupt(self) -> None:

@@ -36,6 +36,7 @@ from .comfy_words import ShortClip, require_clip, tokenize
 
 # What a training step holds beyond one forward of the host's own estimate: the activations that backward needs.
 TRAINING_MEMORY_FACTOR = 4
+PLACES = {"input_blocks": "down", "middle_block": "mid", "output_blocks": "up"}
 NATIVE_SIZE = {"sd1": 512, "sd2": 512, "sd2_v": 768, "sdxl": 1024}
 
 
@@ -68,6 +69,16 @@ class ComfyHost(DiffusionHost):
 
     def cross_attentions(self) -> dict[str, CrossAttention]:
         return cross_attentions(self.base.diffusion_model)
+
+    def other_layers(self) -> dict[str, nn.Module]:
+        return {
+            self.kohya_names[f"diffusion_model.{name}.weight"]: module
+            for name, module in self.base.diffusion_model.named_modules()
+            if isinstance(module, nn.Linear | nn.Conv2d)
+            and name.split(".")[0] in PLACES
+            and name != "input_blocks.0.0"  # the UNet's first convolution, no block
+            and ".attn2." not in name
+        }
 
     def latent_shape(self) -> tuple[int, int, int]:
         native = getattr(self.base.model_config, "native_size", NATIVE_SIZE[self.family])
@@ -208,7 +219,7 @@ class ComfyHost(DiffusionHost):
                 stack.enter_context(comfy_words.norms_of_copies(self.clip.cond_stage_model))
             yield
 
-    def progress(self, step: int, total: int, preview: Tensor | None) -> None:
+    def show_progress(self, step: int, total: int, preview: Tensor | None) -> None:
         if self.bar is None:
             self.bar = comfy.utils.ProgressBar(total)
         picture = None
@@ -227,11 +238,10 @@ def weight_key(layer: str, matrix: str) -> str:
 
 def cross_attentions(unet: nn.Module) -> dict[str, CrossAttention]:
     """Layer name -> cross-attention layer of a UNet with the ldm's block names; empty for other architectures."""
-    places = {"input_blocks": "down", "middle_block": "mid", "output_blocks": "up"}
     return {
-        name: CrossAttention(name, module, module.heads, places[name.split(".")[0]])
+        name: CrossAttention(name, module, module.heads, PLACES[name.split(".")[0]])
         for name, module in unet.named_modules()
-        if name.endswith("attn2") and name.split(".")[0] in places
+        if name.endswith("attn2") and name.split(".")[0] in PLACES
     }
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import ForgetError
@@ -25,6 +25,7 @@ from .base import (
 )  # fmt: skip
 
 PLACES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
+OF_ANOTHER = re.compile(r"\.(attn2|base_layer|lora_A|lora_B)\.|\.base_layer$")  # what PEFT wraps and puts beside it
 BLOCK = re.compile(r"^(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\.")
 
 
@@ -91,6 +92,15 @@ class DiffusersHost(DiffusionHost):
             for place in PLACES
             for name, module in self.unet.named_modules()
             if name.startswith(place) and name.endswith("attn2")
+        }
+
+    def other_layers(self) -> dict[str, nn.Module]:
+        return {
+            f"lora_unet_{name.replace('.', '_')}": module
+            for name, module in self.unet.named_modules()
+            if isinstance(getattr(module, "base_layer", module), nn.Linear | nn.Conv2d)
+            and name.split(".")[0] in PLACES
+            and not OF_ANOTHER.search(name)
         }
 
     def latent_shape(self) -> tuple[int, int, int]:
@@ -237,7 +247,7 @@ class DiffusersHost(DiffusionHost):
             for module, mode in zip(modules, was_training, strict=True):
                 module.train(mode)
 
-    def progress(self, step: int, total: int, preview: Tensor | None) -> None:
+    def show_progress(self, step: int, total: int, preview: Tensor | None) -> None:
         self.bar.total, self.bar.n = total, step
         self.bar.refresh()
 
