@@ -118,7 +118,7 @@ def save_picture(picture, path: Path) -> None:
 def run_inspect(options: argparse.Namespace) -> None:
     patch = read_patch(options.file)
     if options.json:
-        print(json.dumps({key: value for key, value in patch.info.items() if key != "erase_keys"}, indent=1))
+        print(json.dumps({key: value for key, value in patch.info.items() if key != "moments"}, indent=1))
         return
     info, base = patch.info, patch.info["base"]
     print(f"{options.file}: forgets {info['concept']}")

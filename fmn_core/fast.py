@@ -13,6 +13,7 @@ from .closed_form import Erasure, leading_directions, second_moment, solve
 from .concept import Concept, find_tokens, split_names
 from .errors import ForgetError
 from .hosts.base import DiffusionHost
+from .moments import Moments
 from .paraphrases import KEEP_TEMPLATES, NEAR_TEMPLATES, PROBES, TEMPLATES, Lexicon, Place, fill, pair
 from .patch import Patch, make_patch
 from .settings import ForgetSettings
@@ -63,6 +64,7 @@ class Edit:
     down: Tensor
     task: Task
     report: dict
+    moments: Moments
 
     def __call__(self, x: Tensor) -> Tensor:
         """What is added to columns [..., D]."""
@@ -73,7 +75,8 @@ def forget_fast(host: DiffusionHost, concepts: tuple[Concept, ...], settings: Fo
     """A patch in closed form; beside it, how far the concepts are from forgotten before and after, in place of a loss."""
     edit = make_edit(host, concepts, settings)
     left = min(1 - min(edit.report["erased"].values()), 0.9999)  # the host's plot divides by the fall
-    return make_patch(host, edit_factors(host, edit, settings), concepts, asdict(settings), edit.report), [1.0, left]
+    factors = edit_factors(host, edit, settings)
+    return make_patch(host, factors, concepts, asdict(settings), edit.report, edit.moments), [1.0, left]
 
 
 def edit_factors(host: DiffusionHost, edit: Edit, settings: ForgetSettings) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
@@ -100,8 +103,9 @@ def make_edit(host: DiffusionHost, concepts: tuple[Concept, ...], settings: Forg
     empty = host.contexts([""], len(host.tokenize("")))[0].cpu().double()
     kept = kept_moment(lexicon.kept(task.forgotten), near, held, empty)
     fixed = leading_directions(torch.cat([empty[:1] * len(empty), empty]), EXACT)
-    up, down = solve(sum(more, erasure), kept, fixed, min(settings.rank * len(columns), len(kept) - fixed.shape[1]))
-    edit = Edit(up, down, task, {"also": task.also})
+    erasure = sum(more, erasure)
+    up, down = solve(erasure, kept, fixed, min(settings.rank * len(columns), len(kept) - fixed.shape[1]))
+    edit = Edit(up, down, task, {"also": task.also}, Moments.of(erasure.gram, kept, len(columns)))
     done = sum(progress(edit, x, y) for x, y in columns.values()) / len(columns)
     edit = replace(edit, up=up * min(ERASED / done, MOST_SCALE)) if done > 0 else edit
     probes = PROBES[task.type][: len(task.templates)]

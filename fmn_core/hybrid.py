@@ -337,7 +337,7 @@ def finish(
     found = [f"The training diverged after {len(losses)} steps, and the best state was kept: lower the learning rate."]
     report["warnings"] = [*(found if diverged else []), *edit.report["warnings"], *warnings(readings["after"])]
     factors = {target: (up * strength, down) for target, (up, down) in lora.factors().items()}
-    return make_patch(host, factors, concepts, asdict(settings), report)
+    return make_patch(host, factors, concepts, asdict(settings), report, edit.moments)
 
 
 def warnings(after: Reading) -> list[str]:

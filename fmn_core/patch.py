@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import errno
 import hashlib
 import json
@@ -12,7 +11,6 @@ import struct
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -23,6 +21,7 @@ from .concept import Concept
 from .errors import ForgetError
 from .hosts.base import FAMILIES, MATRICES, DiffusionHost
 from .lora import LoRAs, balanced
+from .moments import Moments
 
 SCHEMA = 1
 DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
@@ -56,7 +55,7 @@ def make_patch(
     concepts: tuple[Concept, ...],
     settings: dict,
     report: dict,
-    keys: Tensor | None = None,
+    moments: Moments,
 ) -> Patch:
     """Patch from factors, (layer, matrix) -> (up [out, r], down [r, in]) of one r: singular values' roots on both
     sides, fp16, alpha = rank. Raises ForgetError where they are not finite."""
@@ -77,9 +76,8 @@ def make_patch(
         "settings": settings,
         "base": {"name": host.model_name(), "family": host.family, "hash": fingerprint(host)},
         "report": report,
+        "moments": moments.encoded(),
     }
-    if keys is not None:
-        info["erase_keys"] = {"shape": list(keys.shape), "fp16": encode_array(keys)}
     return Patch(dict(sorted(tensors.items())), info)
 
 
@@ -108,19 +106,6 @@ def fingerprint(host: DiffusionHost) -> str:
             weight = host.weight(layer, matrix).detach().cpu().contiguous()
             digest.update(weight.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def encode_array(array: Tensor) -> str:
-    """Base64 of a tensor's values in fp16, little-endian, row by row."""
-    return base64.b64encode(array.detach().cpu().half().numpy().astype("<f2").tobytes()).decode()
-
-
-def decode_array(text: str, shape: list[int]) -> Tensor:
-    """The inverse of encode_array: fp32 of this shape; raises ForgetError where the bytes do not fill it."""
-    values = np.frombuffer(base64.b64decode(text, validate=True), "<f2")
-    if values.size != np.prod(shape):
-        raise ForgetError(f"An array of the patch holds {values.size} values instead of {shape}: the file is damaged.")
-    return torch.from_numpy(values.astype(np.float32)).reshape(shape)
 
 
 def slug(name: str) -> str:

@@ -265,7 +265,7 @@ def test_custom_templates_and_batches(host):
 def test_prompts_of_unequal_length_train_together(host):
     template = "a {}\n" + "a house and a tree " * 20 + "and a {}"
     patch, losses = forget(host, "cat", replace(QUICK, concept_type="custom", template=template, tokens="concept and end"))
-    assert all(loss > 0 for loss in losses) and patch.info["erase_keys"]["shape"] == [2, 112]
+    assert all(loss > 0 for loss in losses) and patch.info["moments"]["keys"]["shape"][1] == 112
 
 
 def test_the_base_hash_does_not_change_with_a_lora_on_the_model(quick_patch, loaded, monkeypatch):

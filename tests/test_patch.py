@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from fmn_core.errors import ForgetError
 from fmn_core.forget import forget
-from fmn_core.patch import ALPHA, DOWN, UP, Patch, decode_array, encode_array, read_patch, save_patch, serialize, slug
+from fmn_core.moments import Moments, leading
+from fmn_core.patch import ALPHA, DOWN, UP, Patch, read_patch, save_patch, serialize, slug
 from fmn_core.settings import ForgetSettings
 
 
@@ -47,15 +51,32 @@ def test_the_file_holds_what_loaders_ask_for(patch, tmp_path):
     assert metadata["ss_network_dim"] == str(patch.rank) and "ss_v2" in metadata
 
 
-def test_erase_keys_come_back(patch, loaded):
-    _, clip, _ = loaded
-    keys = decode_array(patch.info["erase_keys"]["fp16"], patch.info["erase_keys"]["shape"])
-    embedding = clip.encode("a photo of cat")  # start, a, photo, of, cat
-    assert torch.allclose(keys, embedding[0, [4]], atol=1e-2)
-    values = torch.randn(3, 5).half()
-    assert torch.equal(decode_array(encode_array(values), [3, 5]), values.float())
-    with pytest.raises(ForgetError, match="damaged"):
-        decode_array(encode_array(values), [3, 6])
+def test_what_stacking_needs_comes_back(patch, tmp_path):
+    path = tmp_path / "p.safetensors"
+    save_patch(patch, path)
+    moments = Moments.decoded(read_patch(path).info["moments"])
+    assert moments.keys.shape == (16, 112) and moments.kept.shape[1] == 112 and moments.tail > 0
+    assert torch.linalg.eigvalsh(moments.rest()).min() > 0
+    for change in (
+        {"tail": "x"},
+        {"keys": {}},
+        {"keys": {"shape": [10**9, 10**9], "scale": 1, "fp16": ""}},
+        {"tail": math.inf},
+    ):
+        with pytest.raises(ForgetError, match="damaged"):
+            Moments.decoded(patch.info["moments"] | change)
+
+
+@given(st.integers(1, 6), st.integers(1, 9), st.integers(0, 2**31))
+def test_leading_directions_are_most_of_a_moment_and_all_of_it_where_they_are_enough(count, size, seed):
+    x = torch.randn(50, size, generator=torch.Generator().manual_seed(seed)).double()
+    moment = x.T @ x
+    rows, tail = leading(moment, count)
+    again = rows.T @ rows + tail * torch.eye(size, dtype=torch.double)
+    assert torch.allclose(again.trace(), moment.trace()) and rows.shape == (min(count, size), size)
+    assert torch.linalg.eigvalsh(again).max() <= torch.linalg.eigvalsh(moment).max() * (1 + 1e-9)
+    if count >= size:
+        assert torch.allclose(again, moment)
 
 
 def test_a_name_in_use_is_never_taken_over(patch, tmp_path):
