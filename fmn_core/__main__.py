@@ -15,9 +15,11 @@ from .embedding import add_embedding, save_embedding
 from .errors import ForgetError
 from .forget import forget, summary
 from .inversion import invert_pictures
+from .members import Member
 from .patch import describe, read_patch, require_new, save_patch, slug
 from .pictures import read_images
 from .settings import EvaluateSettings, ForgetSettings, InvertSettings
+from .stack import stack, unstack
 
 
 def add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
@@ -115,6 +117,29 @@ def save_picture(picture, path: Path) -> None:
         raise ForgetError(f"{path} has no ending that says which kind of picture it is: use .png or .jpg.") from None
 
 
+def run_stack(options: argparse.Namespace) -> None:
+    require_new(options.out)
+    patch = stack([read_member(text) for text in options.files])
+    print("\n".join([summary(patch), *map(describe, save_patch(patch, options.out))]))
+
+
+def read_member(text: str) -> Member:
+    """A patch and its strength from FILE or FILE=STRENGTH."""
+    name, equals, strength = text.rpartition("=")
+    if not equals or Path(text).exists():
+        return Member(read_patch(Path(text)))
+    try:
+        return Member(read_patch(Path(name)), float(strength))
+    except ValueError:
+        raise ForgetError(f"`{strength}` is no strength: write FILE=0.5, or the file alone for 1.") from None
+
+
+def run_unstack(options: argparse.Namespace) -> None:
+    for patch, strength in unstack(read_patch(options.file)):
+        for path in save_patch(patch, options.out / f"forget-{slug(patch.info['concept'])}.safetensors"):
+            print(f"{describe(path)}, strength {strength}")
+
+
 def run_inspect(options: argparse.Namespace) -> None:
     patch = read_patch(options.file)
     if options.json:
@@ -167,6 +192,14 @@ def main(arguments: list[str] | None = None) -> int:
     add_device(command)
     add_settings(command, EvaluateSettings)
     command.set_defaults(run=run_evaluate)
+    command = commands.add_parser("stack", help="make one patch of several, in which each does what it does alone")
+    command.add_argument("files", nargs="+", metavar="FILE[=STRENGTH]", help="patches; strength 1 where none is given")
+    command.add_argument("--out", type=Path, required=True, help="the file to write; a name in use is never taken over")
+    command.set_defaults(run=run_stack)
+    command = commands.add_parser("unstack", help="take a stacked patch apart again")
+    command.add_argument("file", type=Path)
+    command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the patches go")
+    command.set_defaults(run=run_unstack)
     command = commands.add_parser("inspect", help="what a patch forgets, how it was made, and its own report")
     command.add_argument("file", type=Path)
     command.add_argument("--json", action="store_true")

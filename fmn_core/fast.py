@@ -95,21 +95,50 @@ def make_edit(host: DiffusionHost, concepts: tuple[Concept, ...], settings: Forg
     settings contradict one another."""
     lexicon = Lexicon(host)
     task = plan(lexicon, concepts, settings)
-    lexicon.read(task.texts())
-    columns = {name: concept_columns(lexicon, task, name, task.templates) for name in task.names}
+    words = Words.of(lexicon, task)
+    columns, kept, empty = words.columns, words.kept, words.empty
     erasure, *more = (Erasure.of(x, y) for x, y in columns.values())
-    near = {word: lexicon.columns(NEAR_TEMPLATES[task.type], word) for word in task.neighbours}
-    held = {word: lexicon.columns(KEEP_TEMPLATES[task.type], word) for word in task.keep}
-    empty = host.contexts([""], len(host.tokenize("")))[0].cpu().double()
-    kept = kept_moment(lexicon.kept(task.forgotten), near, held, empty)
-    fixed = leading_directions(torch.cat([empty[:1] * len(empty), empty]), EXACT)
     erasure = sum(more, erasure)
+    fixed = leading_directions(torch.cat([empty[:1] * len(empty), empty]), EXACT)
     up, down = solve(erasure, kept, fixed, min(settings.rank * len(columns), len(kept) - fixed.shape[1]))
     edit = Edit(up, down, task, {"also": task.also}, Moments.of(erasure.gram, kept, len(columns)))
     done = sum(progress(edit, x, y) for x, y in columns.values()) / len(columns)
     edit = replace(edit, up=up * min(ERASED / done, MOST_SCALE)) if done > 0 else edit
     probes = PROBES[task.type][: len(task.templates)]
-    return measured(edit, {name: concept_columns(lexicon, task, name, probes) for name in task.names}, near | held, empty)
+    return measured(edit, {name: concept_columns(lexicon, task, name, probes) for name in task.names}, words)
+
+
+def word_moments(host: DiffusionHost, concepts: tuple[Concept, ...], settings: ForgetSettings) -> Moments:
+    """What an edit knows of the concepts' words, for a patch that is made without one."""
+    lexicon = Lexicon(host)
+    words = Words.of(lexicon, plan(lexicon, concepts, settings))
+    return Moments.of(sum(second_moment(x) for x, _ in words.columns.values()), words.kept, len(words.columns))
+
+
+@dataclass(frozen=True)
+class Words:
+    """What the text encoder makes of a task: of each concept columns [N, D] and their targets [N, D]; columns of near words
+    and of those that the user keeps; the empty prompt's; and E[x x^T] of all that should stay, at its weight."""
+
+    columns: dict[str, tuple[Tensor, Tensor]]
+    near: dict[str, Tensor]
+    held: dict[str, Tensor]
+    empty: Tensor
+    kept: Tensor
+
+    @classmethod
+    def of(cls, lexicon: Lexicon, task: Task) -> Words:
+        lexicon.read(task.texts())
+        near = {word: lexicon.columns(NEAR_TEMPLATES[task.type], word) for word in task.neighbours}
+        held = {word: lexicon.columns(KEEP_TEMPLATES[task.type], word) for word in task.keep}
+        empty = lexicon.host.contexts([""], len(lexicon.host.tokenize("")))[0].cpu().double()
+        return cls(
+            columns={name: concept_columns(lexicon, task, name, task.templates) for name in task.names},
+            near=near,
+            held=held,
+            empty=empty,
+            kept=kept_moment(lexicon.kept(task.forgotten), near, held, empty),
+        )
 
 
 def plan(lexicon: Lexicon, concepts: tuple[Concept, ...], settings: ForgetSettings) -> Task:
@@ -219,9 +248,10 @@ def progress(edit: Edit, x: Tensor, y: Tensor) -> float:
     return ((edit(x) * way).sum() / way.square().sum().clamp(min=1e-12)).item()
 
 
-def measured(edit: Edit, probes: dict[str, tuple[Tensor, Tensor]], near: dict[str, Tensor], empty: Tensor) -> Edit:
+def measured(edit: Edit, probes: dict[str, tuple[Tensor, Tensor]], words: Words) -> Edit:
     """The edit with its report: how far it brings each concept, and how far it moves what is near, on one scale, on
     prompts that it was neither made nor scaled from."""
+    near, empty = words.near | words.held, words.empty
     scale = torch.stack([(y - x).square().sum(1).mean().sqrt() for x, y in probes.values()]).mean().clamp(min=1e-12)
     drift = {word: (edit(columns).square().sum(1).mean().sqrt() / scale).item() for word, columns in near.items()}
     report = edit.report | {

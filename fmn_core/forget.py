@@ -6,6 +6,7 @@ from torch import Tensor
 
 from .balanced import forget_balanced
 from .concept import make_concepts
+from .conflicts import conflict_lines
 from .errors import ForgetError
 from .fast import forget_fast
 from .hosts.base import DiffusionHost
@@ -65,6 +66,8 @@ def summary(patch: Patch) -> str:
         mass = report["attention_mass"]
         with_rest = f", {mass['with rest']:.4f} with the rest" if "with rest" in mass else ""
         lines.append(f"Attention to the concept: {mass['before']:.4f} before, {mass['after']:.4f} after{with_rest}.")
+    if "conflicts" in report:
+        lines += conflict_lines(report)
     if "evaluation" in report:
         lines += ["Measured on the model:", report["evaluation"]["summary"]]
     return "\n".join(lines)

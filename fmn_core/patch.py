@@ -120,7 +120,7 @@ def metadata(patch: Patch, name: str, tensors: dict[str, Tensor]) -> dict[str, s
     version, architecture = FAMILIES[base["family"]]
     trained = info["settings"].get("preset") != "fast"
     taken = info["settings"] | {key: info["report"][key] for key in ("steps",) if key in info["report"]}
-    training = {f"ss_{key}": str(taken[key]) for key in ("steps", "learning_rate") if trained}
+    training = {f"ss_{key}": str(taken[key]) for key in ("steps", "learning_rate") if trained and key in taken}
     title, digest = f"Forget {info['concept']}", tensor_hash(tensors)
     return {
         "ss_base_model_version": version,
@@ -232,6 +232,15 @@ def require_new(path: Path) -> Path:
     if os.path.lexists(path):
         raise ForgetError(f"{path} exists already, and files are never overwritten: choose another name.")
     return path
+
+
+def is_patch(path: Path) -> bool:
+    """Whether a file says that it is a forget patch; other LoRA files, and what cannot be read, do not."""
+    try:
+        with safe_open(path, "pt") as file:
+            return "fmn.patch" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
 
 
 def read_patch(path: Path) -> Patch:

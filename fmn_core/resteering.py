@@ -11,21 +11,18 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .attention import concept_mass, layer_size, tapped
-from .closed_form import second_moment
 from .concept import Concept, concept_columns
 from .errors import ForgetError
+from .fast import word_moments
 from .heatmap import overlay
 from .hosts.base import DiffusionHost, Prompts
 from .lora import CrossAttentionLoRA, LoRAs
 from .losses import attention_resteering_loss, visual_denoising_loss
-from .moments import Moments
-from .paraphrases import Lexicon
 from .patch import Patch, make_patch, rest_tensors
 from .pictures import prepare_pictures
 from .sampling import AT_ONCE, sample_pictures, sampling_calls
 from .settings import ForgetSettings
 
-KEPT = 100.0  # weight of what is kept beside the concept, for stacking: that of `fast`
 MAX_GRAD_NORM = 1.0  # the original's max_grad_norm
 LITTLE = 0.9  # of the attention left: a patch that takes less away is worth a warning
 PROBES = 8  # fixed noisy latents on which the attention to the concept is measured before and after
@@ -53,7 +50,7 @@ def forget_by_resteering(
     texts = [prompt for concept in concepts for prompt in concept.prompts]
     columns = [concept_columns(host, name, prompt, settings.tokens) for prompt, name in texts]
     prompts, empty = host.encode([prompt for prompt, _ in texts]), host.encode([""])
-    moments = moments_of(host, concepts, texts, prompts)
+    moments = word_moments(host, concepts, settings)
     length = prompts.embeddings.shape[1]  # of the longest; shorter ones are tiled to it
     columns = torch.stack([column.repeat(length // len(column)) for column in columns]).to(host.device)
     pictures_made = max(settings.num_pictures, len(concepts)) if images is None or settings.visual_weight else 0
@@ -237,16 +234,3 @@ def preview(maps: dict[str, Tensor], columns: Tensor, pictures: Tensor | None, s
         picture = F.interpolate(pictures[shown[0]].permute(2, 0, 1)[None].cpu(), (height, width))
         picture = rearrange(picture, "1 c h w -> h w c")
     return overlay(picture, heat[0, 0], opacity=0.6)
-
-
-def moments_of(
-    host: DiffusionHost, concepts: tuple[Concept, ...], texts: list[tuple[str, str]], prompts: Prompts
-) -> Moments:
-    """What the columns from the concepts' names on have in common in every (prompt, name), and those of common prompts."""
-    found = []
-    for row, (prompt, name) in enumerate(texts):
-        onward = concept_columns(host, name, prompt, "concept onward")
-        words = torch.tensor([token.kind != "padding" for token in host.tokenize(prompt)])
-        found.append(prompts.embeddings[row, : len(words)][(onward & words).to(host.device)].cpu().double())
-    kept = second_moment(Lexicon(host).kept([name for _, name in texts]))
-    return Moments.of(second_moment(torch.cat(found)), KEPT * kept, len(concepts))

@@ -8,8 +8,10 @@ from ..fmn_core.hosts import comfy_embedded
 from .attention import RecordTokenAttention, VisualizeTokenAttention
 from .evaluate import EvaluatePatch
 from .forget import ForgetConcept
+from .gate import GatePatch
 from .inversion import InvertConcept
 from .patch import ApplyPatch, SavePatch
+from .stack import StackPatches
 
 
 class ForgetMeNotExtension(ComfyExtension):
@@ -19,6 +21,8 @@ class ForgetMeNotExtension(ComfyExtension):
             InvertConcept,
             SavePatch,
             ApplyPatch,
+            StackPatches,
+            GatePatch,
             EvaluatePatch,
             RecordTokenAttention,
             VisualizeTokenAttention,

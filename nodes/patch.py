@@ -26,6 +26,35 @@ def as_patch(lora) -> Patch:
     return lora
 
 
+def patch_input() -> io.Combo.Input:
+    """The choice between the files in the host's LoRA folders and what is connected."""
+    files = [name for name in folder_paths.get_filename_list("loras") if name.endswith(".safetensors")]
+    return io.Combo.Input(
+        "patch",
+        options=[FROM_INPUT, *files],
+        tooltip="A saved patch, which goes before the one connected to `lora`, or that one. "
+        "Press R after saving to refresh the list.",
+    )
+
+
+def choose(patch: str, lora) -> tuple[Patch, Path | None]:
+    """The patch that a node's inputs name, and its file if it has one; raises ForgetError where there is none."""
+    if patch != FROM_INPUT:
+        path = folder_paths.get_full_path("loras", patch)
+        if path is None:
+            raise ForgetError(f"{patch} is in none of the host's LoRA folders: press R to refresh, and choose again.")
+        return read_patch(Path(path)), Path(path)
+    if lora is None:
+        raise ForgetError("There is no patch: choose a file, or connect the lora output of Forget Concept.")
+    return as_patch(lora), None
+
+
+def changed_at(patch) -> int | None:
+    """When the chosen file was written: a node runs anew where it was replaced."""
+    path = folder_paths.get_full_path("loras", patch) if isinstance(patch, str) and patch != FROM_INPUT else None
+    return path and Path(path).stat().st_mtime_ns
+
+
 class SavePatch(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -88,7 +117,6 @@ def new_path(prefix: str, concept: str) -> tuple[Path, str]:
 class ApplyPatch(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        files = [name for name in folder_paths.get_filename_list("loras") if name.endswith(".safetensors")]
         return schema(
             node_id="FMN_ApplyPatch",
             display_name="Apply FMN Patch",
@@ -97,12 +125,7 @@ class ApplyPatch(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model to patch; a patched copy comes out."),
                 io.Clip.Input("clip", tooltip="Passed through: a forget patch changes the UNet alone."),
-                io.Combo.Input(
-                    "patch",
-                    options=[FROM_INPUT, *files],
-                    tooltip="A saved patch, which goes before the one connected to `lora`, or that one. "
-                    "Press R after saving to refresh the list.",
-                ),
+                patch_input(),
                 io.Float.Input(
                     "strength",
                     default=1.0,
@@ -121,18 +144,8 @@ class ApplyPatch(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, patch, **kwargs):
-        path = folder_paths.get_full_path("loras", patch) if isinstance(patch, str) and patch != FROM_INPUT else None
-        return path and Path(path).stat().st_mtime_ns
+        return changed_at(patch)
 
     @classmethod
     def execute(cls, model, clip, patch, strength, lora=None) -> io.NodeOutput:
-        if patch != FROM_INPUT:
-            path = folder_paths.get_full_path("loras", patch)
-            if path is None:
-                raise ForgetError(f"{patch} is in none of the host's LoRA folders: press R to refresh, and choose again.")
-            chosen = read_patch(Path(path))
-        elif lora is not None:
-            chosen = as_patch(lora)
-        else:
-            raise ForgetError("There is no patch to apply: choose a file, or connect the lora output of Forget Concept.")
-        return io.NodeOutput(apply_patch(model, chosen, strength), clip)
+        return io.NodeOutput(apply_patch(model, choose(patch, lora)[0], strength), clip)

@@ -1,0 +1,95 @@
+"""Which patches reach into one another when they are simply added, how much, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from .members import Member, kept_words, modules_of, reads_text, side_by_side, spoken
+from .moments import Moments
+from .patch import DOWN, UP
+
+MUCH = 0.3  # of what a concept's own patch does to its words, done by another's, is worth a warning
+SHOWN = 10  # pairs in a report
+
+
+def conflicts(members: Sequence[Member]) -> list[dict]:
+    """Pairs {concept, other, share}: how much the patch of `other` changes the words of `concept`, beside what the
+    concept's own does, which is 1; the root mean square over its words, K and V. The largest come first."""
+    moments = [member.moments for member in members]
+    acts = [[action(member, own) if own else 0.0 for own in moments] for member in members]
+    pairs = [
+        {"concept": member.name, "other": other.name, "share": acts[j][i] / max(acts[i][i], 1e-30)}
+        for i, member in enumerate(members)
+        for j, other in enumerate(members)
+        if i != j and moments[i]
+    ]
+    return sorted(pairs, key=lambda pair: -pair["share"])
+
+
+def action(member: Member, moments: Moments) -> float:
+    """The size of what a patch adds to K and V of a concept's words."""
+    modules = filter(reads_text, member.patch.modules)
+    return sum(added(*side_by_side([member], module), moments).square().sum().item() for module in modules) ** 0.5
+
+
+def added(up: Tensor, down: Tensor, moments: Moments) -> Tensor:
+    """What factors add to the leading directions of a concept's words: [out, n]."""
+    return up.double() @ (down.double() @ moments.keys.T)
+
+
+def responses(members: Sequence[Member], stacked: Mapping[str, Tensor]) -> list[dict]:
+    """By how much the response to each concept's words differs from what its own patch alone does, |dW x - dW_i x| /
+    |dW_i x|, where the patches are simply `added`, and `jointly`, by the stacked one."""
+    found = []
+    for member in members:
+        own = member.moments
+        if own is None:
+            continue
+        sizes = dict.fromkeys(("alone", "added", "jointly"), 0.0)
+        for module in filter(reads_text, modules_of(members)):
+            together = added(*side_by_side(members, module), own)
+            alone = added(*side_by_side([member], module), own) if module + UP in member.patch else 0 * together
+            jointly = added(stacked[module + UP], stacked[module + DOWN], own)
+            for key, change in (("alone", alone), ("added", together - alone), ("jointly", jointly - alone)):
+                sizes[key] += change.square().sum().item()
+        off = {key: (sizes[key] / max(sizes["alone"], 1e-30)) ** 0.5 for key in ("added", "jointly")}
+        found.append({"concept": member.name} | off)
+    return found
+
+
+def warnings(members: Sequence[Member], pairs: Sequence[dict]) -> list[str]:
+    """A sentence for each pair that contradicts one another, or that forgets the same, with what to do."""
+    found = []
+    for at, member in enumerate(members):
+        for other in members[:at] + members[at + 1 :]:
+            for word in kept_words(member.patch):
+                if word.lower() in spoken([other]):
+                    found.append(
+                        f"`{word}` is kept by the patch of `{member.name}` and forgotten by that of `{other.name}`: it is "
+                        "forgotten. Leave the latter out to keep it."
+                    )
+        for other in members[:at]:
+            same = sorted(spoken([member]) & spoken([other]))
+            if same:
+                found.append(f"Two patches forget `{same[0]}`, which is more than enough: leave one out.")
+    return found
+
+
+def conflict_lines(report: dict) -> list[str]:
+    """The report of a stacked patch in a few lines: what the patches do to one another, and what the solution leaves."""
+    much = [pair for pair in report["conflicts"] if pair["share"] > MUCH]
+    lines = [
+        f"The patch of `{pair['other']}` changes `{pair['concept']}` by {pair['share']:.0%} of what its own does."
+        for pair in much[:SHOWN]
+    ]
+    if len(much) > SHOWN:
+        lines.append(f"And so do {len(much) - SHOWN} more pairs.")
+    if report["responses"]:
+        added, jointly = (max(report["responses"], key=lambda one: one[key]) for key in ("added", "jointly"))
+        lines.append(
+            f"Simply added, the patches change what each does alone by up to {added['added']:.0%} (`{added['concept']}`), "
+            f"jointly by up to {jointly['jointly']:.0%} (`{jointly['concept']}`)."
+        )
+    return lines

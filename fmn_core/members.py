@@ -1,0 +1,62 @@
+"""Patches with their strengths, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .concept import split_names
+from .moments import Moments
+from .patch import DOWN, UP, Patch
+
+
+class Member(NamedTuple):
+    """A patch and its strength."""
+
+    patch: Patch
+    strength: float = 1.0
+
+    @property
+    def name(self) -> str:
+        return self.patch.info["concept"]
+
+    @property
+    def moments(self) -> Moments | None:
+        """What the patch knows of its words, or None where it does not say."""
+        return Moments.decoded(self.patch.info["moments"]) if self.patch.info.get("moments") else None
+
+
+def modules_of(members: Sequence[Member]) -> list[str]:
+    """The projections that any of the patches changes."""
+    return sorted({module for member in members for module in member.patch.modules})
+
+
+def reads_text(module: str) -> bool:
+    """Whether a projection reads the text's columns: K and V do."""
+    return module.endswith(("_to_k", "_to_v"))
+
+
+def side_by_side(members: Sequence[Member], module: str) -> tuple[Tensor, Tensor]:
+    """up [out, R] at the members' strengths and down [R, in] of a projection, zeros where a patch leaves it alone."""
+    there = next(member.patch for member in members if module + UP in member.patch)
+    out, inner = len(there[module + UP]), there[module + DOWN].shape[1]
+    ups, downs = [], []
+    for patch, strength in members:
+        has = module + UP in patch
+        ups.append(patch[module + UP].double() * strength if has else torch.zeros(out, patch.rank).double())
+        downs.append(patch[module + DOWN].double() if has else torch.zeros(patch.rank, inner).double())
+    return torch.cat(ups, 1), torch.cat(downs)
+
+
+def kept_words(patch: Patch) -> list[str]:
+    """What a patch was told to keep."""
+    return [name for line in str(patch.info["settings"].get("keep", "")).splitlines() for name in split_names(line)]
+
+
+def spoken(members: Sequence[Member]) -> set[str]:
+    """Every name of every concept that is forgotten, in lower case."""
+    concepts = (concept for member in members for concept in member.patch.info.get("concepts") or [])
+    return {name.lower() for concept in concepts for name in concept["names"]}

@@ -1,0 +1,199 @@
+"""Stacked patches: each does what it does alone, in any order, and they come apart again."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+
+from fmn_core.__main__ import main
+from fmn_core.conflicts import conflicts, warnings
+from fmn_core.errors import ForgetError
+from fmn_core.forget import forget, summary
+from fmn_core.gate import OPEN, gate
+from fmn_core.members import Member, reads_text
+from fmn_core.patch import DOWN, UP, Patch, read_patch, save_patch, serialize
+from fmn_core.settings import ForgetSettings
+from fmn_core.stack import OWN, stack, unstack
+
+NAMES = ("cat", "lion", "dog")
+
+
+@pytest.fixture(scope="module")
+def comfy_host(loaded):
+    from fmn_core.hosts.comfy import ComfyHost
+
+    return ComfyHost(*loaded)
+
+
+@pytest.fixture(scope="module")
+def patches(comfy_host):
+    """Three in closed form, and one that was trained, on q, k, v and out."""
+    trained = ForgetSettings(preset="paper", steps=3, num_pictures=1, sampling_steps=2, matrices="q k v out", rank=2)
+    fast = ForgetSettings(keep="house")
+    return [*(forget(comfy_host, name, fast)[0] for name in NAMES), forget(comfy_host, "fox", trained)[0]]
+
+
+def delta(patch, module):
+    return patch[module + UP].double() @ patch[module + DOWN].double()
+
+
+def distance(one, other):
+    """The largest relative difference of what two patches add to a projection."""
+    assert one.modules == other.modules
+    return max(((delta(one, m) - delta(other, m)).norm() / delta(other, m).norm().clamp(1e-9)).item() for m in one.modules)
+
+
+def test_a_patch_alone_comes_out_as_it_went_in(patches):
+    for patch in patches:
+        assert distance(stack([Member(patch)]), patch) < 1e-3
+
+
+def test_the_order_does_not_matter_and_a_patch_that_is_off_or_there_twice_neither(patches):
+    members = [Member(patch, 0.5 + i) for i, patch in enumerate(patches)]
+    whole = serialize(stack(members), "s")
+    assert whole == serialize(stack(members[::-1]), "s")
+    off = Member(forgotten(patches[0], "tiger"), 0.0)
+    assert whole == serialize(stack([*members, off]), "s")
+    assert whole == serialize(stack([*members, members[1]]), "s")
+
+
+def forgotten(patch, name):
+    """A patch said to be of another concept."""
+    return Patch(dict(patch), patch.info | {"concept": name, "concepts": [patch.info["concepts"][0] | {"names": [name]}]})
+
+
+def test_strength_scales_linearly(patches):
+    one = stack([Member(patch) for patch in patches])
+    half = stack([Member(patch, -0.5) for patch in patches])
+    assert all((delta(one, m) + 2 * delta(half, m)).norm() <= 2e-3 * delta(one, m).norm() for m in one.modules)
+
+
+def test_it_is_the_least_squares_solution(patches):
+    """Against a dense solver on the stated objective, without the formula; other projections are sums."""
+    members = [Member(patch, strength) for patch, strength in zip(patches, (1.0, 0.7, 1.3, 1.0), strict=True)]
+    joint = stack(members)
+    known = [member.moments for member in members]
+    kept = torch.linalg.cholesky(sum(own.rest() for own in known) / len(known)).T
+    for module in joint.modules[:8]:
+        own = [strength * delta(p, module) if module + UP in p else 0 * delta(joint, module) for p, strength in members]
+        if not reads_text(module):
+            assert torch.allclose(delta(joint, module), sum(own), atol=2e-3 * sum(own).abs().max())
+            continue
+        Z = torch.cat([p[module + DOWN].double() for p, _ in members if module + DOWN in p])
+        rows, wanted = [kept], [kept @ sum(own).T]
+        for moments, change in zip(known, own, strict=True):
+            rows.append(OWN**0.5 * moments.keys)
+            wanted.append(OWN**0.5 * moments.keys @ change.T)
+        T = torch.linalg.lstsq(torch.cat(rows) @ Z.T, torch.cat(wanted), driver="gelsd").solution.T
+        assert (delta(joint, module) - T @ Z).norm() < 3e-3 * (T @ Z).norm()
+        assert (T @ Z - sum(own)).norm() > 0.02 * (T @ Z).norm(), "where adding would do, this shows nothing"
+
+
+def test_a_stack_comes_apart_again_also_from_its_file_and_within_another(patches, tmp_path):
+    members = [Member(patch, strength) for patch, strength in zip(patches, (1.0, 0.5, -2.0, 1.0), strict=True)]
+    joint = stack(members)
+    save_patch(joint, tmp_path / "s.safetensors")
+    read = read_patch(tmp_path / "s.safetensors")
+    parts = {part.name: part for part in unstack(read)}
+    for patch, strength in members:
+        part = parts[patch.info["concept"]]
+        assert part.strength == strength and part.patch.info == json.loads(json.dumps(patch.info))
+        assert distance(part.patch, patch) < 4e-3
+    assert distance(stack(list(parts.values())), joint) < 4e-3
+    nested = stack([Member(stack(members[:2])), *members[2:]])
+    assert distance(nested, joint) < 4e-3 and nested.info["concept"] == joint.info["concept"]
+    halved = stack([Member(joint, 0.5)])
+    assert all((delta(joint, m) - 2 * delta(halved, m)).norm() <= 5e-3 * delta(joint, m).norm() for m in joint.modules)
+    with pytest.raises(ForgetError, match="not stacked of others"):
+        unstack(patches[0])
+    lying = Patch(dict(read), copy.deepcopy(read.info))
+    lying.info["members"][0]["rank"] += 1
+    with pytest.raises(ForgetError, match="damaged"):
+        unstack(lying)
+
+
+def test_jointly_each_is_nearer_to_what_it_does_alone_than_simply_added(patches):
+    report = stack([Member(patch) for patch in patches[:3]]).info["report"]
+    assert [one["concept"] for one in report["responses"]] == sorted(NAMES)
+    assert all(one["jointly"] < one["added"] for one in report["responses"])
+    shares = [pair["share"] for pair in report["conflicts"]]
+    assert len(shares) == 6 and shares == sorted(shares, reverse=True) and min(shares) > 0
+
+
+def test_conflicts_are_what_one_patch_adds_to_the_words_of_another(patches):
+    one, other = (Member(patch) for patch in patches[:2])
+    found = {pair["concept"]: pair["share"] for pair in conflicts([one, other])}
+    x = one.moments.keys.T
+    changes = [torch.cat([delta(p, m) @ x for m in p.modules]).norm().item() for p in patches[:2]]
+    assert found["cat"] == pytest.approx(changes[1] / changes[0])
+    assert conflicts([one, Member(patches[1], 2.0)])[0]["share"] == pytest.approx(2 * found["cat"])
+
+
+def test_contradictions_are_told_with_what_to_do(patches):
+    same = forgotten(patches[1], "cat")
+    text = " ".join(warnings([Member(patches[0]), Member(same), Member(forgotten(patches[2], "house"))], []))
+    assert "Two patches forget `cat`" in text and "`house` is kept by the patch of `cat`" in text and "Leave" in text
+    joint = stack([Member(patches[0]), Member(forgotten(patches[2], "house"))])
+    assert "house" in summary(joint) and joint.info["settings"]["keep"] == ""
+
+
+def test_patches_without_words_are_added_and_of_other_models_refused(patches):
+    mute = [Patch(dict(p), {k: v for k, v in p.info.items() if k != "moments"}) for p in patches[:2]]
+    joint = stack([Member(patch) for patch in mute])
+    assert all(torch.allclose(delta(joint, m), sum(delta(p, m) for p in mute), atol=1e-4) for m in joint.modules)
+    half = stack([Member(mute[0]), Member(patches[1])])
+    assert "moments" in half.info and torch.isfinite(delta(half, half.modules[0])).all()
+    wide = {key: torch.cat([value, value], 1) if key.endswith(DOWN) else value for key, value in patches[1].items()}
+    for other in (
+        Patch(wide, patches[1].info),
+        Patch(dict(patches[1]), patches[1].info | {"base": {"family": "sdxl", "name": "XL"}}),
+    ):
+        with pytest.raises(ForgetError, match="different shapes|one model"):
+            stack([Member(patches[0]), Member(other)])
+    for nothing in ([], [Member(patches[0], 0.0)]):
+        with pytest.raises(ForgetError, match="no patch to stack"):
+            stack(nothing)
+
+
+def test_the_gate_opens_for_the_concept_and_stays_shut_for_its_neighbours(patches, comfy_host):
+    def value(patch, prompt):
+        return gate(patch, comfy_host.encode([prompt]).embeddings[0])
+
+    for patch in (patches[0], patches[3]):  # in closed form, and trained
+        name = patch.info["concept"]
+        own = (
+            f"a {name}",
+            f"a photo of a {name} on a sofa",
+            f"here you see a {name}, neon style",
+            f"a {name} beside a house",
+        )
+        others = ("a dog", "a house", "a car beside a tree", "", "a bird in the sky", "a house in neon style")
+        assert {prompt: value(patch, prompt) > OPEN for prompt in own} == dict.fromkeys(own, True)
+        assert {prompt: value(patch, prompt) > OPEN for prompt in others} == dict.fromkeys(others, False)
+    assert value(patches[0], "a kitten") > OPEN, "another name of the same"
+    both = stack([Member(patches[0]), Member(patches[2])])
+    assert min(value(both, "a cat"), value(both, "a dog")) > OPEN > value(both, "a house")
+    with pytest.raises(ForgetError, match="encoded to a width of 768"):
+        gate(patches[0], torch.zeros(77, 768))
+    with pytest.raises(ForgetError, match="does not know the words"):
+        gate(Patch(dict(patches[0]), {"concept": "cat"}), torch.zeros(77, 112))
+
+
+def test_the_command_stacks_files_and_takes_them_apart(patches, tmp_path, capsys):
+    for patch in patches[:2]:
+        save_patch(patch, tmp_path / f"{patch.info['concept']}.safetensors")
+    out = tmp_path / "both.safetensors"
+    assert main(["stack", str(tmp_path / "cat.safetensors"), f"{tmp_path / 'lion.safetensors'}=0.5", "--out", str(out)]) == 0
+    assert "Simply added" in capsys.readouterr().out
+    assert distance(read_patch(out), stack([Member(patches[0]), Member(patches[1], 0.5)])) == 0
+    assert main(["unstack", str(out), "--out", str(tmp_path / "parts")]) == 0
+    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == [
+        "forget-cat.safetensors",
+        "forget-lion.safetensors",
+    ]
+    assert "0.5" in capsys.readouterr().out
+    assert main(["stack", str(tmp_path / "cat.safetensors") + "=much", "--out", str(tmp_path / "x.safetensors")]) == 1
+    assert "no strength" in capsys.readouterr().err
