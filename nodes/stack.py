@@ -121,7 +121,9 @@ class StackPatches(io.ComfyNode):
                 model, clip, None, listed, "No forget patch is on.", ui=ui.PreviewText("No forget patch is on.")
             )
         joint = stack(members)
-        text = "\n".join([f"{len(members)} patches: {joint.info['concept']}", summary(joint)])
+        text = "\n".join(
+            [f"{len(members)} {'patches' if len(members) > 1 else 'patch'}: {joint.info['concept']}", summary(joint)]
+        )
         model = None if model is None else apply_patch(model, joint, 1.0)
         return io.NodeOutput(model, clip, joint, listed, text, ui=ui.PreviewText(text))
 
