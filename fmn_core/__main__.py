@@ -141,16 +141,20 @@ def run_unstack(options: argparse.Namespace) -> None:
 
 
 def run_inspect(options: argparse.Namespace) -> None:
-    patch = read_patch(options.file)
-    if options.json:
-        print(json.dumps({key: value for key, value in patch.info.items() if key != "moments"}, indent=1))
-        return
-    info, base = patch.info, patch.info["base"]
-    print(f"{options.file}: forgets {info['concept']}")
-    print(f"made by the preset {info['settings'].get('preset')} of Forget-Me-Not {info['version']}")
-    print(f"made for {base['name']} ({base['family']})")
-    print(f"rank {patch.rank}, {len(patch.modules)} projections")
-    print(summary(patch))
+    from .inspection import inspect_patch
+    from .inspection_picture import draw_inspection
+
+    patch, host = read_patch(options.file), None
+    if options.picture:
+        require_new(options.picture)
+    if options.model:
+        from .hosts.diffusers import DiffusersHost, load_pipeline
+
+        host = DiffusersHost(load_pipeline(options.model, options.device))
+    inspection = inspect_patch(patch, host, options.file)
+    if options.picture:
+        save_picture(draw_inspection(inspection), options.picture)
+    print(json.dumps(inspection.plain(), indent=1) if options.json else inspection.text)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -200,9 +204,14 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("file", type=Path)
     command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the patches go")
     command.set_defaults(run=run_unstack)
-    command = commands.add_parser("inspect", help="what a patch forgets, how it was made, and its own report")
+    command = commands.add_parser(
+        "inspect", help="what a patch forgets, how it was made, its own report, and what it changes"
+    )
     command.add_argument("file", type=Path)
-    command.add_argument("--json", action="store_true")
+    command.add_argument("--model", help="a diffusers model, or a .safetensors checkpoint: does the patch fit it?")
+    command.add_argument("--picture", type=Path, help="draw the report there, as .png or .jpg")
+    command.add_argument("--json", action="store_true", help="every figure, and all that the patch says of itself")
+    add_device(command)
     command.set_defaults(run=run_inspect)
     options = parser.parse_args(arguments)
     try:

@@ -148,12 +148,12 @@ def draw_words(pen: ImageDraw.ImageDraw, report: dict, left: int, right: int, y:
     return y
 
 
-def wrapped(pen: ImageDraw.ImageDraw, text: str, width: int) -> list[str]:
-    """The lines of a text that is to be this wide."""
+def wrapped(pen: ImageDraw.ImageDraw, text: str, width: int, size: int = 14) -> list[str]:
+    """The lines of a text that is to be this wide, in letters of this size."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if pen.textlength(longer, font(14)) <= width:
+        if pen.textlength(longer, font(size)) <= width:
             lines[-1] = longer
         else:
             lines.append(word)

@@ -9,6 +9,7 @@ from .attention import RecordTokenAttention, VisualizeTokenAttention
 from .evaluate import EvaluatePatch
 from .forget import ForgetConcept
 from .gate import GatePatch
+from .inspect_patch import InspectPatch
 from .inversion import InvertConcept
 from .patch import ApplyPatch, SavePatch
 from .stack import StackPatches
@@ -24,6 +25,7 @@ class ForgetMeNotExtension(ComfyExtension):
             StackPatches,
             GatePatch,
             EvaluatePatch,
+            InspectPatch,
             RecordTokenAttention,
             VisualizeTokenAttention,
         ]

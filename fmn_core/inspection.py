@@ -1,0 +1,314 @@
+"""What a patch is: what it forgets, how it was made, for which model, what it measured of itself, and what it changes."""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from .errors import ForgetError
+from .forget import summary
+from .hosts.base import MATRICES, DiffusionHost
+from .patch import ALPHA, DOWN, UP, Patch, check_fits, fingerprint, model_shapes, tensor_hash
+from .settings import LEARNING_RATES, ForgetSettings
+
+# A layer's kohya name begins with diffusers' name of its place or, in SDXL, with sgm's.
+PLACE = re.compile(r"^lora_unet_(down|mid|up|input|middle|output)_")
+PLACES = {"down": "down", "input": "down", "mid": "mid", "middle": "mid", "up": "up", "output": "up", "": "other"}
+ORDER = ("down", "mid", "up", "other")
+LETTERS = {"to_k": "K", "to_v": "V", "to_q": "Q", "to_out": "out"}
+READ_BY_FAST = {"replacement", "keep", "strict", "rank", "matrices", "template"}  # `fast` takes no steps and no pictures
+WHEN = ("before", "fast", "after", "with rest")
+SHOWN = 8  # words or settings of a kind
+
+
+@dataclass(frozen=True)
+class Change:
+    """How much one projection changes: |delta W| (Frobenius norm), and what part of |W| that is where the model is known.
+
+    `place` is `down`, `mid`, `up` or `other`, `block` its number there, `depth` that of the layer in the block.
+    """
+
+    module: str
+    place: str
+    block: tuple[int, ...]
+    depth: int
+    matrix: str
+    norm: float
+    relative: float | None
+
+    @property
+    def amount(self) -> float:
+        """What bars show: the part of |W|, or |delta W| without a model."""
+        return self.norm if self.relative is None else self.relative
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether a patch fits a model, whether that is the one it was made on, and this as a sentence."""
+
+    fits: bool
+    same: bool
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A patch, its own report without what cannot be read, its changes in the order of the layers, whether it fits the
+    model where there is one, and the bytes of its file or, where it has none yet, of its weights."""
+
+    patch: Patch
+    report: dict
+    changes: list[Change]
+    fit: Fit | None
+    file: Path | None
+    size: int
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is wrong with the patch, by its own report, a measurement or the model."""
+        unfit = [self.fit.sentence] if self.fit and not self.fit.fits else []
+        return [*unfit, *self.report["warnings"], *self.report.get("evaluation", {}).get("warnings", [])]
+
+    @property
+    def text(self) -> str:
+        """All of it in short lines."""
+        name = self.file.name if self.file else "This patch"
+        sections = [
+            [f"{name} {purpose(self.patch)}", *made(self.patch), *base(self)],
+            file_facts(self),
+            ["Its own report:", *own_words(self)],
+            [f"Change of the weights, {measure_of(self)}:", *strengths(self.changes)],
+        ]
+        return "\n\n".join("\n".join(lines) for lines in sections)
+
+    def plain(self) -> dict:
+        """For JSON: everything that the patch says of itself, and what was found."""
+        said = {key: value for key, value in self.patch.info.items() if key != "moments"}
+        return said | {
+            "file": {"bytes": self.size, "sha256": tensor_hash(dict(self.patch)), "rank": self.patch.rank},
+            "model": self.fit and {"fits": self.fit.fits, "same": self.fit.same, "sentence": self.fit.sentence},
+            "change": {change.module: {"norm": change.norm, "relative": change.relative} for change in self.changes},
+        }
+
+
+def inspect_patch(patch: Patch, host: DiffusionHost | None = None, file: Path | None = None) -> Inspection:
+    """What a patch says of itself and what it changes; with a host, whether it fits and the changes beside the weights."""
+    fit = host and fit_to(patch, host)
+    weights = base_norms(host) if fit and fit.fits else {}
+    size = file.stat().st_size if file else sum(tensor.nbytes for tensor in patch.values())
+    return Inspection(patch, readable(patch.info.get("report")), changes_of(patch, weights), fit, file, size)
+
+
+def delta_norm(up: Tensor, down: Tensor) -> float:
+    """|up @ down| (Frobenius) of up [out, r], down [r, in] by r x r matrices: |U D|^2 = tr(U^T U D D^T)."""
+    up, down = up.double(), down.double()
+    return (up.T @ up * (down @ down.T)).sum().clamp(min=0).sqrt().item()
+
+
+def base_norms(host: DiffusionHost) -> dict[str, float]:
+    """Kohya name -> |W| (Frobenius) of every projection a patch may hold."""
+    return {
+        host.lora_key(layer, matrix): host.weight(layer, matrix).detach().float().norm().item()
+        for layer in host.cross_attentions()
+        for matrix in MATRICES
+    }
+
+
+def changes_of(patch: Patch, weights: dict[str, float]) -> list[Change]:
+    """The change of every projection, layers in forward order; `weights` has |W| by kohya name, or nothing."""
+    found = []
+    for module in patch.modules:
+        layer, matrix = module.rsplit("_attn2_", 1)
+        place = PLACE.match(layer)
+        *block, depth = map(int, re.findall(r"\d+", layer) or [0])
+        norm = delta_norm(patch[module + UP], patch[module + DOWN])
+        relative = norm / max(weights[module], 1e-12) if weights else None
+        place = PLACES[place[1] if place else ""]
+        found.append(Change(module, place, tuple(block), depth, matrix.removesuffix("_0"), norm, relative))
+    return sorted(found, key=lambda c: (ORDER.index(c.place), c.block, c.depth, [*LETTERS].index(c.matrix)))
+
+
+def fit_to(patch: Patch, host: DiffusionHost) -> Fit:
+    """Whether a patch can be applied to the host's model, and whether it was made on these very weights."""
+    name = host.model_name()
+    try:
+        check_fits(patch, model_shapes(host), name)
+    except ForgetError as error:
+        return Fit(False, False, f"Does not fit the model: {error}")
+    made_on = patch.info["base"].get("hash")
+    if not made_on:
+        return Fit(True, False, f"Fits the model, {name}; the patch does not say on which weights it was made.")
+    if made_on == fingerprint(host):
+        return Fit(True, True, f"Made for this very model, {name}.")
+    return Fit(
+        True,
+        False,
+        f"Fits the model, {name}, but was made on other weights of the same architecture, or on these in another precision.",
+    )
+
+
+def readable(report: object) -> dict:
+    """What of a patch's report has the form that `summary` and the picture expect, drift largest first: a file may come
+    from anywhere."""
+    report = report if isinstance(report, dict) else {}
+    found = {"warnings": texts(report.get("warnings"))}
+    erased, drift, distance, mass = (numbers(report.get(key)) for key in ("erased", "drift", "distance", "attention_mass"))
+    drift = dict(sorted(drift.items(), key=lambda item: -item[1]))
+    if erased:
+        found |= {"erased": erased, "also": texts(report.get("also"))}
+    if erased or drift:
+        found["drift"] = drift
+    distance, mass = ({when: each[when] for when in WHEN if when in each} for each in (distance, mass))
+    single = numbers({key: report.get(key) for key in ("noise drift", "steps", "strength", "empty prompt")})
+    found |= single
+    if "after" in distance and {"noise drift", "steps", "strength"} <= single.keys():
+        found["distance"] = distance
+    if {"before", "after"} <= mass.keys():
+        found["attention_mass"] = mass
+    evaluation = report.get("evaluation")
+    if isinstance(evaluation, dict) and isinstance(evaluation.get("summary"), str):
+        means = evaluation.get("prompt_drift")
+        means = {group: several.get("mean") for group, several in means.items()} if mappings(means) else {}
+        found["evaluation"] = {
+            "summary": evaluation["summary"],
+            "warnings": texts(evaluation.get("warnings")),
+            "prompt_drift": numbers(means),
+        }
+    return found
+
+
+def numbers(value: object) -> dict[str, float]:
+    """The finite numbers in a dictionary; nothing for anything else."""
+    several = value.items() if isinstance(value, dict) else ()
+    return {str(key): x for key, x in several if type(x) in (int, float) and math.isfinite(x)}
+
+
+def mappings(value: object) -> bool:
+    """Whether this is a dictionary of dictionaries."""
+    return isinstance(value, dict) and all(isinstance(several, dict) for several in value.values())
+
+
+def texts(value: object) -> list[str]:
+    """The strings in a list; nothing for anything else."""
+    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
+
+
+def purpose(patch: Patch) -> str:
+    """What a patch is for, as the end of a sentence."""
+    info, settings = patch.info, patch.info["settings"]
+    if settings.get("mode") == "correct":
+        return f"lets the other meaning of {settings.get('replacement')} through, which {info['concept']} overshadows."
+    if settings.get("mode") == "replace":
+        return f"forgets {info['concept']}; {settings.get('replacement')} stands in its place."
+    return f"forgets {info['concept']}."
+
+
+def made(patch: Patch) -> list[str]:
+    """How a patch was made: other names of its concepts, preset, mode, seed, version, settings of the user's own."""
+    info, settings = patch.info, patch.info["settings"]
+    concepts = (
+        [c for c in info.get("concepts") or [] if isinstance(c, dict)] if isinstance(info.get("concepts"), list) else []
+    )
+    lines = [
+        f"`{first}` also as {', '.join(f'`{name}`' for name in others)}."
+        for first, *others in (texts(c.get("names")) or [""] for c in concepts)
+        if others
+    ]
+    preset, by = settings.get("preset"), f"Forget-Me-Not {info.get('version', '')}".strip()
+    facts = [f"{key} {settings[key]}" for key in ("mode", "seed") if key in settings]
+    kinds = [f"type {kind}" for kind in dict.fromkeys(str(c["type"]) for c in concepts if c.get("type"))]
+    if preset in LEARNING_RATES:
+        lines.append(", ".join([f"It was made by the preset {preset} of {by}", *facts, *kinds]) + ".")
+    else:
+        start = (
+            f"It is {preset}: made by no preset of {by}"
+            if preset
+            else f"It does not say by which preset of {by} it was made"
+        )
+        lines.append(", ".join([start, *facts, *kinds]) + ".")
+    own = own_settings(settings)
+    if own:
+        title = "Settings unlike the preset's" if preset in LEARNING_RATES else "Settings"
+        lines.append(f"{title}: {'; '.join(own)}.")
+    return lines
+
+
+def own_settings(settings: dict) -> list[str]:
+    """The settings that are not the preset's defaults and that it reads, each as `name value`."""
+    preset = settings.get("preset")
+    known = preset in LEARNING_RATES
+    default = vars(ForgetSettings(preset=preset).resolved()) if known else {}
+    told = {"preset", "mode", "seed", "concept_type"}
+    return [
+        f"{key} {textwrap.shorten(', '.join(str(value).split(chr(10))), 160, placeholder=' ...')}"
+        for key, value in settings.items()
+        if key not in told and value not in ("", default.get(key)) and (preset != "fast" or key in READ_BY_FAST)
+    ]
+
+
+def base(inspection: Inspection) -> list[str]:
+    """Which model a patch is for, and whether it fits the one that is there."""
+    made_for = inspection.patch.info["base"]
+    return [
+        f"It was made for {made_for['name']} ({made_for['family']}).",
+        *([inspection.fit.sentence] if inspection.fit else []),
+    ]
+
+
+def file_facts(inspection: Inspection) -> list[str]:
+    """Rank, projections, bytes and hash."""
+    patch, layers = inspection.patch, {(c.place, c.block, c.depth) for c in inspection.changes}
+    matrices = [letter for matrix, letter in LETTERS.items() if any(c.matrix == matrix for c in inspection.changes)]
+    lines = [
+        f"Rank {patch.rank}, {len(patch.modules)} projections ({', '.join(matrices)}) in {len(layers)} layers, "
+        f"{inspection.size:,} bytes{'' if inspection.file else ' of weights, not saved yet'}.",
+        f"sha256 of the weights: {tensor_hash(dict(patch))}",
+    ]
+    if patch.rest:
+        count = sum(key.endswith(ALPHA) for key in patch.rest)
+        lines.append(f"Beside it {count} layers outside the cross-attention: an ordinary LoRA, in a file of its own.")
+    return lines
+
+
+def own_words(inspection: Inspection) -> list[str]:
+    """The patch's own report, and the near words that move most."""
+    report = inspection.report
+    lines = summary(Patch(inspection.patch, inspection.patch.info | {"report": report})).splitlines()
+    if report.get("drift"):
+        most = ", ".join(f"`{word}` {way:.1%}" for word, way in [*report["drift"].items()][:SHOWN])
+        lines.append(f"Near words by how far they move: {most}.")
+    if "empty prompt" in report:
+        lines.append(f"The empty prompt moves by {report['empty prompt']:.2%} of the way.")
+    return lines or ["It holds no figures."]
+
+
+def measure_of(inspection: Inspection) -> str:
+    """What the figures of change are."""
+    known = any(change.relative is not None for change in inspection.changes)
+    return "|delta W| and what part of |W| that is" if known else "|delta W|"
+
+
+def strengths(changes: list[Change]) -> list[str]:
+    """A line for each layer with the change of each of its projections, and the largest of all."""
+    most = max(changes, key=lambda change: change.amount)
+    layers: dict[str, list[Change]] = {}
+    for change in changes:
+        layers.setdefault(layer_label(change, changes), []).append(change)
+    lines = [f"{label}: {', '.join(f'{LETTERS[c.matrix]} {figure(c)}' for c in of)}" for label, of in layers.items()]
+    return [f"Most in {layer_label(most, changes)}, {LETTERS[most.matrix]}: {figure(most)}.", *lines]
+
+
+def layer_label(change: Change, changes: list[Change]) -> str:
+    """A layer's place and numbers, without those that tell nothing: `down 1.0`, `mid`, `up 2.1.9` of deep blocks."""
+    deep = any(other.depth for other in changes)
+    block = () if change.place == "mid" else change.block
+    return f"{change.place} {'.'.join(map(str, (*block, *((change.depth,) if deep else ()))))}".strip()
+
+
+def figure(change: Change) -> str:
+    return f"{change.norm:.3g}" + ("" if change.relative is None else f" ({change.relative:.1%})")
