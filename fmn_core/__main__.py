@@ -143,6 +143,7 @@ def run_unstack(options: argparse.Namespace) -> None:
 def run_inspect(options: argparse.Namespace) -> None:
     from .inspection import inspect_patch
     from .inspection_picture import draw_inspection
+    from .inspection_text import text_of
 
     patch, host = read_patch(options.file), None
     if options.picture:
@@ -154,7 +155,7 @@ def run_inspect(options: argparse.Namespace) -> None:
     inspection = inspect_patch(patch, host, options.file)
     if options.picture:
         save_picture(draw_inspection(inspection), options.picture)
-    print(json.dumps(inspection.plain(), indent=1) if options.json else inspection.text)
+    print(json.dumps(inspection.plain(), indent=1) if options.json else text_of(inspection))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,29 +1,24 @@
-"""What a patch is: what it forgets, how it was made, for which model, what it measured of itself, and what it changes."""
+"""What a patch is: whether it fits a model, what it measured of itself, and how strongly it changes each projection."""
 
 from __future__ import annotations
 
 import math
 import re
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from .errors import ForgetError
-from .forget import summary
 from .hosts.base import MATRICES, DiffusionHost
-from .patch import ALPHA, DOWN, UP, Patch, check_fits, fingerprint, model_shapes, tensor_hash
-from .settings import LEARNING_RATES, ForgetSettings
+from .patch import DOWN, UP, Patch, check_fits, fingerprint, model_shapes, tensor_hash
 
 # A layer's kohya name begins with diffusers' name of its place or, in SDXL, with sgm's.
 PLACE = re.compile(r"^lora_unet_(down|mid|up|input|middle|output)_")
 PLACES = {"down": "down", "input": "down", "mid": "mid", "middle": "mid", "up": "up", "output": "up", "": "other"}
 ORDER = ("down", "mid", "up", "other")
-LETTERS = {"to_k": "K", "to_v": "V", "to_q": "Q", "to_out": "out"}
-READ_BY_FAST = {"replacement", "keep", "strict", "rank", "matrices", "template"}  # `fast` takes no steps and no pictures
+SHOWN_FIRST = ("to_k", "to_v", "to_q", "to_out")  # K and V are what every preset changes
 WHEN = ("before", "fast", "after", "with rest")
-SHOWN = 8  # words or settings of a kind
 
 
 @dataclass(frozen=True)
@@ -74,18 +69,6 @@ class Inspection:
         unfit = [self.fit.sentence] if self.fit and not self.fit.fits else []
         return [*unfit, *self.report["warnings"], *self.report.get("evaluation", {}).get("warnings", [])]
 
-    @property
-    def text(self) -> str:
-        """All of it in short lines."""
-        name = self.file.name if self.file else "This patch"
-        sections = [
-            [f"{name} {purpose(self.patch)}", *made(self.patch), *base(self)],
-            file_facts(self),
-            ["Its own report:", *own_words(self)],
-            [f"Change of the weights, {measure_of(self)}:", *strengths(self.changes)],
-        ]
-        return "\n\n".join("\n".join(lines) for lines in sections)
-
     def plain(self) -> dict:
         """For JSON: everything that the patch says of itself, and what was found."""
         said = {key: value for key, value in self.patch.info.items() if key != "moments"}
@@ -130,7 +113,7 @@ def changes_of(patch: Patch, weights: dict[str, float]) -> list[Change]:
         relative = norm / max(weights[module], 1e-12) if weights else None
         place = PLACES[place[1] if place else ""]
         found.append(Change(module, place, tuple(block), depth, matrix.removesuffix("_0"), norm, relative))
-    return sorted(found, key=lambda c: (ORDER.index(c.place), c.block, c.depth, [*LETTERS].index(c.matrix)))
+    return sorted(found, key=lambda c: (ORDER.index(c.place), c.block, c.depth, SHOWN_FIRST.index(c.matrix)))
 
 
 def fit_to(patch: Patch, host: DiffusionHost) -> Fit:
@@ -196,119 +179,3 @@ def mappings(value: object) -> bool:
 def texts(value: object) -> list[str]:
     """The strings in a list; nothing for anything else."""
     return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
-
-
-def purpose(patch: Patch) -> str:
-    """What a patch is for, as the end of a sentence."""
-    info, settings = patch.info, patch.info["settings"]
-    if settings.get("mode") == "correct":
-        return f"lets the other meaning of {settings.get('replacement')} through, which {info['concept']} overshadows."
-    if settings.get("mode") == "replace":
-        return f"forgets {info['concept']}; {settings.get('replacement')} stands in its place."
-    return f"forgets {info['concept']}."
-
-
-def made(patch: Patch) -> list[str]:
-    """How a patch was made: other names of its concepts, preset, mode, seed, version, settings of the user's own."""
-    info, settings = patch.info, patch.info["settings"]
-    concepts = (
-        [c for c in info.get("concepts") or [] if isinstance(c, dict)] if isinstance(info.get("concepts"), list) else []
-    )
-    lines = [
-        f"`{first}` also as {', '.join(f'`{name}`' for name in others)}."
-        for first, *others in (texts(c.get("names")) or [""] for c in concepts)
-        if others
-    ]
-    preset, by = settings.get("preset"), f"Forget-Me-Not {info.get('version', '')}".strip()
-    facts = [f"{key} {settings[key]}" for key in ("mode", "seed") if key in settings]
-    kinds = [f"type {kind}" for kind in dict.fromkeys(str(c["type"]) for c in concepts if c.get("type"))]
-    if preset in LEARNING_RATES:
-        lines.append(", ".join([f"It was made by the preset {preset} of {by}", *facts, *kinds]) + ".")
-    else:
-        start = (
-            f"It is {preset}: made by no preset of {by}"
-            if preset
-            else f"It does not say by which preset of {by} it was made"
-        )
-        lines.append(", ".join([start, *facts, *kinds]) + ".")
-    own = own_settings(settings)
-    if own:
-        title = "Settings unlike the preset's" if preset in LEARNING_RATES else "Settings"
-        lines.append(f"{title}: {'; '.join(own)}.")
-    return lines
-
-
-def own_settings(settings: dict) -> list[str]:
-    """The settings that are not the preset's defaults and that it reads, each as `name value`."""
-    preset = settings.get("preset")
-    known = preset in LEARNING_RATES
-    default = vars(ForgetSettings(preset=preset).resolved()) if known else {}
-    told = {"preset", "mode", "seed", "concept_type"}
-    return [
-        f"{key} {textwrap.shorten(', '.join(str(value).split(chr(10))), 160, placeholder=' ...')}"
-        for key, value in settings.items()
-        if key not in told and value not in ("", default.get(key)) and (preset != "fast" or key in READ_BY_FAST)
-    ]
-
-
-def base(inspection: Inspection) -> list[str]:
-    """Which model a patch is for, and whether it fits the one that is there."""
-    made_for = inspection.patch.info["base"]
-    return [
-        f"It was made for {made_for['name']} ({made_for['family']}).",
-        *([inspection.fit.sentence] if inspection.fit else []),
-    ]
-
-
-def file_facts(inspection: Inspection) -> list[str]:
-    """Rank, projections, bytes and hash."""
-    patch, layers = inspection.patch, {(c.place, c.block, c.depth) for c in inspection.changes}
-    matrices = [letter for matrix, letter in LETTERS.items() if any(c.matrix == matrix for c in inspection.changes)]
-    lines = [
-        f"Rank {patch.rank}, {len(patch.modules)} projections ({', '.join(matrices)}) in {len(layers)} layers, "
-        f"{inspection.size:,} bytes{'' if inspection.file else ' of weights, not saved yet'}.",
-        f"sha256 of the weights: {tensor_hash(dict(patch))}",
-    ]
-    if patch.rest:
-        count = sum(key.endswith(ALPHA) for key in patch.rest)
-        lines.append(f"Beside it {count} layers outside the cross-attention: an ordinary LoRA, in a file of its own.")
-    return lines
-
-
-def own_words(inspection: Inspection) -> list[str]:
-    """The patch's own report, and the near words that move most."""
-    report = inspection.report
-    lines = summary(Patch(inspection.patch, inspection.patch.info | {"report": report})).splitlines()
-    if report.get("drift"):
-        most = ", ".join(f"`{word}` {way:.1%}" for word, way in [*report["drift"].items()][:SHOWN])
-        lines.append(f"Near words by how far they move: {most}.")
-    if "empty prompt" in report:
-        lines.append(f"The empty prompt moves by {report['empty prompt']:.2%} of the way.")
-    return lines or ["It holds no figures."]
-
-
-def measure_of(inspection: Inspection) -> str:
-    """What the figures of change are."""
-    known = any(change.relative is not None for change in inspection.changes)
-    return "|delta W| and what part of |W| that is" if known else "|delta W|"
-
-
-def strengths(changes: list[Change]) -> list[str]:
-    """A line for each layer with the change of each of its projections, and the largest of all."""
-    most = max(changes, key=lambda change: change.amount)
-    layers: dict[str, list[Change]] = {}
-    for change in changes:
-        layers.setdefault(layer_label(change, changes), []).append(change)
-    lines = [f"{label}: {', '.join(f'{LETTERS[c.matrix]} {figure(c)}' for c in of)}" for label, of in layers.items()]
-    return [f"Most in {layer_label(most, changes)}, {LETTERS[most.matrix]}: {figure(most)}.", *lines]
-
-
-def layer_label(change: Change, changes: list[Change]) -> str:
-    """A layer's place and numbers, without those that tell nothing: `down 1.0`, `mid`, `up 2.1.9` of deep blocks."""
-    deep = any(other.depth for other in changes)
-    block = () if change.place == "mid" else change.block
-    return f"{change.place} {'.'.join(map(str, (*block, *((change.depth,) if deep else ()))))}".strip()
-
-
-def figure(change: Change) -> str:
-    return f"{change.norm:.3g}" + ("" if change.relative is None else f" ({change.relative:.1%})")

@@ -13,9 +13,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from .forget import summary
-from .inspection import LETTERS, SHOWN, Inspection, base, file_facts, made, measure_of, purpose
-from .patch import Patch
+from .inspection import Inspection
+from .inspection_text import LETTERS, SHOWN, base, file_facts, made, purpose, said
 from .report_picture import BAR, COLOURS, FAINT, GAP, HIGHEST, INK, MARGIN, PAPER, TITLES, font, wrapped
 
 WIDTH, CHART_HEIGHT, AXIS = 1024, 210, 56  # pixels; the axis is what stands left of the bars
@@ -71,12 +70,12 @@ def draw_lines(pen: ImageDraw.ImageDraw, lines: list[str], y: int, size: int, co
 def draw_changes(pen: ImageDraw.ImageDraw, inspection: Inspection, y: int) -> int:
     """Bars of the change of each projection, layer by layer, over the names of the blocks; returns where they end."""
     changes = inspection.changes
-    pen.text((MARGIN, y), f"Change of the weights, {measure_of(inspection)}", INK, font(16))
+    known = changes[0].relative is not None
+    pen.text((MARGIN, y), f"Change of the weights, |delta W|{' / |W|' if known else ''}", INK, font(16))
     draw_legend(pen, [matrix for matrix in LETTERS if any(c.matrix == matrix for c in changes)], y + 2)
     top, left = y + 34, MARGIN + AXIS
     highest = max(change.amount for change in changes)
     ticks = scale(highest)
-    known = changes[0].relative is not None
     for tick in ticks:
         height = top + CHART_HEIGHT * (1 - tick / ticks[-1])
         pen.line((left, height, WIDTH - MARGIN, height), LINE)
@@ -130,7 +129,7 @@ def draw_legend(pen: ImageDraw.ImageDraw, matrices: list[str], y: int) -> None:
 
 
 def scale(highest: float) -> list[float]:
-    """Four or more round numbers from 0 to beyond `highest`."""
+    """Four to six round numbers in equal steps, from 0 to `highest` or the next."""
     highest = highest or 1.0
     unit = 10 ** math.floor(math.log10(highest / 4))
     step = next(unit * times for times in (1, 2, 2.5, 5, 10) if unit * times * 5 >= highest)
@@ -144,7 +143,9 @@ def panels_of(report: dict) -> list[Panel]:
     full = max([1.0, *erased.values(), *drift.values()])
     if erased:
         least = sorted(erased.items(), key=lambda item: item[1])[:SHOWN] if len(erased) > SHOWN else erased.items()
-        title = f"Erased, the least {SHOWN} of {len(erased)}" if len(erased) > SHOWN else "Erased, of the way"
+        title = (
+            f"Erased, the least {SHOWN} of {len(erased)}" if len(erased) > SHOWN else "Erased: way to what takes its place"
+        )
         found.append(Panel(title, [(name, way, green) for name, way in least], full, "{:.0%}".format))
     if drift:
         title = f"Drift of near words, the {SHOWN} of {len(drift)} that move most"
@@ -157,10 +158,10 @@ def panels_of(report: dict) -> list[Panel]:
     distance = report.get("distance", {})
     if distance:
         rows = [(when, left, red) for when, left in distance.items()]
-        found.append(Panel("Noise estimates: way left", rows, max(1.0, *distance.values()), "{:.0%}".format))
+        found.append(Panel("Noise estimates: distance left", rows, max(1.0, *distance.values()), "{:.0%}".format))
     measured = report.get("evaluation", {}).get("prompt_drift", {})
     if measured:
-        rows = [(TITLES.get(group, group), mean, COLOURS.get(group, FAINT)) for group, mean in measured.items()]
+        rows = [(TITLES[group], measured[group], COLOURS[group]) for group in TITLES if group in measured]
         found.append(Panel("Measured change of prompts", rows, max(1.0, *measured.values()), "{:.1%}".format))
     return found
 
@@ -198,5 +199,7 @@ def shortened(pen: ImageDraw.ImageDraw, text: str, width: float, size: int) -> s
 
 def sentences(inspection: Inspection) -> list[str]:
     """The patch's own report in words, less its warnings, which stand at the top."""
-    said = summary(Patch(inspection.patch, inspection.patch.info | {"report": inspection.report})).splitlines()
-    return [line for line in said if line not in inspection.warnings] or ["The patch holds no report of its own."]
+    lines = [line for line in said(inspection.patch, inspection.report) if line not in inspection.warnings]
+    return [textwrap.shorten(line, 2 * MOST_LETTERS, placeholder=" ...") for line in lines] or [
+        "It holds no figures of its own."
+    ]

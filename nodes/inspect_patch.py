@@ -7,6 +7,7 @@ from comfy_api.latest import io, ui
 from ..fmn_core.hosts.comfy import ComfyHost
 from ..fmn_core.inspection import inspect_patch
 from ..fmn_core.inspection_picture import draw_inspection
+from ..fmn_core.inspection_text import text_of
 from .patch import changed_at, choose, patch_input
 from .schema import LoraModel, schema
 
@@ -44,4 +45,5 @@ class InspectPatch(io.ComfyNode):
     def execute(cls, patch, lora=None, model=None) -> io.NodeOutput:
         chosen, file = choose(patch, lora)
         inspection = inspect_patch(chosen, None if model is None else ComfyHost(model, None), file)
-        return io.NodeOutput(inspection.text, draw_inspection(inspection)[None], ui=ui.PreviewText(inspection.text))
+        text = text_of(inspection)
+        return io.NodeOutput(text, draw_inspection(inspection)[None], ui=ui.PreviewText(text))

@@ -1,0 +1,283 @@
+"""What a patch is, said and drawn: from its file alone, and beside a model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from demo.run import load_pictures
+from demo.server import ServerError
+from fmn_core.__main__ import main
+from fmn_core.errors import ForgetError
+from fmn_core.forget import forget
+from fmn_core.inspection import Change, delta_norm, inspect_patch
+from fmn_core.inspection_picture import draw_inspection, scale
+from fmn_core.inspection_text import LETTERS, layer_label, text_of
+from fmn_core.patch import ALPHA, DOWN, UP, Patch, read_patch, save_patch
+from fmn_core.settings import ForgetSettings
+
+CAT = ROOT / "demo/loras/forget-cat.safetensors"
+QUICK = {"num_pictures": 2, "sampling_steps": 2, "steps": 2, "rounds": 1}
+PRESETS = ("fast", "paper", "balanced", "robust")
+
+
+@pytest.fixture(scope="module")
+def made(loaded, tmp_path_factory):
+    """made(preset) -> the file of a patch by this preset that forgets two concepts, made once."""
+    from fmn_core.hosts.comfy import ComfyHost
+
+    folder = tmp_path_factory.mktemp("patches")
+
+    def made(preset):
+        path = folder / f"{preset}.safetensors"
+        if not path.exists():
+            settings = ForgetSettings(
+                preset=preset, rank=3, seed=7, **(QUICK if preset != "fast" else {"keep": "dog\nhouse"})
+            )
+            with pytest.MonkeyPatch.context() as change:
+                change.setattr("fmn_core.robust.LEARNED_STEPS", 2)
+                save_patch(forget(ComfyHost(*loaded), "cat, kitty\nrose", settings)[0], path)
+        return path
+
+    return made
+
+
+def with_info(patch, **change):
+    return Patch(dict(patch), patch.info | change)
+
+
+def foreign(patch, **change):
+    """The patch with no more in it than a file must have to be read."""
+    needed = {key: patch.info[key] for key in ("schema", "concept", "base")}
+    return Patch(dict(patch), needed | {"settings": {"preset": "imported"}} | change)
+
+
+@given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**31))
+def test_the_norm_is_that_of_the_dense_product(rank, rows, columns, seed):
+    generator = torch.Generator().manual_seed(seed)
+    up, down = torch.randn(rows, rank, generator=generator), torch.randn(rank, columns, generator=generator)
+    assert delta_norm(up, down) == pytest.approx((up.double() @ down.double()).norm().item(), rel=1e-9, abs=1e-12)
+
+
+def test_changes_are_those_of_the_applied_patch_in_the_order_of_the_layers(comfy, host, made, loaded):
+    """Against what the host's own LoRA loader adds to the weights."""
+    from fmn_core.hosts.comfy import apply_patch
+
+    changes = inspect_patch(read_patch(made("robust")), host).changes
+    by_name = {change.module: change for change in changes}
+    patched = apply_patch(loaded[0], read_patch(made("robust")), 1.0)
+    for layer in host.cross_attentions():
+        for matrix in ("to_q", "to_k", "to_v", "to_out"):
+            key = f"diffusion_model.{layer}.{matrix}{'.0' if matrix == 'to_out' else ''}.weight"
+            weight = host.weight(layer, matrix).float()
+            delta = (comfy.lora.calculate_weight(patched.patches[key], weight.clone(), key) - weight).norm()
+            change = by_name[host.lora_key(layer, matrix)]
+            assert change.norm == pytest.approx(delta.item(), rel=1e-3, abs=1e-5)
+            assert change.relative == pytest.approx((delta / weight.norm()).item(), rel=1e-3, abs=1e-6)
+    assert list(dict.fromkeys(change.module.rsplit("_attn2_", 1)[0] for change in changes)) == [
+        host.lora_key(layer, "to_k").rsplit("_attn2_", 1)[0] for layer in host.cross_attentions()
+    ]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_text_says_each_fact(made, preset):
+    path = made(preset)
+    patch = read_patch(path)
+    inspection = inspect_patch(patch, file=path)
+    text = text_of(inspection)
+    facts = [
+        f"{preset}.safetensors forgets cat, rose.", "`cat` also as `kitty`.", f"made by the preset {preset} of",
+        f"Forget-Me-Not {patch.info['version']}, mode remove, seed 7, type object", "made for EmojiSD (sd1)",
+        f"Rank {patch.rank}, {len(patch.modules)} projections", f"{path.stat().st_size:,} bytes", "rank 3",
+    ]  # fmt: skip
+    facts += ["keep dog, house"] if preset == "fast" else ["num_pictures 2", "sampling_steps 2", "steps 2"]
+    report = patch.info["report"]
+    facts += [f"`rose` goes {report['erased']['rose']:.0%}"] if preset != "paper" else []
+    facts += [f"{report['attention_mass'][when]:.4f} {when}" for when in ("before", "after") if preset != "fast"]
+    for fact in [*facts, *report["warnings"]]:
+        assert fact in text, fact
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["sshs_model_hash"] in text
+    assert "learning_rate" not in text and "this model" not in text.lower()
+    assert text.count("%)") == 0, "there is no |W| without a model"
+    lines = dict(line.split(": ", 1) for line in text.splitlines() if line.startswith(("down", "mid", "up")))
+    for change in inspection.changes:
+        figures = lines[layer_label(change, inspection.changes)].split(", ")
+        assert f"{LETTERS[change.matrix]} {change.norm:.3g}" in figures
+
+
+def test_the_near_word_that_moves_most_is_named_though_files_sort_their_words():
+    drift = read_patch(CAT).info["report"]["drift"]
+    assert [*drift] == sorted(drift), "the test has no point"
+    text = text_of(inspect_patch(read_patch(CAT)))
+    assert f"`{max(drift, key=drift.get)}` moves most, by {max(drift.values()):.1%}" in text
+
+
+def test_it_says_whether_a_model_is_the_patchs_own(host, made, xl_pipeline):
+    from fmn_core.hosts.diffusers import DiffusersHost
+
+    patch = read_patch(made("fast"))
+    own = inspect_patch(patch, host)
+    assert own.fit.fits and own.fit.same and "Made for this very model, EmojiSD." in text_of(own) and not own.warnings
+    other = inspect_patch(with_info(patch, base=patch.info["base"] | {"hash": "0" * 64}), host)
+    assert other.fit.fits and not other.fit.same and "made on other weights of the same architecture" in text_of(other)
+    silent = inspect_patch(with_info(patch, base={"name": "EmojiSD", "family": "sd1"}), host)
+    assert silent.fit.fits and not silent.fit.same and "does not say on which weights" in text_of(silent)
+    wrong = inspect_patch(patch, DiffusersHost(xl_pipeline, progress_bar=False))
+    assert not wrong.fit.fits and "Does not fit the model" in text_of(wrong) and "load the checkpoint" in wrong.warnings[0]
+    assert [change.norm for change in wrong.changes] == [change.norm for change in own.changes]
+    assert all(change.relative is None for change in wrong.changes)
+
+
+def test_changed_weights_are_another_model(host, made, monkeypatch):
+    patch = read_patch(made("fast"))
+    (layer, *_), weight = host.cross_attentions(), type(host).weight
+    monkeypatch.setattr(type(host), "weight", lambda self, *where: weight(self, *where) + (where == (layer, "to_v")))
+    assert not inspect_patch(patch, host).fit.same
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_picture_shows_bars_and_words(made, preset, host):
+    inspection = inspect_patch(read_patch(made(preset)), host, made(preset))
+    picture = draw_inspection(inspection)
+    assert picture.shape[1:] == (1024, 3) and 400 < len(picture) < 1500 and 0 <= picture.min() and picture.max() == 1
+    colours = (picture * 255).round().reshape(-1, 3).int().unique(dim=0).tolist()
+    bars = {"K": [36, 113, 163], "V": [214, 137, 16], "out": [125, 60, 152]}
+    assert [letter for letter, colour in bars.items() if colour in colours] == [*bars][: 3 if preset == "robust" else 2]
+    assert (picture[:, -20:] == 1).all() and (picture[-20:] == 1).all(), "something runs out of the picture"
+    unwarned = replace(inspection, report=inspection.report | {"warnings": []})
+    warned = replace(inspection, report=inspection.report | {"warnings": ["Little effect."]})
+    red = [draw_inspection(each).eq(torch.tensor([192, 57, 43]) / 255).all(-1)[:120].any() for each in (unwarned, warned)]
+    assert red == [False, True]
+
+
+@given(st.floats(1e-6, 1e4))
+def test_the_scale_reaches_the_highest_bar_in_a_few_round_steps(highest):
+    found = scale(highest)
+    assert found[0] == 0 and found[-2] < highest <= found[-1] * (1 + 1e-6) and 4 <= len(found) <= 6
+    assert f"{found[1]:.0e}"[0] in "125"
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        None, "x", [], {"erased": "x", "drift": 3}, {"warnings": "x", "drift": {"dog": 0.1}}, {"erased": {"cat": 0.5}},
+        {"erased": {"cat": float("nan"), "x": True}}, {"distance": {"after": 0.2}}, {"attention_mass": {"after": 1}},
+        {"attention_mass": {"before": 0, "after": 0}}, {"evaluation": {"summary": "Fine.", "prompt_drift": {"near": 3}}},
+        {"evaluation": 3, "warnings": [3, "Broken."]}, {"loss": [1, 2], "noise drift": 0.1, "steps": 3, "strength": 1.0},
+    ],
+)  # fmt: skip
+def test_what_a_foreign_patch_lacks_is_left_out(made, report):
+    patch = read_patch(made("fast"))
+    for concepts in (None, [], "x", [3, {"names": []}, {"names": "x"}, {"names": ["cat", "puss"]}]):
+        inspection = inspect_patch(foreign(patch, report=report, concepts=concepts))
+        text = text_of(inspection)
+        assert "This patch forgets cat, rose." in text and "It is imported: made by no preset" in text
+        assert draw_inspection(inspection).shape[1] == 1024
+        json.dumps(inspection.plain())
+    assert "`cat` also as `puss`." in text
+    for said in ("Broken.", "Fine.", "`dog` 10.0%", "`cat` goes 50%"):
+        known = {"Broken.": "Broken", "Fine.": "Fine", "`dog` 10.0%": "'dog'", "`cat` goes 50%": "'cat': 0.5"}[said]
+        assert (said in text) == (known in str(report))
+
+
+def test_a_patch_of_sdxl_is_told_block_by_block(made):
+    """sgm's names, several layers deep; the norm grows with the layer's place in the forward order."""
+    blocks = ["input_blocks_4_1", "input_blocks_10_1", "middle_block_1", "output_blocks_0_1", "output_blocks_11_1"]
+    names = [f"lora_unet_{block}_transformer_blocks_{depth}_attn2_to_k" for block in blocks for depth in (0, 1, 10)]
+    tensors = {}
+    for number, name in enumerate(names):
+        tensors[name + UP], tensors[name + DOWN] = torch.full((2, 1), number + 1.0).half(), torch.ones(1, 2).half()
+        tensors[name + ALPHA] = torch.tensor(1.0).half()
+    patch = Patch(dict(sorted(tensors.items())), read_patch(made("fast")).info | {"base": {"name": "XL", "family": "sdxl"}})
+    inspection = inspect_patch(patch)
+    assert [change.module for change in inspection.changes] == names
+    assert [change.norm for change in inspection.changes] == pytest.approx([2 * (i + 1) for i in range(len(names))])
+    labels = [layer_label(change, inspection.changes) for change in inspection.changes]
+    assert labels[:4] == ["down 4.1.0", "down 4.1.1", "down 4.1.10", "down 10.1.0"] and labels[7] == "mid 1"
+    assert "Most in up 11.1.10, K: 30" in text_of(inspection) and len(draw_inspection(inspection)) > 300
+
+
+def test_names_that_no_host_gives_stand_last(made):
+    patch = read_patch(made("fast"))
+    odd = {key.replace("mid_block", "strange"): tensor for key, tensor in patch.items()}
+    changes = inspect_patch(Patch(odd, patch.info)).changes
+    assert [change.place for change in changes[-2:]] == ["other"] * 2 and len(changes) == len(patch.modules)
+    assert isinstance(changes[0], Change) and changes[0].place == "down"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"mode": "replace", "replacement": "dog"}, "forgets cat, rose; dog stands in its place."),
+        (
+            {"mode": "correct", "replacement": "tiger"},
+            "lets the other meaning of tiger through, which cat, rose overshadows.",
+        ),
+    ],
+)
+def test_the_mode_is_said(made, settings, said):
+    patch = read_patch(made("fast"))
+    patch = with_info(patch, settings=patch.info["settings"] | settings)
+    assert f"This patch {said}" in text_of(inspect_patch(patch))
+
+
+def test_the_command_line_says_draws_and_refuses(capsys, model, made, tmp_path):
+    def run(*words):
+        capsys.readouterr()
+        return main([*map(str, words)]), *capsys.readouterr()
+
+    picture, path = tmp_path / "p.png", made("fast")
+    code, said, _ = run("inspect", path, "--model", model, "--device", "cpu", "--picture", picture)
+    assert code == 0 and "Made for this very model, StableDiffusionPipeline." in said and "%)" in said
+    from PIL import Image
+
+    assert Image.open(picture).width == 1024
+    found = json.loads(run("inspect", path, "--json")[1])
+    assert found["file"]["bytes"] == path.stat().st_size and found["settings"]["rank"] == 3 and found["model"] is None
+    assert found["change"].keys() == {*read_patch(path).modules} and "moments" not in found
+    assert "never overwritten" in run("inspect", path, "--picture", picture)[2]
+    save_file({"lora_unet_x.alpha": torch.ones(())}, tmp_path / "plain.safetensors")
+    code, _, refused = run("inspect", tmp_path / "plain.safetensors")
+    assert code == 1 and "plain.safetensors is no forget patch: use the host's Load LoRA" in refused
+
+
+def test_the_node_says_and_draws_in_a_real_server(server):
+    def node(kind, **inputs):
+        return {"class_type": kind, "inputs": inputs, "_meta": {"title": kind}}
+
+    forgetting = server.get("object_info")["FMN_ForgetConcept"]["input"]["required"]
+    settings = {name: spec[1]["default"] for name, spec in forgetting.items() if "default" in spec[1]}
+    workflow = {
+        "1": node("CheckpointLoaderSimple", ckpt_name="emoji-sd-128.safetensors"),
+        "2": node("FMN_ForgetConcept", model=["1", 0], clip=["1", 1], **settings),
+        "3": node("FMN_SavePatch", lora=["2", 0], filename_prefix="inspected"),
+        "4": node("FMN_InspectPatch", patch="from the lora input", lora=["2", 0], model=["1", 0]),
+        "5": node("PreviewImage", images=["4", 1]),
+        "6": node("PreviewAny", source=["4", 0]),
+    }  # fmt: skip
+    outputs = server.run(workflow)
+    (text,) = outputs["4"]["text"]
+    assert outputs["6"]["text"][0] == text and "This patch forgets cat." in text and "Made for this very model" in text
+    assert "not saved yet" in text
+    assert load_pictures(server, outputs["5"]["images"]).shape[2:] == (1024, 3)
+    file = Path(outputs["3"]["text"][0].split()[-1])
+    alone = {"4": node("FMN_InspectPatch", patch=file.name)}
+    (text,) = server.run(alone)["4"]["text"]
+    assert text == text_of(inspect_patch(read_patch(file), file=file)) and f"{file.name} forgets cat." in text
+    save_file({"lora_unet_x.alpha": torch.ones(())}, file.with_name("ordinary.safetensors"))
+    for patch, message in (
+        ("ordinary.safetensors", "ordinary.safetensors is no forget patch"),
+        ("from the lora input", "There is no patch: choose a file"),
+    ):
+        with pytest.raises((ServerError, ForgetError), match=message):
+            server.run({"4": node("FMN_InspectPatch", patch=patch)})
