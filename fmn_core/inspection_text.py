@@ -71,7 +71,7 @@ def own_settings(settings: dict) -> list[str]:
     preset = settings.get("preset")
     known = preset in LEARNING_RATES
     default = vars(ForgetSettings(preset=preset).resolved()) if known else {}
-    told = {"preset", "mode", "seed", "concept_type"}
+    told = {"preset", "mode", "replacement", "seed", "concept_type"}
     return [
         f"{key} {textwrap.shorten(', '.join(str(value).split(chr(10))), MOST_LETTERS, placeholder=' ...')}"
         for key, value in settings.items()
