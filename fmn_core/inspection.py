@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ PLACE = re.compile(r"^lora_unet_(down|mid|up|input|middle|output)_")
 PLACES = {"down": "down", "input": "down", "mid": "mid", "middle": "mid", "up": "up", "output": "up", "": "other"}
 ORDER = ("down", "mid", "up", "other")
 SHOWN_FIRST = ("to_k", "to_v", "to_q", "to_out")  # K and V are what every preset changes
+BEYOND = 1e9  # no figure of a report; nor is what is no number
 WHEN = ("before", "fast", "after", "with rest")
 
 
@@ -166,9 +166,9 @@ def readable(report: object) -> dict:
 
 
 def numbers(value: object) -> dict[str, float]:
-    """The finite numbers in a dictionary; nothing for anything else."""
+    """The numbers in a dictionary that can be shares, masses or counts; nothing for anything else."""
     several = value.items() if isinstance(value, dict) else ()
-    return {str(key): x for key, x in several if type(x) in (int, float) and math.isfinite(x)}
+    return {str(key): x for key, x in several if type(x) in (int, float) and abs(x) < BEYOND}
 
 
 def mappings(value: object) -> bool:

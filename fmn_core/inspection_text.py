@@ -39,26 +39,23 @@ def purpose(patch: Patch) -> str:
 def made(patch: Patch) -> list[str]:
     """How a patch was made: other names of its concepts, preset, mode, seed, version, settings of the user's own."""
     info, settings = patch.info, patch.info["settings"]
-    concepts = (
-        [c for c in info.get("concepts") or [] if isinstance(c, dict)] if isinstance(info.get("concepts"), list) else []
-    )
+    concepts = info.get("concepts")
+    concepts = [concept for concept in concepts if isinstance(concept, dict)] if isinstance(concepts, list) else []
     lines = [
         f"`{first}` also as {', '.join(f'`{name}`' for name in others)}."
         for first, *others in (texts(c.get("names")) or [""] for c in concepts)
         if others
     ]
-    preset, by = settings.get("preset"), f"Forget-Me-Not {info.get('version', '')}".strip()
+    preset, by = preset_of(settings), f"Forget-Me-Not {info.get('version', '')}".strip()
+    if preset in LEARNING_RATES:
+        start = f"It was made by the preset {preset} of {by}"
+    elif preset:
+        start = f"It is {preset}: made by no preset of {by}"
+    else:
+        start = f"It does not say by which preset of {by} it was made"
     facts = [f"{key} {settings[key]}" for key in ("mode", "seed") if key in settings]
     kinds = [f"type {kind}" for kind in dict.fromkeys(str(c["type"]) for c in concepts if c.get("type"))]
-    if preset in LEARNING_RATES:
-        lines.append(", ".join([f"It was made by the preset {preset} of {by}", *facts, *kinds]) + ".")
-    else:
-        start = (
-            f"It is {preset}: made by no preset of {by}"
-            if preset
-            else f"It does not say by which preset of {by} it was made"
-        )
-        lines.append(", ".join([start, *facts, *kinds]) + ".")
+    lines.append(", ".join([start, *facts, *kinds]) + ".")
     own = own_settings(settings)
     if own:
         title = "Settings unlike the preset's" if preset in LEARNING_RATES else "Settings"
@@ -66,9 +63,14 @@ def made(patch: Patch) -> list[str]:
     return lines
 
 
+def preset_of(settings: dict) -> str:
+    """The preset's name, or nothing."""
+    return str(settings.get("preset") or "")
+
+
 def own_settings(settings: dict) -> list[str]:
     """The settings that are not the preset's defaults and that it reads, each as `name value`."""
-    preset = settings.get("preset")
+    preset = preset_of(settings)
     known = preset in LEARNING_RATES
     default = vars(ForgetSettings(preset=preset).resolved()) if known else {}
     told = {"preset", "mode", "replacement", "seed", "concept_type"}

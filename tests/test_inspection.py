@@ -171,7 +171,8 @@ def test_the_scale_reaches_the_highest_bar_in_a_few_round_steps(highest):
     "report",
     [
         None, "x", [], {"erased": "x", "drift": 3}, {"warnings": "x", "drift": {"dog": 0.1}}, {"erased": {"cat": 0.5}},
-        {"erased": {"cat": float("nan"), "x": True}}, {"distance": {"after": 0.2}}, {"attention_mass": {"after": 1}},
+        {"erased": {"cat": float("nan"), "x": True}}, {"drift": {"x": 10**400, "y": float("inf")}},
+        {"distance": {"after": 0.2}}, {"attention_mass": {"after": 1}},
         {"attention_mass": {"before": 0, "after": 0}}, {"evaluation": {"summary": "Fine.", "prompt_drift": {"near": 3}}},
         {"evaluation": 3, "warnings": [3, "Broken."]}, {"loss": [1, 2], "noise drift": 0.1, "steps": 3, "strength": 1.0},
     ],
@@ -188,6 +189,13 @@ def test_what_a_foreign_patch_lacks_is_left_out(made, report):
     for said in ("Broken.", "Fine.", "`dog` 10.0%", "`cat` goes 50%"):
         known = {"Broken.": "Broken", "Fine.": "Fine", "`dog` 10.0%": "'dog'", "`cat` goes 50%": "'cat': 0.5"}[said]
         assert (said in text) == (known in str(report))
+
+
+@pytest.mark.parametrize("preset", [None, ["fast"], {}, 3, "made up"])
+def test_a_preset_that_is_none_of_ours_shows_its_settings(made, preset):
+    settings = {"preset": preset, "mode": ["x"], "source": "elsewhere"}
+    text = text_of(inspect_patch(foreign(read_patch(made("fast")), settings=settings)))
+    assert "Settings: source elsewhere." in text and "made by the preset" not in text
 
 
 def test_a_patch_of_sdxl_is_told_block_by_block(made):
