@@ -101,7 +101,7 @@ def make_edit(host: DiffusionHost, concepts: tuple[Concept, ...], settings: Forg
     erasure = sum(more, erasure)
     fixed = leading_directions(torch.cat([empty[:1] * len(empty), empty]), EXACT)
     up, down = solve(erasure, kept, fixed, min(settings.rank * len(columns), len(kept) - fixed.shape[1]))
-    edit = Edit(up, down, task, {"also": task.also}, Moments.of(erasure.gram, kept, len(columns)))
+    edit = Edit(up, down, task, {"also": task.also}, words.moments)
     done = sum(progress(edit, x, y) for x, y in columns.values()) / len(columns)
     edit = replace(edit, up=up * min(ERASED / done, MOST_SCALE)) if done > 0 else edit
     probes = PROBES[task.type][: len(task.templates)]
@@ -111,20 +111,21 @@ def make_edit(host: DiffusionHost, concepts: tuple[Concept, ...], settings: Forg
 def word_moments(host: DiffusionHost, concepts: tuple[Concept, ...], settings: ForgetSettings) -> Moments:
     """What an edit knows of the concepts' words, for a patch that is made without one."""
     lexicon = Lexicon(host)
-    words = Words.of(lexicon, plan(lexicon, concepts, settings))
-    return Moments.of(sum(second_moment(x) for x, _ in words.columns.values()), words.kept, len(words.columns))
+    return Words.of(lexicon, plan(lexicon, concepts, settings)).moments
 
 
 @dataclass(frozen=True)
 class Words:
     """What the text encoder makes of a task: of each concept columns [N, D] and their targets [N, D]; columns of near words
-    and of those that the user keeps; the empty prompt's; and E[x x^T] of all that should stay, at its weight."""
+    and of those that the user keeps; the empty prompt's; E[x x^T] of all that should stay, at its weight; and the moments
+    that a patch remembers."""
 
     columns: dict[str, tuple[Tensor, Tensor]]
     near: dict[str, Tensor]
     held: dict[str, Tensor]
     empty: Tensor
     kept: Tensor
+    moments: Moments
 
     @classmethod
     def of(cls, lexicon: Lexicon, task: Task) -> Words:
@@ -132,12 +133,15 @@ class Words:
         near = {word: lexicon.columns(NEAR_TEMPLATES[task.type], word) for word in task.neighbours}
         held = {word: lexicon.columns(KEEP_TEMPLATES[task.type], word) for word in task.keep}
         empty = lexicon.host.contexts([""], len(lexicon.host.tokenize("")))[0].cpu().double()
+        kept = kept_moment(lexicon.kept(task.forgotten), near, held, empty)
+        attended = sum(attended_moment(lexicon, task, name, len(empty)) for name in task.names)
         return cls(
             columns={name: concept_columns(lexicon, task, name, task.templates) for name in task.names},
             near=near,
             held=held,
             empty=empty,
-            kept=kept_moment(lexicon.kept(task.forgotten), near, held, empty),
+            kept=kept,
+            moments=Moments.of(attended, kept, len(task.names)),
         )
 
 
@@ -231,6 +235,22 @@ def correction(word: Place, dominant: Place, middle: Place) -> tuple[Tensor, Ten
     n = min(len(x), len(neutral))
     direction = F.normalize(towards[:n] - neutral[:n], dim=1)
     return x[:n], x[:n] - direction * ((x[:n] - neutral[:n]) * direction).sum(1, keepdim=True)
+
+
+def attended_moment(lexicon: Lexicon, task: Task, name: str, length: int) -> Tensor:
+    """E[x x^T] [D, D] of a concept's prompts of this length from the name on, which is what pictures attend to: mostly
+    padding, and of that the last column read stands for all further ones."""
+    total, count = 0.0, 0.0
+    for template, other in ((t, n) for t in (*task.asked, *task.templates[:1]) for n in task.names[name]):
+        place = lexicon.place(template, other)
+        if place:
+            before = len(lexicon.read([fill(template, other)])[0].columns) - len(place.columns)
+            weights = torch.ones(len(place.columns)).double()
+            weights[-1] += max(length - before - len(weights), 0)
+            total, count = total + (place.columns.T * weights) @ place.columns, count + weights.sum()
+    if not count:
+        raise ForgetError(f"No prompt with `{name}` keeps it whole: the tokenizer joins it to a neighbour or drops it.")
+    return total / count
 
 
 def kept_moment(common: Tensor, near: dict[str, Tensor], held: dict[str, Tensor], empty: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def summary(patch: Patch) -> str:
         if report["also"]:
             lines.append(f"Forgotten as other names of the same: {', '.join(report['also'])}. `keep` prevents it.")
         if report["drift"]:
-            word, share = next(iter(report["drift"].items()))
+            word, share = max(report["drift"].items(), key=lambda one: one[1])  # a file sorts them by name
             lines.append(f"Of the near words `{word}` moves most, by {share:.1%} of that way.")
     if "distance" in report:
         distance, drift = report["distance"]["after"], report["noise drift"]

@@ -9,7 +9,7 @@ from .errors import ForgetError
 from .members import Member
 from .patch import Patch
 
-OPEN = 0.7  # between what prompts of the concept and what any others come to
+OPEN = 0.6  # prompts that name the concept come to .85 and more, others to less than .4
 
 
 def gate(patch: Patch, columns: Tensor) -> float:

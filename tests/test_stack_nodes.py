@@ -131,7 +131,7 @@ def test_what_cannot_be_stacked_gets_a_sentence(draw, loras):
 
 
 def gated(patch, **how):
-    defaults = {"strength": 1.0, "end_strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "threshold": 0.7}
+    defaults = {"strength": 1.0, "end_strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "threshold": 0.6}
     return {"g": node("FMN_GatePatch", conditioning=["p", 0], patch=patch, **(defaults | how))}
 
 
