@@ -10,6 +10,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from .commands_convert import add_convert
 from .configs import run
 from .embedding import add_embedding, save_embedding
 from .errors import ForgetError
@@ -205,6 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("file", type=Path)
     command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the patches go")
     command.set_defaults(run=run_unstack)
+    add_convert(commands, add_device, add_settings)
     command = commands.add_parser(
         "inspect", help="what a patch forgets, how it was made, its own report, and what it changes"
     )

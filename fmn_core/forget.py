@@ -10,6 +10,7 @@ from .conflicts import conflict_lines
 from .errors import ForgetError
 from .fast import forget_fast
 from .hosts.base import DiffusionHost
+from .imports import import_summary
 from .patch import Patch
 from .resteering import forget_by_resteering
 from .robust import forget_robust
@@ -48,6 +49,8 @@ def summary(patch: Patch) -> str:
     """What a patch's own report says, in a line or two, its warnings first."""
     report = patch.info["report"]
     lines = list(report.get("warnings", []))
+    if "imported" in report:
+        lines += import_summary(report["imported"])
     if "erased" in report:
         way = ", ".join(f"`{name}` goes {share:.0%}" for name, share in report["erased"].items())
         lines.append(f"{way} of the way to what stands in its place.")

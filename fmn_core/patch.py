@@ -9,7 +9,10 @@ import os
 import re
 import struct
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -55,10 +58,11 @@ def make_patch(
     concepts: tuple[Concept, ...],
     settings: dict,
     report: dict,
-    moments: Moments,
+    moments: Moments | None,
 ) -> Patch:
     """Patch from factors, (layer, matrix) -> (up [out, r], down [r, in]) of one r: singular values' roots on both
-    sides, fp16, alpha = rank. Raises ForgetError where they are not finite."""
+    sides, fp16, alpha = rank; without moments where nobody knows the concept's words. Raises ForgetError where they are
+    not finite."""
     tensors = {}
     for (layer, matrix), (up, down) in factors.items():
         name = host.lora_key(layer, matrix)
@@ -76,8 +80,9 @@ def make_patch(
         "settings": settings,
         "base": {"name": host.model_name(), "family": host.family, "hash": fingerprint(host)},
         "report": report,
-        "moments": moments.encoded(),
     }
+    if moments is not None:
+        info["moments"] = moments.encoded()
     return Patch(dict(sorted(tensors.items())), info)
 
 
@@ -118,9 +123,9 @@ def metadata(patch: Patch, name: str, tensors: dict[str, Tensor]) -> dict[str, s
     managers read. No date: the same patch gives the same file."""
     info, base = patch.info, patch.info["base"]
     version, architecture = FAMILIES[base["family"]]
-    trained = info["settings"].get("preset") != "fast"
+    written = ("seed",) if info["settings"].get("preset") == "fast" else ("seed", "steps", "learning_rate")
     taken = info["settings"] | {key: info["report"][key] for key in ("steps",) if key in info["report"]}
-    training = {f"ss_{key}": str(taken[key]) for key in ("steps", "learning_rate") if trained and key in taken}
+    training = {f"ss_{key}": str(taken[key]) for key in written if key in taken}
     title, digest = f"Forget {info['concept']}", tensor_hash(tensors)
     return {
         "ss_base_model_version": version,
@@ -129,7 +134,6 @@ def metadata(patch: Patch, name: str, tensors: dict[str, Tensor]) -> dict[str, s
         "ss_network_dim": str(patch.rank),
         "ss_network_alpha": str(float(patch.rank)),
         "ss_output_name": name,
-        "ss_seed": str(info["settings"]["seed"]),
         **training,
         "ss_training_comment": f"{title}: a patch of Forget-Me-Not {info['version']}",
         "modelspec.sai_model_spec": "1.0.1",
@@ -196,11 +200,19 @@ def describe(path: Path) -> str:
 
 def write_new(data: bytes, path: Path) -> None:
     """Writes a file under a name that must be new: whole or not at all; raises ForgetError where that cannot be."""
+    with new_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Context with an open file that gets its name, which must be new, on leaving, and is gone after an error; raises
+    ForgetError where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".tmp", delete=False) as file:
             try:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
                 file.close()

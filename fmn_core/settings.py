@@ -32,7 +32,7 @@ def check(settings) -> None:
             raise ForgetError(f"`{value}` is no {f.name}: choose one of {', '.join(limits['choices'])}.")
         if limits["min"] is not None and not limits["min"] <= value <= limits["max"]:
             raise ForgetError(f"{f.name} is {value}: use a value from {limits['min']} to {limits['max']}.")
-    if 0 < settings.resolution < 64:
+    if 0 < getattr(settings, "resolution", 0) < 64:
         raise ForgetError(f"resolution is {settings.resolution}: use 0 for the model's own, or 64 and more.")
 
 
@@ -220,6 +220,29 @@ class EvaluateSettings:
         min=1, max=10000, advanced=True,
     )  # fmt: skip
     inversion_vectors: int = setting(2, "How many words each inversion learns.", min=1, max=32, advanced=True)
+
+    def __post_init__(self):
+        check(self)
+
+
+@dataclass(frozen=True)
+class ImportSettings:
+    """How a LoRA, or a change of full weights, becomes a patch."""
+
+    concept_type: str = setting(
+        "object",
+        "What the concept is, for measuring the patch.",
+        choices=tuple(name for name in TEMPLATES if name != "custom"),
+    )
+    rank: int = setting(
+        0, "Rank of the patch at most. 0: a LoRA's own, and for full weights the least that keeps `energy`.", min=0, max=1280
+    )
+    energy: float = setting(
+        0.99,
+        "For full weights: the share of their change's energy (squared singular values) to keep where `rank` is 0. "
+        "0.99 leaves an error of 10 %.",
+        min=0.01, max=1.0, step=0.001,
+    )  # fmt: skip
 
     def __post_init__(self):
         check(self)

@@ -1,0 +1,80 @@
+"""Files of weights by others: opened tensor by tensor, and what is wrong with them in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .errors import ForgetError
+
+# What a folder of diffusers or PEFT calls its file of weights.
+IN_FOLDER = ("unet/diffusion_pytorch_model", "diffusion_pytorch_model", "adapter_model", "pytorch_lora_weights")
+
+
+class WeightsFile:
+    """An open safetensors file; tensors are read when asked for."""
+
+    def __init__(self, path: Path, file):
+        self.path, self.file = path, file
+        self.keys, self.metadata = list(file.keys()), file.metadata() or {}
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """A tensor's shape, from the header alone."""
+        return tuple(self.file.get_slice(key).get_shape())
+
+    def misfit(self, name: str, found: object, shape: tuple[int, ...]) -> ForgetError:
+        """What to raise where the file has another shape than the model's layer `name`."""
+        return ForgetError(
+            f"{self.path.name} does not fit the model at {name}: it has {found} there, and the model's layer is of "
+            f"{[*shape]}. Use the model that it was made for."
+        )
+
+    def read(self, key: str) -> Tensor:
+        """A tensor; raises ForgetError for one that is no weight, or has values that are not finite."""
+        try:
+            tensor = self.file.get_tensor(key)
+            if not tensor.is_floating_point():
+                raise TypeError(tensor.dtype)
+            finite = torch.isfinite(tensor.float()).all()
+        except (SafetensorError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+            raise ForgetError(
+                f"{self.path.name} holds {key} in a form that cannot be read as a weight ({error}): save it as fp16 or fp32."
+            ) from error
+        if not finite:
+            raise ForgetError(f"{self.path.name} has values that are not finite in {key}: it is damaged; get it anew.")
+        return tensor
+
+
+@contextmanager
+def open_weights(path: Path) -> Iterator[WeightsFile]:
+    """Context with an open .safetensors file, or with the UNet's or the LoRA's in a folder of diffusers; raises ForgetError
+    with the file's name and the remedy where it cannot be read."""
+    path = inside(path) if path.is_dir() else path
+    if path.suffix != ".safetensors":
+        raise ForgetError(f"{path.name} is no .safetensors file, and no other is read: convert it to that first.")
+    try:
+        opened = safe_open(path, "pt")
+        weights = WeightsFile(path, opened)
+    except FileNotFoundError:
+        raise ForgetError(f"{path.name} is not there: choose another file.") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ForgetError(
+            f"{path.name} cannot be read ({error}): it is damaged or no safetensors file; get it anew."
+        ) from error
+    with opened:
+        yield weights
+
+
+def inside(folder: Path) -> Path:
+    """The file of weights in a folder of diffusers or PEFT."""
+    for name in IN_FOLDER:
+        for variant in ("", ".fp16"):
+            file = folder / f"{name}{variant}.safetensors"
+            if file.is_file():
+                return file
+    raise ForgetError(f"{folder} holds no file of weights such as {IN_FOLDER[0]}.safetensors: name the file itself.")
