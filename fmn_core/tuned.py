@@ -18,7 +18,8 @@ class TunedWeights:
     def __init__(
         self, host: DiffusionHost, weights: WeightsFile, base: WeightsFile | None, layers: Layers, contents: Contents
     ):
-        self.host, self.weights, self.base, self.layers, self.contents = host, weights, base, layers, contents
+        self.host, self.weights, self.base, self.layers = host, weights, base, layers
+        self.cross, self.others = contents.cross, contents.others
         self.base_keys = {}
         for key in base.keys if base else ():
             layer, part = split_key(key)
@@ -26,7 +27,7 @@ class TunedWeights:
 
     def changed(self) -> list[str]:
         """Names of the projections that differ from the base; raises ForgetError where none does, or one does not fit."""
-        names = [name for name, parts in self.contents.cross.items() if "weight" in parts and not same(*self.pair(name))]
+        names = [name for name, parts in self.cross.items() if "weight" in parts and not same(*self.pair(name))]
         if not names:
             against = self.base.path.name if self.base else "the model"
             raise ForgetError(
@@ -42,7 +43,7 @@ class TunedWeights:
 
     def pair(self, name: str) -> tuple[Tensor, Tensor]:
         """One projection's weights, of the file and of the base."""
-        shape, key = self.layers.shapes[name], self.contents.cross[name]["weight"]
+        shape, key = self.layers.shapes[name], self.cross[name]["weight"]
         self.require_shape(self.weights, key, shape)
         tuned = self.weights.read(key).reshape(shape)
         if self.base is None:
@@ -59,37 +60,35 @@ class TunedWeights:
 
     def left_out(self) -> list[str]:
         """A sentence for what differs from the base beside the projections, and is no part of a patch."""
-        biases = sum(not self.same_bias(name, parts) for name, parts in self.contents.cross.items() if "bias" in parts)
-        others = sum(
-            "weight" in parts and not self.same_other(name, parts["weight"]) for name, parts in self.contents.others.items()
-        )
+        biases = sum(not self.same_bias(name, parts["bias"]) for name, parts in self.cross.items() if "bias" in parts)
+        others = [name for name, parts in self.others.items() if "weight" in parts]
         sentences = []
         if biases:
             sentences.append(f"{biases} biases of to_out differ as well and are left out: a LoRA holds none.")
-        if others:
-            sentences.append(f"{others} layers outside the cross-attention differ as well and are left out.")
+        if self.base is not None:
+            differing = sum(not self.same_in_base(name, self.others[name]["weight"], "weight") for name in others)
+            if differing:
+                sentences.append(f"{differing} layers outside the cross-attention differ as well and are left out.")
+        elif others:  # the host may hold them with a LoRA merged into them
+            sentences.append(
+                f"{len(others)} layers outside the cross-attention are left out; a base file shows whether they differ."
+            )
         return sentences
 
-    def same_bias(self, name: str, parts: dict[str, str]) -> bool:
+    def same_bias(self, name: str, key: str) -> bool:
+        if self.base is not None:
+            return self.same_in_base(name, key, "bias")
         layer, matrix = self.layers.targets[name]
         module = self.host.cross_attentions()[layer].linear(matrix)
-        return self.same_as_base(parts["bias"], (name, "bias"), getattr(module, "base_layer", module).bias)
+        own = getattr(module, "base_layer", module).bias
+        return own is not None and self.weights.shape(key) == tuple(own.shape) and same(self.weights.read(key), own.cpu())
 
-    def same_other(self, name: str, key: str) -> bool:
-        module = self.layers.others[name][1]
-        return self.same_as_base(key, (name, "weight"), getattr(module, "base_layer", module).weight)
-
-    def same_as_base(self, key: str, of_base: tuple[str, str], own: Tensor | None) -> bool:
-        """Whether a tensor is that of the base, where the base has it."""
-        if self.base is not None:
-            if of_base not in self.base_keys or self.base.shape(self.base_keys[of_base]) != self.weights.shape(key):
-                return False
-            return same(self.weights.read(key), self.base.read(self.base_keys[of_base]))
-        return (
-            own is not None
-            and self.weights.shape(key) == tuple(own.shape)
-            and same(self.weights.read(key), own.detach().cpu())
-        )
+    def same_in_base(self, name: str, key: str, part: str) -> bool:
+        """Whether a tensor is that of the base file."""
+        of_base = self.base_keys.get((name, part))
+        if of_base is None or self.base.shape(of_base) != self.weights.shape(key):
+            return False
+        return same(self.weights.read(key), self.base.read(of_base))
 
 
 def same(one: Tensor, other: Tensor) -> bool:

@@ -1,0 +1,513 @@
+"""Patches from what others made, and patches in the forms of others, each in the program that reads it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from demo.host import CHECKPOINT
+from fmn_core.applied import applied
+from fmn_core.errors import ForgetError
+from fmn_core.exports import merge, save_as, to_diff, to_peft
+from fmn_core.forget import summary
+from fmn_core.imports import import_patch
+from fmn_core.key_names import blocks_per_level, dotted, one_name
+from fmn_core.patch import ALPHA, DOWN, UP, model_shapes, read_patch, save_patch
+from fmn_core.settings import ImportSettings
+
+FILE = ROOT / "demo/loras/forget-cat.safetensors"
+LIKE = {"atol": 1e-4, "rtol": 1e-3}  # fp16, twice
+
+
+@pytest.fixture(scope="module")
+def patch():
+    return read_patch(FILE)
+
+
+@pytest.fixture(scope="module")
+def deltas(patch):
+    return products(patch)
+
+
+@pytest.fixture(scope="module")
+def pipeline(comfy):
+    from demo.export import make_pipeline
+
+    return make_pipeline()
+
+
+@pytest.fixture(scope="module")
+def diffusers_host(pipeline):
+    from fmn_core.hosts.diffusers import DiffusersHost
+
+    return DiffusersHost(pipeline, progress_bar=False)
+
+
+@pytest.fixture(scope="module")
+def xl_host(xl_pipeline):
+    from fmn_core.hosts.diffusers import DiffusersHost
+
+    return DiffusersHost(xl_pipeline, progress_bar=False)
+
+
+def products(tensors):
+    names = [key.removesuffix(ALPHA) for key in tensors if key.endswith(ALPHA)]
+    return {name: tensors[name + UP].float() @ tensors[name + DOWN].float() for name in names}
+
+
+def close(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert (one[name] - other[name]).norm() <= 1e-3 * other[name].norm() + 1e-6, name
+    return True
+
+
+def written(tensors, path, metadata=None):
+    save_file({key: tensor.clone().contiguous() for key, tensor in tensors.items()}, path, metadata)
+    return path
+
+
+def module_name(kohya):
+    return dotted(one_name(kohya, 2))
+
+
+def ldm_name(kohya):
+    """As demo.recipe.checkpoint names it, which knows nothing of the importer."""
+    from demo.recipe.checkpoint import unet_names
+
+    blocks = {diffusers: ldm for ldm, diffusers in unet_names().items()}
+    name = module_name(kohya)
+    block = next(start for start in blocks if name.startswith(f"{start}."))
+    return blocks[block] + name[len(block) :]
+
+
+SPELLINGS = {
+    "kohya": lambda name: (name + DOWN, name + UP),
+    "kohya, ldm": lambda name: tuple(f"lora_unet_{ldm_name(name).replace('.', '_')}{part}" for part in (DOWN, UP)),
+    "PEFT": lambda name: tuple(f"base_model.model.{module_name(name)}.lora_{x}.weight" for x in "AB"),
+    "PEFT, named": lambda name: tuple(f"{module_name(name)}.lora_{x}.default.weight" for x in "AB"),
+    "diffusers": lambda name: tuple(f"unet.{module_name(name)}.lora_{x}.weight" for x in "AB"),
+    "diffusers 0.2x": lambda name: tuple(f"unet.{module_name(name)}.lora.{x}.weight" for x in ("down", "up")),
+    "old diffusers": lambda name: tuple(
+        f"{module_name(name).replace('.to_', '.processor.to_').removesuffix('.0')}_lora.{x}.weight" for x in ("down", "up")
+    ),
+    "ComfyUI": lambda name: tuple(f"diffusion_model.{ldm_name(name)}{part}" for part in (DOWN, UP)),
+    "lycoris": lambda name: (name.replace("lora_unet", "lycoris") + DOWN, name.replace("lora_unet", "lycoris") + UP),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("on", ["host", "diffusers_host"])
+def test_a_lora_in_any_spelling_is_the_same_patch(spelling, on, request, patch, deltas, tmp_path):
+    tensors = {}
+    for name in patch.modules:
+        down, up = SPELLINGS[spelling](name)
+        tensors |= {down: patch[name + DOWN], up: patch[name + UP]}
+    imported = import_patch(request.getfixturevalue(on), written(tensors, tmp_path / "a.safetensors"), ImportSettings())
+    assert imported.modules == patch.modules and imported.rank == patch.rank and close(products(imported), deltas)
+    assert imported.info["concept"] == "a" and imported.info["report"]["warnings"] == []
+    assert imported.info["report"]["imported"]["error"] < 1e-3
+
+
+def test_what_peft_exports_comes_back(host, patch, deltas, tmp_path):
+    save_as(patch, "peft", tmp_path / "p.safetensors")
+    assert all(
+        re.fullmatch(r"unet\..*attn2\.to_\w+(\.0)?\.lora_[AB]\.weight", key) for key in load_file(tmp_path / "p.safetensors")
+    )
+    assert close(products(import_patch(host, tmp_path / "p.safetensors", ImportSettings())), deltas)
+    with pytest.raises(ForgetError, match="never overwritten"):
+        save_as(patch, "peft", tmp_path / "p.safetensors")
+
+
+def test_alphas_and_mixed_ranks_are_one_scale_and_one_rank(host, patch, deltas, tmp_path):
+    generator, tensors, wanted = torch.Generator().manual_seed(1), {}, {}
+    for number, name in enumerate(patch.modules):
+        rank, alpha = 1 + number % 5, 0.5 + number
+        out, inner = deltas[name].shape
+        up, down = torch.randn(out, rank, generator=generator) / 50, torch.randn(rank, inner, generator=generator) / 50
+        tensors |= {name + UP: up, name + DOWN: down, name + ALPHA: torch.tensor([alpha] if number % 2 else alpha)}
+        wanted[name] = alpha / rank * up @ down
+    imported = import_patch(host, written(tensors, tmp_path / "a.safetensors"), ImportSettings())
+    assert imported.rank == 5 and close(products(imported), wanted)
+    tensors = {key: tensor for key, tensor in tensors.items() if not key.endswith(ALPHA)}
+    imported = import_patch(host, written(tensors, tmp_path / "b.safetensors"), ImportSettings())
+    assert close(products(imported), {name: tensors[name + UP] @ tensors[name + DOWN] for name in wanted})
+
+
+def test_a_lora_of_more_rank_than_its_matrix_is_kept_whole(host, patch, deltas, tmp_path):
+    """Padding 64 layers to a rank that one alone pretends to have would eat the memory."""
+    tensors = dict(patch)
+    name = patch.modules[0]
+    out, inner = deltas[name].shape
+    generator = torch.Generator().manual_seed(1)
+    up, down = (torch.randn(*shape, generator=generator) / 500 for shape in ((out, 5000), (5000, inner)))
+    tensors |= {name + UP: up, name + DOWN: down, name + ALPHA: torch.tensor(5000.0)}
+    imported = import_patch(host, written(tensors, tmp_path / "a.safetensors"), ImportSettings())
+    assert imported.rank == min(out, inner) and close(products(imported), {**deltas, name: up @ down})
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_the_strength_that_peft_keeps_beside_the_tensors_counts(host, patch, deltas, rslora, tmp_path):
+    tensors = to_peft(patch)
+    special = patch.modules[3]
+    config = {"r": 4, "lora_alpha": 2, "use_rslora": rslora, "alpha_pattern": {module_name(special): 12}}
+    root = 2 if rslora else 4
+    wanted = {name: delta * ((12 if name == special else 2) / root) for name, delta in deltas.items()}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    written(tensors, tmp_path / "adapter_model.safetensors")
+    assert close(products(import_patch(host, tmp_path, ImportSettings())), wanted)  # the folder is enough
+    named = {"lora_adapter_metadata": json.dumps({f"unet.{key}": value for key, value in config.items()})}
+    assert close(products(import_patch(host, written(tensors, tmp_path / "b.safetensors", named), ImportSettings())), wanted)
+
+
+def test_what_is_outside_the_cross_attention_becomes_the_rest_and_the_text_encoder_is_named(host, patch, comfy, tmp_path):
+    generator, tensors, layers = torch.Generator().manual_seed(1), dict(patch), host.other_layers()
+    names = [next(name for name in layers if part in name) for part in ("attn1_to_k", "resnets_0_conv1", "proj_in")]
+    for rank, name in enumerate(names, 2):
+        out, *inner = layers[name].weight.shape
+        up, down = (
+            torch.randn(out, rank, *[1] * (len(inner) - 1), generator=generator),
+            torch.randn(rank, *inner, generator=generator),
+        )
+        tensors |= {name + UP: up, name + DOWN: down, name + ALPHA: torch.tensor(3.0)}
+    text = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+    tensors |= {text + UP: torch.ones(4, 2), text + DOWN: torch.ones(2, 4), text + ALPHA: torch.tensor(2.0)}
+    file = written(tensors, tmp_path / "a.safetensors")
+    imported = import_patch(host, file, ImportSettings(), "cat")
+    assert any(text in line and "left out" in line for line in summary(imported).splitlines())
+    assert {key.rpartition(".lora")[0] for key in imported.rest if ALPHA not in key} == set(names)
+    assert {tensor.item() for key, tensor in imported.rest.items() if key.endswith(ALPHA)} == {4.0}
+
+    weights = comfy.sd.load_lora_for_models(host.patcher, None, {**imported, **imported.rest}, 1.0, 0)[0]
+    theirs = comfy.sd.load_lora_for_models(host.patcher, None, load_file(file), 1.0, 0)[0]
+    for name in names + patch.modules[:2]:
+        key = next(weight for weight, kohya in host.kohya_names.items() if kohya == name)
+        base = comfy.utils.get_attr(host.base, key).float()
+        one, other = (comfy.lora.calculate_weight(m.patches[key], base.clone(), key) - base for m in (weights, theirs))
+        assert (one - other).norm() < 2e-3 * other.norm(), name
+    assert [path.name for path in save_patch(imported, tmp_path / "b.safetensors")] == [
+        "b.safetensors",
+        "b-rest.safetensors",
+    ]
+
+
+def test_an_imported_patch_is_saved_read_applied_and_measured(host, sample, tmp_path):
+    from fmn_core.evaluate import evaluate
+    from fmn_core.hosts.comfy import apply_patch
+    from fmn_core.moments import Moments
+    from fmn_core.settings import EvaluateSettings
+
+    save_as(read_patch(FILE), "peft", tmp_path / "peft.safetensors")
+    save_patch(
+        import_patch(host, tmp_path / "peft.safetensors", ImportSettings(), "cat, kitten"), tmp_path / "a.safetensors"
+    )
+    imported = read_patch(tmp_path / "a.safetensors")
+    assert Moments.decoded(imported.info["moments"]).keys.shape == (16, 112)
+    one, other = (sample(apply_patch(host.patcher, p, 1.0), "a cat") for p in (imported, read_patch(FILE)))
+    assert (one - other).abs().max() < 0.02 * other.abs().max()
+    report = evaluate(host, imported, EvaluateSettings(prompts=1, steps=2, resolution=64)).report
+    assert report["forgotten"] == {"cat": ["cat", "kitten"]}
+    nameless = import_patch(host, tmp_path / "peft.safetensors", ImportSettings())
+    assert "moments" not in nameless.info
+    with pytest.raises(ForgetError, match="does not say what it forgets"):
+        evaluate(host, nameless, EvaluateSettings())
+
+
+def full_change(host, rank=6, scale=0.02):
+    """kohya name -> a change [out, in] of every k and v, of full rank, that falls off behind the first `rank` directions."""
+    generator, changes = torch.Generator().manual_seed(3), {}
+    for name, (out, inner) in model_shapes(host).items():
+        if name.endswith(("to_k", "to_v")):
+            noise = torch.randn(out, inner, generator=generator, dtype=torch.double)
+            u, s, vh = torch.linalg.svd(noise, full_matrices=False)
+            changes[name] = scale * ((u * torch.exp(-torch.arange(len(s)) / rank)) @ vh).float()
+    return changes
+
+
+def best(changes, rank):
+    """Eckart and Young's error at a rank, by the SVD: of all and of the worst."""
+    lost, whole, worst = 0.0, 0.0, 0.0
+    for delta in changes.values():
+        s = torch.linalg.svdvals(delta.double()).square()
+        lost, whole, worst = lost + s[rank:].sum(), whole + s.sum(), max(worst, (s[rank:].sum() / s.sum()).sqrt())
+    return (lost / whole).sqrt().item(), float(worst)
+
+
+@pytest.fixture(scope="module")
+def changes(diffusers_host):
+    return full_change(diffusers_host)
+
+
+@pytest.mark.parametrize("form", ["diff", "ESD", "ESD, named", "checkpoint"])
+def test_full_weights_become_the_best_patch_of_their_rank(form, host, changes, tmp_path):
+    base = None
+    own = {host.lora_key(layer, matrix): host.weight(layer, matrix).float()
+           for layer in host.cross_attentions() for matrix in ("to_q", "to_k", "to_v", "to_out")}  # fmt: skip
+    if form == "diff":
+        tensors = {f"{name}.diff": delta for name, delta in changes.items()}
+    elif form.startswith("ESD"):
+        start = "unet." if "named" in form else ""
+        tensors = {f"{start}{module_name(name)}.weight": own[name] + changes.get(name, 0) for name in own}
+        tensors |= {f"{start}{module_name(name)}.bias": torch.ones(len(own[name])) for name in own if "to_out" in name}
+    else:
+        tensors, base = load_file(CHECKPOINT), CHECKPOINT
+        for name, delta in changes.items():
+            key = f"model.diffusion_model.{ldm_name(name)}.weight"
+            tensors[key] = tensors[key].float() + delta
+    file = written(tensors, tmp_path / "a.safetensors")
+    imported = import_patch(host, file, ImportSettings(rank=5), base=base)
+    assert imported.modules == sorted(changes) and imported.rank == 5
+    report, (every, worst) = imported.info["report"]["imported"], best(changes, 5)
+    assert report["error"] == pytest.approx(every, rel=1e-2) and report["worst"]["error"] == pytest.approx(worst, rel=1e-2)
+    found = products(imported)
+    lost = sum((found[name] - changes[name]).square().sum() for name in changes)
+    assert (lost / sum(delta.square().sum() for delta in changes.values())).sqrt() == pytest.approx(every, rel=1e-2)
+    assert ("biases of to_out" in summary(imported)) == form.startswith("ESD")
+    assert f"{report['error']:.2%}" in summary(imported)
+
+
+@pytest.mark.parametrize("energy", [0.5, 0.9, 0.999])
+def test_the_least_rank_that_keeps_the_energy_is_found(host, changes, energy, tmp_path):
+    file = written({f"{name}.diff": delta for name, delta in changes.items()}, tmp_path / "a.safetensors")
+    rank = import_patch(host, file, ImportSettings(energy=energy)).rank
+    assert best(changes, rank)[0] ** 2 <= 1 - energy < best(changes, rank - 1)[0] ** 2
+
+
+def test_a_lora_can_be_truncated_and_a_generous_rank_changes_nothing(host, patch, deltas):
+    less, same = (import_patch(host, FILE, ImportSettings(rank=rank)) for rank in (2, 64))
+    assert same.rank == 4 and close(products(same), deltas)
+    assert less.rank == 2 and less.info["report"]["imported"]["error"] == pytest.approx(best(deltas, 2)[0], rel=1e-3)
+
+
+def test_weights_that_differ_by_rounding_alone_do_not_differ(host, tmp_path):
+    with pytest.raises(ForgetError, match="is that of the model"):
+        import_patch(host, CHECKPOINT, ImportSettings())
+    exact = {key: tensor.float() for key, tensor in load_file(CHECKPOINT).items()}
+    name = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v.weight"
+    exact[name] = exact[name] + 0.1
+    exact["model.diffusion_model.input_blocks.1.0.in_layers.2.weight"] *= 2
+    patch = import_patch(host, written(exact, tmp_path / "a.safetensors"), ImportSettings())
+    assert patch.rank == 1 and [module[-4:] for module in patch.modules] == ["to_v"]
+    assert "layers outside the cross-attention are left out" in summary(patch)
+    patch = import_patch(host, tmp_path / "a.safetensors", ImportSettings(), base=CHECKPOINT)
+    assert "1 layers outside the cross-attention differ" in summary(patch)
+
+
+def test_the_names_of_sdxl(xl_host, xl_pipeline, tmp_path):
+    from diffusers import StableDiffusionXLPipeline
+
+    generator, shapes = torch.Generator().manual_seed(1), model_shapes(xl_host)
+    tensors = {}
+    for name, (out, inner) in shapes.items():
+        tensors |= {
+            name + UP: torch.randn(out, 2, generator=generator),
+            name + DOWN: torch.randn(2, inner, generator=generator),
+        }
+    patch = import_patch(xl_host, written(tensors, tmp_path / "a.safetensors"), ImportSettings(), "cat")
+    assert patch.modules == sorted(shapes) and all(
+        "_blocks_" in name and "down" not in name for name in patch.modules if "mid" not in name
+    )
+    per_level = blocks_per_level([*shapes, *xl_host.other_layers()])
+    save_as(patch, "peft", tmp_path / "b.safetensors", per_level)
+    again = import_patch(xl_host, tmp_path / "b.safetensors", ImportSettings())
+    assert close(products(again), products(patch))
+    wanted = {module_name_of(xl_host, name): delta for name, delta in products(patch).items()}
+    with unloaded(xl_pipeline):
+        StableDiffusionXLPipeline.load_lora_weights(xl_pipeline, str(tmp_path / "b.safetensors"))
+        assert close(peft_deltas(xl_pipeline.unet), wanted)
+
+
+def test_real_sdxl_names_both_ways():
+    """The blocks of the real one: attention from the second level on, two residual blocks a level."""
+    tail = "transformer_blocks_0_attn2_to_out_0"
+    for sgm, diffusers in (
+        ("input_blocks_4_1", "down_blocks_1_attentions_0"), ("input_blocks_8_1", "down_blocks_2_attentions_1"),
+        ("middle_block_1", "mid_block_attentions_0"), ("output_blocks_2_1", "up_blocks_0_attentions_2"),
+        ("output_blocks_5_1", "up_blocks_1_attentions_2"),
+    ):  # fmt: skip
+        assert one_name(f"lora_unet_{sgm}_{tail}", 3) == f"{diffusers}_{tail}"
+        assert (
+            dotted(f"{diffusers}_{tail}")
+            == f"{diffusers.replace('_a', '.a').replace('s_', 's.')}.transformer_blocks.0.attn2.to_out.0"
+        )
+    assert one_name("lora_unet_input_blocks_6_0_op", 3) == "down_blocks_1_downsamplers_0_conv"
+    assert one_name("lora_unet_output_blocks_2_2_conv", 3) == "up_blocks_0_upsamplers_0_conv"
+    assert one_name("lora_unet_middle_block_2_in_layers_2", 3) == "mid_block_resnets_1_conv1"
+
+
+def module_name_of(host, kohya):
+    return next(
+        f"{layer}.{'to_out.0' if matrix == 'to_out' else matrix}"
+        for layer, matrix in itertools.product(host.cross_attentions(), ("to_q", "to_k", "to_v", "to_out"))
+        if host.lora_key(layer, matrix) == kohya
+    )
+
+
+def peft_deltas(unet):
+    """Every layer's change as PEFT itself computes it."""
+    return {
+        name: module.get_delta_weight(module.active_adapters[0]).detach()
+        for name, module in unet.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
+
+
+class unloaded:
+    """Context that takes a pipeline's LoRAs off again."""
+
+    def __init__(self, pipeline):
+        self.pipeline = pipeline
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, *error):
+        self.pipeline.unload_lora_weights()
+
+
+def test_diffusers_computes_the_same_with_the_exported_file(pipeline, diffusers_host, patch, tmp_path, caplog):
+    save_as(patch, "peft", tmp_path / "p.safetensors")
+    prompts = diffusers_host.encode(["a cat"])
+    x, t = torch.randn(1, *diffusers_host.latent_shape(), generator=torch.Generator().manual_seed(1)), torch.tensor([500])
+    with torch.no_grad():
+        base = diffusers_host.predict(x, t, prompts)
+        with applied(diffusers_host, patch):
+            wanted = diffusers_host.predict(x, t, prompts)
+        with unloaded(pipeline):
+            pipeline.load_lora_weights(str(tmp_path / "p.safetensors"))
+            found = diffusers_host.predict(x, t, prompts)
+            assert close(peft_deltas(pipeline.unet), {module_name(name): delta for name, delta in products(patch).items()})
+    assert (wanted - base).norm() > 0.01 * base.norm()
+    assert (found - wanted).norm() < 1e-5 * wanted.norm()
+
+
+def test_comfyui_computes_the_same_with_full_differences(host, comfy, patch, deltas, sample, tmp_path, caplog):
+    save_as(patch, "diff", tmp_path / "p.safetensors")
+    tensors = comfy.utils.load_torch_file(str(tmp_path / "p.safetensors"), safe_load=True)
+    assert close({key.removesuffix(".diff"): tensor.float() for key, tensor in tensors.items()}, deltas)
+    model = comfy.sd.load_lora_for_models(host.patcher, None, tensors, 1.0, 0)[0]
+    assert "not loaded" not in caplog.text.lower()
+    other = comfy.sd.load_lora_for_models(host.patcher, None, dict(patch), 1.0, 0)[0]
+    base, found, wanted = (sample(m, "a cat") for m in (host.patcher, model, other))
+    assert (found - wanted).norm() < 0.02 * (wanted - base).norm()
+    assert close(products(import_patch(host, tmp_path / "p.safetensors", ImportSettings(energy=1.0))), deltas)
+
+
+def test_a_merged_checkpoint_is_the_patched_model_and_otherwise_the_same_to_the_bit(host, comfy, patch, tmp_path):
+    from fmn_core.hosts.comfy import ComfyHost
+
+    out = merge(CHECKPOINT, patch, 0.7, tmp_path / "m.safetensors")
+    before, after = load_file(CHECKPOINT), load_file(out)
+    changed = [key for key in before if not torch.equal(before[key], after[key])]
+    assert sorted(changed) == sorted(f"model.diffusion_model.{ldm_name(name)}.weight" for name in patch.modules)
+    assert all(before[key].dtype == after[key].dtype for key in before)
+    with safe_open(CHECKPOINT, "pt") as one, safe_open(out, "pt") as other:
+        assert one.metadata() == other.metadata() and list(one.keys()) == list(other.keys())
+
+    merged = ComfyHost(*comfy.sd.load_checkpoint_guess_config(str(out))[:3])
+    noise = torch.randn(1, *host.latent_shape(), generator=torch.Generator().manual_seed(1))
+    prompts, x, t = host.encode(["a cat"]), noise, torch.tensor([500])
+    with host.training(noise.shape), torch.no_grad():  # which puts the model without patches into memory
+        base = host.predict(x, t, prompts)
+        with applied(host, patch, 0.7):
+            wanted = host.predict(x, t, prompts)
+    with merged.training(noise.shape), torch.no_grad():
+        found = merged.predict(x, t, prompts)
+    assert (found - wanted).norm() < 2e-2 * (wanted - base).norm()  # the checkpoint is fp16
+    back = import_patch(host, out, ImportSettings(energy=0.9999), base=CHECKPOINT)
+    assert back.modules == patch.modules
+    with pytest.raises(ForgetError, match="never overwritten"):
+        merge(CHECKPOINT, patch, 1.0, out)
+    with pytest.raises(ForgetError, match="lower the strength"):
+        merge(CHECKPOINT, patch, 1e30, tmp_path / "n.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, m: t.update({m.replace("blocks_0", "blocks_7") + UP: torch.ones(2)}), "no layer .*blocks_7"),
+        (lambda t, m: t.update({m + DOWN: torch.ones(4, 768)}), "does not fit the model at .*to_k.*768"),
+        (lambda t, m: t.pop(m + UP), "only a part of a LoRA at .*to_k"),
+        (lambda t, m: t.update({m + UP: torch.full((64, 4), float("nan"))}), "not finite"),
+        (lambda t, m: t.update({m + UP: torch.ones(64, 4, dtype=torch.int32)}), "cannot be read as a weight"),
+        (lambda t, m: t.update({m + ALPHA: torch.ones(3)}), "more than one alpha"),
+        (lambda t, m: t.update({m + ALPHA: torch.tensor(1e30)}), "too large"),
+        (lambda t, m: t.update({m + ".dora_scale": torch.ones(64)}), "holds `dora_scale`.*merge it"),
+        (lambda t, m: t.update({f"unet.{module_name(m)}.lora_B.weight": t[m + UP].clone()}), "second time"),
+        (lambda t, m: t.clear(), "changes nothing in the cross-attention"),
+        (lambda t, m: [tensor.zero_() for key, tensor in t.items() if UP in key], "all its differences are zero"),
+        (lambda t, m: t.update({m + ".diff": torch.ones(3, 3)}), "does not fit the model at .*to_k"),
+    ],
+)  # fmt: skip
+def test_files_that_do_not_fit_get_a_sentence_with_their_name(host, patch, change, message, tmp_path):
+    tensors = {key: tensor.clone() for key, tensor in patch.items()}
+    change(tensors, "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k")
+    with pytest.raises(ForgetError, match=message):
+        import_patch(host, written(tensors, tmp_path / "bad.safetensors"), ImportSettings())
+
+
+def test_files_of_other_kinds_get_a_sentence(host, tmp_path):
+    for name, message in (("a.ckpt", "no .safetensors"), ("none.safetensors", "not there")):
+        with pytest.raises(ForgetError, match=message):
+            import_patch(host, tmp_path / name, ImportSettings())
+    with pytest.raises(ForgetError, match="no file of weights"):
+        import_patch(host, tmp_path, ImportSettings())
+
+
+def test_diff_and_peft_hold_the_rest_too(host, patch, tmp_path):
+    patch = read_patch(FILE)
+    layers = host.other_layers()
+    name = next(name for name in layers if "resnets_0_conv1" in name)
+    out, inner, height, width = layers[name].weight.shape
+    patch.rest = {
+        name + UP: torch.ones(out, 2, 1, 1).half(), name + DOWN: torch.ones(2, inner, height, width).half(),
+        name + ALPHA: torch.tensor(2.0),
+    }  # fmt: skip
+    assert to_diff(patch.rest)[f"{name}.diff"].shape == (out, inner, height, width)
+    assert to_diff(patch.rest)[f"{name}.diff"].unique().tolist() == [2.0]
+    assert [*to_peft(patch.rest)][0].startswith("unet.down_blocks.0.resnets.0.conv1.lora_A")
+    assert [path.name for path in save_as(patch, "peft", tmp_path / "p.safetensors")] == [
+        "p.safetensors",
+        "p-rest.safetensors",
+    ]
+
+
+@pytest.fixture
+def run(capsys):
+    """run(word, ...) -> what `python -m fmn_core convert` answers, prints and complains of, in this process."""
+    from fmn_core.__main__ import main
+
+    def run(*words):
+        capsys.readouterr()
+        return main(["convert", *map(str, words)]), *capsys.readouterr()
+
+    return run
+
+
+def test_the_command_line_goes_there_and_back(run, model, deltas, tmp_path):
+    peft, back, merged, own = (tmp_path / f"{name}.safetensors" for name in ("peft", "back", "merged", "own"))
+    assert run(FILE, "--to", "peft", "--out", peft)[0] == 0
+    code, out, _ = run(peft, "--model", model, "--device", "cpu", "--concept", "cat", "--out", back)
+    assert code == 0 and "20 projections at rank 4" in out and str(back) in out
+    assert close(products(read_patch(back)), deltas) and read_patch(back).info["concept"] == "cat"
+    assert run(back, "--to", "checkpoint", "--base", CHECKPOINT, "--strength", "0.5", "--out", merged)[0] == 0
+    full = [merged, "--model", model, "--device", "cpu", "--base", CHECKPOINT, "--rank", "4", "--out"]
+    assert run(*full, own)[0] == 0 and read_patch(own).rank == 4
+    found = products(read_patch(own))
+    assert all((found[name] * 2 - deltas[name]).norm() < 0.05 * deltas[name].norm() for name in found)
+    for words, message in (
+        ([FILE, "--out", tmp_path / "x.safetensors"], "is a forget patch already"),
+        ([peft, "--out", tmp_path / "x.safetensors"], "with --model"),
+        ([FILE, "--to", "checkpoint", "--out", tmp_path / "x.safetensors"], "with --base"),
+        ([FILE, "--to", "diff", "--out", peft], "never overwritten"),
+    ):
+        code, _, error = run(*words)
+        assert code == 1 and message in error
