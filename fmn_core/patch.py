@@ -28,6 +28,7 @@ from .moments import Moments
 
 SCHEMA = 1
 DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
+KNOWN = {"concept": str, "settings": dict, "report": dict, "version": str}  # of every patch's info
 MODULE = re.compile(r"^(?P<layer>lora_unet_\w+_attn2)_to_(q|k|v|out_0)$")
 
 
@@ -283,14 +284,15 @@ def check_patch(patch: Patch, name: str) -> None:
             f"{name} is a patch of schema {info.get('schema')}, and this version reads {SCHEMA}: update Forget-Me-Not."
         )
     base = info.get("base")
-    known = isinstance(base, dict) and base.get("family") in FAMILIES and isinstance(base.get("name"), str)
-    if not known or not isinstance(info.get("concept"), str) or not isinstance(info.get("settings"), dict):
+    known = isinstance(base, dict) and str(base.get("family")) in FAMILIES and isinstance(base.get("name"), str)
+    told = all(isinstance(info.get(key), kind) for key, kind in KNOWN.items())
+    if not known or not told:
         raise ForgetError(f"{name} does not say what it forgets or for which model: it is damaged; copy it anew.")
     modules = patch.modules
     expected = {module + suffix for module in modules for suffix in (DOWN, UP, ALPHA)}
     if not modules or set(patch) != expected or not all(MODULE.match(module) for module in modules):
         raise ForgetError(f"{name} holds other tensors than a forget patch does: it is damaged or was edited; copy it anew.")
-    rank = patch.rank
+    rank = (*patch[modules[0] + DOWN].shape, 0)[0]
     for module in modules:
         up, down = patch[module + UP], patch[module + DOWN]
         alpha = patch[module + ALPHA]
