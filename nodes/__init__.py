@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..fmn_core.hosts import comfy_embedded
 from .attention import RecordTokenAttention, VisualizeTokenAttention
+from .convert import ExportPatch, ImportPatch
 from .evaluate import EvaluatePatch
 from .forget import ForgetConcept
 from .gate import GatePatch
@@ -26,6 +27,8 @@ class ForgetMeNotExtension(ComfyExtension):
             GatePatch,
             EvaluatePatch,
             InspectPatch,
+            ImportPatch,
+            ExportPatch,
             RecordTokenAttention,
             VisualizeTokenAttention,
         ]

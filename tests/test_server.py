@@ -24,6 +24,7 @@ from fmn_core.patch import read_patch
 NODES = [
     "FMN_ForgetConcept", "FMN_InvertConcept", "FMN_SavePatch", "FMN_ApplyPatch", "FMN_StackPatches", "FMN_GatePatch",
     "FMN_EvaluatePatch", "FMN_InspectPatch", "FMN_RecordAttention", "FMN_VisualizeTokenAttention",
+    "FMN_ImportPatch", "FMN_ExportPatch",
 ]  # fmt: skip
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 

@@ -1,0 +1,148 @@
+"""Import Forget Patch, Export Forget Patch."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+from server import PromptServer
+
+from ..fmn_core.errors import ForgetError
+from ..fmn_core.exports import FORMATS, save_as
+from ..fmn_core.forget import summary
+from ..fmn_core.hosts.comfy import ComfyHost
+from ..fmn_core.imports import import_patch
+from ..fmn_core.patch import slug
+from ..fmn_core.settings import ImportSettings
+from .patch import as_patch, new_path
+from .schema import LoraModel, schema, settings_inputs
+
+FROM_MODEL = "the connected model"
+CHECKPOINT = "checkpoint: "  # before the names of checkpoints, in a list that has LoRAs too
+
+
+def listed(kind: str) -> list[str]:
+    """The names of a kind of files that are safe to read."""
+    return [name for name in folder_paths.get_filename_list(kind) if name.endswith(".safetensors")]
+
+
+def find_file(name: str) -> Path | None:
+    """Where a LoRA is, or a checkpoint that CHECKPOINT stands before."""
+    kind = "checkpoints" if name.startswith(CHECKPOINT) else "loras"
+    path = folder_paths.get_full_path(kind, name.removeprefix(CHECKPOINT))
+    return path and Path(path)
+
+
+def require_file(name: str) -> Path:
+    path = find_file(name)
+    if path is None:
+        raise ForgetError(f"{name} is in none of the host's folders: press R to refresh, and choose again.")
+    return path
+
+
+class ImportPatch(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        checkpoints = [CHECKPOINT + name for name in listed("checkpoints")]
+        return schema(
+            node_id="FMN_ImportPatch",
+            display_name="Import Forget Patch",
+            description="Makes a forget patch of what another tool made: a LoRA in any spelling (kohya, LECO, diffusers, "
+            "PEFT), an ESD file, or a checkpoint that has forgotten.",
+            search_aliases=["convert lora", "esd", "leco", "extract lora"],
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the file was made for. It is left as it is."),
+                io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
+                io.Combo.Input(
+                    "file",
+                    options=[*listed("loras"), *checkpoints],
+                    tooltip="A LoRA, or weights of a model that has forgotten. Press R to refresh the list.",
+                ),
+                io.String.Input(
+                    "concept",
+                    default="",
+                    multiline=True,
+                    tooltip="The name of what it forgets; other names of the same after commas, one concept a line. "
+                    "Empty: the patch goes by the file's name, and cannot be evaluated.",
+                ),
+                *settings_inputs(ImportSettings),
+                io.Combo.Input(
+                    "base",
+                    options=[FROM_MODEL, *checkpoints],
+                    tooltip="For full weights: what they are compared with. The model that they were trained from.",
+                ),
+            ],
+            outputs=[
+                LoraModel.Output(
+                    display_name="lora", tooltip="The patch: for Apply FMN Patch, Save Forget Patch and all others."
+                ),
+                LoraModel.Output(
+                    display_name="rest",
+                    tooltip="What a LoRA changes outside the cross-attention: an ordinary LoRA, for Load LoRA Model, beside "
+                    "the patch. Save Forget Patch writes it too. Else it is empty.",
+                ),
+                io.String.Output(
+                    display_name="report", tooltip="What was found, what is left out, and how near the patch comes."
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file, base, **kwargs):
+        paths = [find_file(name) for name in (file, base) if isinstance(name, str) and name != FROM_MODEL]
+        return [path and path.stat().st_mtime_ns for path in paths]
+
+    @classmethod
+    def execute(cls, model, clip, file, concept, base, **settings) -> io.NodeOutput:
+        own = base == FROM_MODEL
+        with torch.inference_mode(False):  # the graph runs in inference mode, whose tensors the patch must not be
+            host = ComfyHost(model, clip)
+            found = require_file(file), ImportSettings(**settings), concept, None if own else require_file(base)
+            patch = import_patch(host, *found)
+        text = summary(patch)
+        if patch.info["report"]["warnings"]:
+            logging.warning("Import Forget Patch: %s", text)
+        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)  # shown on the node
+        return io.NodeOutput(patch, patch.rest, text, ui=ui.PreviewText(text))
+
+
+class ExportPatch(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="FMN_ExportPatch",
+            display_name="Export Forget Patch",
+            description="Writes a patch for other programs: under PEFT's names for diffusers, or as full differences.",
+            search_aliases=["save lora", "diffusers lora", "peft"],
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                LoraModel.Input("lora", tooltip="The patch."),
+                io.Combo.Input(
+                    "format",
+                    options=list(FORMATS),
+                    tooltip="`peft`: a LoRA under the names that diffusers and PEFT use; ComfyUI and the webuis do not read "
+                    "it. `diff`: the full change of each layer, many times as large; for ComfyUI and the webuis, not for "
+                    "diffusers.",
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default="forget-%concept%-%format%",
+                    tooltip="Name of the file; %concept% becomes the concept's name, %format% the format. "
+                    "A slash makes a folder in output/loras.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="lora_name", tooltip="The file's name below output/loras.")],
+        )
+
+    @classmethod
+    def execute(cls, lora, format, filename_prefix) -> io.NodeOutput:
+        patch = as_patch(lora)
+        path, name = new_path(filename_prefix.replace("%format%", format), slug(patch.info["concept"]))
+        text = "\n".join(f"Saved {file}" for file in save_as(patch, format, path))
+        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)  # shown on the node
+        return io.NodeOutput(name, ui=ui.PreviewText(text))
