@@ -1,5 +1,5 @@
 """Forgetting without a graph: `python -m fmn_core forget --model FOLDER --concept cat`, `... evaluate FILE --model
-FOLDER`, `... inspect FILE`."""
+FOLDER`, `... convert FILE --to peft --out FILE`, `... inspect FILE`."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def flatten(name: str) -> str:
 def one_name(name: str, per_level: int) -> str:
     """The layer's name in diffusers with `_` for the dots, from any spelling; a name of no known form stays as it is.
 
-    facts: ldm's input block n is diffusers' down block (n - 1) // per_level, its output block n the up block n //
+    The ldm's input block n is diffusers' down block (n - 1) // per_level, its output block n the up block n //
     per_level (diffusers' convert_ldm_unet_checkpoint).
     """
     flat = flatten(name)

@@ -324,22 +324,26 @@ def test_the_names_of_sdxl(xl_host, xl_pipeline, tmp_path):
         assert close(peft_deltas(xl_pipeline.unet), wanted)
 
 
-def test_real_sdxl_names_both_ways():
-    """The blocks of the real one: attention from the second level on, two residual blocks a level."""
-    tail = "transformer_blocks_0_attn2_to_out_0"
-    for sgm, diffusers in (
-        ("input_blocks_4_1", "down_blocks_1_attentions_0"), ("input_blocks_8_1", "down_blocks_2_attentions_1"),
-        ("middle_block_1", "mid_block_attentions_0"), ("output_blocks_2_1", "up_blocks_0_attentions_2"),
-        ("output_blocks_5_1", "up_blocks_1_attentions_2"),
-    ):  # fmt: skip
-        assert one_name(f"lora_unet_{sgm}_{tail}", 3) == f"{diffusers}_{tail}"
-        assert (
-            dotted(f"{diffusers}_{tail}")
-            == f"{diffusers.replace('_a', '.a').replace('s_', 's.')}.transformer_blocks.0.attn2.to_out.0"
-        )
-    assert one_name("lora_unet_input_blocks_6_0_op", 3) == "down_blocks_1_downsamplers_0_conv"
-    assert one_name("lora_unet_output_blocks_2_2_conv", 3) == "up_blocks_0_upsamplers_0_conv"
-    assert one_name("lora_unet_middle_block_2_in_layers_2", 3) == "mid_block_resnets_1_conv1"
+UNETS = {  # the depths that ComfyUI's own table of names goes by
+    "SD1": {"num_res_blocks": [2] * 4, "channel_mult": [1, 2, 4, 4], "transformer_depth": [1] * 6 + [0] * 2,
+            "transformer_depth_output": [1] * 9 + [0] * 3, "transformer_depth_middle": 1},
+    "SDXL": {"num_res_blocks": [2] * 3, "channel_mult": [1, 2, 4], "transformer_depth": [0, 0, 2, 2, 10, 10],
+             "transformer_depth_output": [0] * 3 + [2] * 3 + [10] * 3, "transformer_depth_middle": 10},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("unet", UNETS)
+def test_every_layer_of_the_real_models_goes_by_one_name(comfy, unet):
+    names = comfy.utils.unet_to_diffusers(UNETS[unet]).items()
+    pairs = [(ldm.removesuffix(".weight"), diffusers.removesuffix(".weight")) for diffusers, ldm in names]
+    layers = [(ldm, diffusers) for ldm, diffusers in pairs if "block" in ldm and ldm != "input_blocks.0.0"]
+    layers = [(ldm, diffusers) for ldm, diffusers in layers if "norm" not in diffusers and not ldm.endswith("bias")]
+    assert len(layers) > 250 and blocks_per_level([ldm for ldm, _ in layers]) == 3
+    assert blocks_per_level([diffusers for _, diffusers in layers]) == 3
+    for ldm, diffusers in layers:
+        for spelled in (ldm, f"model.diffusion_model.{ldm}", f"lora_unet_{ldm.replace('.', '_')}", f"unet.{diffusers}"):
+            assert one_name(spelled, 3) == diffusers.replace(".", "_")
+        assert dotted(diffusers.replace(".", "_")) == diffusers
 
 
 def module_name_of(host, kohya):
