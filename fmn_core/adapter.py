@@ -16,7 +16,7 @@ PARTS = {"down", "up", "alpha", "diff", "diff_b"}
 
 
 class Adapter:
-    """A file's LoRA: part -> key for each layer, by `one_name`'s names, is in `parts` of every call."""
+    """The LoRA in a file; `name` and `parts`, part -> key, say which layer's is asked for."""
 
     def __init__(self, weights: WeightsFile):
         self.weights, self.config = weights, peft_config(weights)

@@ -83,8 +83,9 @@ def merge(checkpoint: Path, patch: Patch, strength: float, out: Path) -> Path:
                 layers[one_name(layer, per_level)] = key
         patched = {}
         for module in patch.modules:
-            key, shape = layers.get(one_name(module, per_level)), (len(patch[module + UP]), patch[module + DOWN].shape[1])
-            if key is None or weights.shape(key)[:2] != shape:
+            key = layers.get(one_name(module, per_level))
+            shape = len(patch[module + UP]), patch[module + DOWN].shape[1]
+            if key is None or weights.shape(key) not in (shape, (*shape, 1, 1)):
                 raise ForgetError(
                     f"The patch that forgets `{patch.info['concept']}` does not fit {weights.path.name}, which has "
                     f"{'another shape' if key else 'no layer'} at {module}: choose the checkpoint that it was made for."

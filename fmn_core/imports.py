@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from . import adapter
-from .concept import make_concepts
+from .concept import Concept, make_concepts
 from .contents import Contents, Layers
 from .errors import ForgetError
 from .hosts.base import DiffusionHost
 from .low_rank import Factors, least_rank, of_one_rank, spectrum, truncated
+from .moments import Moments
 from .patch import ALPHA, DOWN, UP, Patch, make_patch, require_finite
 from .resteering import moments_of
 from .settings import ImportSettings
@@ -68,7 +69,7 @@ def import_patch(
         patch.info["concept"] = patch.info["concept"] or weights.path.stem
         patch.rest = rest
         report["imported"] |= {"rank": patch.rank, "projections": len(patch.modules)} | errors(
-            host, patch, layers, named, delta
+            weights, patch, layers, named, delta
         )
     if report["imported"]["error"] > MUCH:
         warnings.append(
@@ -117,7 +118,13 @@ def take_rest(source: adapter.Adapter, contents: Contents, layers: Layers) -> tu
             rest[key + ALPHA] = torch.tensor(float(len(down)), dtype=torch.float16)
         require_finite(*rest.values())
     biases = {name: None for name, parts in contents.cross.items() if "diff_b" in parts}
-    left = {"Of the text encoders": contents.text, "Biases of": biases, "Outside the cross-attention": other}
+    whole = {name: None for name, parts in contents.cross.items() if {"weight", "bias"} & {*parts}}
+    left = {
+        "Of the text encoders": contents.text,
+        "Outside the cross-attention": other,
+        "Biases of": biases,
+        "Full weights beside the LoRA, of": whole,
+    }
     return rest, [f"{what}, {several(names)} left out." for what, names in left.items() if names]
 
 
@@ -168,14 +175,15 @@ def low_rank(
     return factors
 
 
-def words(host: DiffusionHost, concepts: tuple):
+def words(host: DiffusionHost, concepts: tuple[Concept, ...]) -> Moments | None:
     """The moments of the concepts' words, where there are concepts."""
     texts = [prompt for concept in concepts for prompt in concept.prompts]
     return moments_of(host, concepts, texts, host.encode([prompt for prompt, _ in texts])) if texts else None
 
 
-def errors(host: DiffusionHost, patch: Patch, layers: Layers, names, delta: Callable[[str], Tensor]) -> dict:
-    """|delta - patch| / |delta| in the Frobenius norm: of all layers together, and the worst layer's with its name."""
+def errors(weights: WeightsFile, patch: Patch, layers: Layers, names: list[str], delta: Callable[[str], Tensor]) -> dict:
+    """|delta - patch| / |delta| in the Frobenius norm: of all layers together, and the worst layer's with its name; raises
+    ForgetError where there is no change."""
     missing, whole, worst = 0.0, 0.0, ("", 0.0)
     for name in names:
         wanted = delta(name)
@@ -185,7 +193,7 @@ def errors(host: DiffusionHost, patch: Patch, layers: Layers, names, delta: Call
         missing, whole = missing + lost, whole + size
         worst = max(worst, (key, math.sqrt(lost / size) if size else 0.0), key=lambda one: one[1])
     if not whole:
-        raise ForgetError("The file changes nothing: all its differences are zero. Choose another file.")
+        raise ForgetError(f"{weights.path.name} changes nothing, all its differences are zero: choose another file.")
     return {"error": math.sqrt(missing / whole), "worst": {"projection": worst[0], "error": worst[1]}}
 
 
