@@ -15,12 +15,12 @@ from . import adapter
 from .concept import Concept, make_concepts
 from .contents import Contents, Layers
 from .errors import ForgetError
+from .fast import word_moments
 from .hosts.base import DiffusionHost
 from .low_rank import Factors, least_rank, of_one_rank, spectrum, truncated
 from .moments import Moments
 from .patch import ALPHA, DOWN, UP, Patch, make_patch, require_finite
-from .resteering import moments_of
-from .settings import ImportSettings
+from .settings import ForgetSettings, ImportSettings
 from .tuned import TunedWeights
 from .weights_file import WeightsFile, open_weights
 
@@ -65,7 +65,9 @@ def import_patch(
         require_half(weights, given)
         factors = {layers.targets[name]: pair for name, pair in given.items()}
         report = {"imported": {"file": weights.path.name, "kind": kind, "rest": len(rest) // 3}, "warnings": warnings}
-        patch = make_patch(host, factors, concepts, {"preset": "imported"} | asdict(settings), report, words(host, concepts))
+        patch = make_patch(
+            host, factors, concepts, {"preset": "imported"} | asdict(settings), report, words(host, concepts, settings)
+        )
         patch.info["concept"] = patch.info["concept"] or weights.path.stem
         patch.rest = rest
         report["imported"] |= {"rank": patch.rank, "projections": len(patch.modules)} | errors(
@@ -175,10 +177,9 @@ def low_rank(
     return factors
 
 
-def words(host: DiffusionHost, concepts: tuple[Concept, ...]) -> Moments | None:
+def words(host: DiffusionHost, concepts: tuple[Concept, ...], settings: ImportSettings) -> Moments | None:
     """The moments of the concepts' words, where there are concepts."""
-    texts = [prompt for concept in concepts for prompt in concept.prompts]
-    return moments_of(host, concepts, texts, host.encode([prompt for prompt, _ in texts])) if texts else None
+    return word_moments(host, concepts, ForgetSettings(concept_type=settings.concept_type)) if concepts else None
 
 
 def errors(weights: WeightsFile, patch: Patch, layers: Layers, names: list[str], delta: Callable[[str], Tensor]) -> dict:
