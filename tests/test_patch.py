@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import resource
@@ -219,3 +220,50 @@ def test_slugs_are_safe_file_names():
 def test_a_name_too_long_gets_its_own_remedy(patch, tmp_path):
     with pytest.raises(ForgetError, match="choose a shorter name"):
         save_patch(patch, tmp_path / ("x" * 300 + ".safetensors"))
+
+
+@pytest.fixture(scope="module")
+def sd15():
+    """SD1.5's UNet, without memory for its weights."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        return UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+
+
+def sd15_patch(unet, patch, rank):
+    """A patch on q, k, v and out of all layers, as large as they come, with what `patch` remembers at that width."""
+    info, tensors = copy.deepcopy(patch.info), {}
+    for name, module in unet.named_modules():
+        if ".attn2.to_" in name and isinstance(module, torch.nn.Linear):
+            out, inner = module.weight.shape
+            key = f"lora_unet_{name}".replace(".", "_")
+            tensors[key + UP], tensors[key + DOWN] = torch.randn(out, rank).half(), torch.randn(rank, inner).half()
+            tensors[key + ALPHA] = torch.tensor(rank, dtype=torch.float16)
+    moments = Moments.decoded(info["moments"])
+    wide = (torch.randn(len(rows), 768).double() for rows in (moments.keys, moments.kept))
+    info["moments"] = Moments(*wide, moments.tail).encoded()
+    return Patch(tensors, info)
+
+
+def test_a_patch_for_sd15_takes_at_most_two_megabytes(patch, sd15):
+    large = sd15_patch(sd15, patch, 8)
+    assert len(large.modules) == 64
+    assert 1_500_000 < len(serialize(large, "forget-cat")) <= 2_000_000
+
+
+def test_every_key_is_one_that_sd_scripts_looks_for(patch, sd15):
+    """Its published algorithm (networks/lora.py): `lora_unet_` and the path with underscores of every Linear and convolution
+    below a Transformer2DModel; dim from lora_down, scale alpha / dim."""
+    looked_for = {}
+    for name, module in sd15.named_modules():
+        if type(module).__name__ == "Transformer2DModel":
+            for below, linear in module.named_modules():
+                if isinstance(linear, torch.nn.Linear | torch.nn.Conv2d):
+                    looked_for[f"lora_unet_{name}.{below}".replace(".", "_")] = linear.weight.shape
+    large = sd15_patch(sd15, patch, 4)
+    for key, value in large.items():
+        module, kind = key.split(".", 1)
+        out, inner = looked_for[module]
+        assert value.shape == {"lora_up.weight": (out, 4), "lora_down.weight": (4, inner), "alpha": ()}[kind]
+    assert all(value / 4 == 1 for key, value in large.items() if key.endswith(ALPHA))
