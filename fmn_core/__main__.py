@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -14,10 +15,11 @@ from .commands_convert import add_convert
 from .configs import run
 from .embedding import add_embedding, save_embedding
 from .errors import ForgetError
+from .files import describe, require_new, slug
 from .forget import forget, summary
 from .inversion import invert_pictures
 from .members import Member
-from .patch import describe, read_patch, require_new, save_patch, slug
+from .patch import read_patch, save_patch
 from .pictures import read_images
 from .settings import EvaluateSettings, ForgetSettings, InvertSettings
 from .stack import stack, unstack
@@ -130,15 +132,22 @@ def read_member(text: str) -> Member:
     if not equals or Path(text).exists():
         return Member(read_patch(Path(text)))
     try:
-        return Member(read_patch(Path(name)), float(strength))
+        value = float(strength)
     except ValueError:
-        raise ForgetError(f"`{strength}` is no strength: write FILE=0.5, or the file alone for 1.") from None
+        value = math.nan
+    if not math.isfinite(value):
+        raise ForgetError(f"`{strength}` is no strength: write FILE=0.5, or the file alone for 1.")
+    return Member(read_patch(Path(name)), value)
 
 
 def run_unstack(options: argparse.Namespace) -> None:
-    for patch, strength in unstack(read_patch(options.file)):
-        for path in save_patch(patch, options.out / f"forget-{slug(patch.info['concept'])}.safetensors"):
-            print(f"{describe(path)}, strength {strength}")
+    parts = unstack(read_patch(options.file))
+    names = [f"forget-{slug(part.name)}" for part in parts]
+    numbered = [f"{name}-{names[:at].count(name) + 1}" if names.count(name) > 1 else name for at, name in enumerate(names)]
+    paths = [require_new(options.out / f"{name}.safetensors") for name in numbered]
+    for part, path in zip(parts, paths, strict=True):
+        save_patch(part.patch, path)
+        print(f"{describe(path)}, strength {part.strength:g}")
 
 
 def run_inspect(options: argparse.Namespace) -> None:

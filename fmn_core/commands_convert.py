@@ -7,10 +7,11 @@ from pathlib import Path
 
 from .errors import ForgetError
 from .exports import FORMATS, PER_LEVEL, merge, save_as
+from .files import describe, require_new
 from .forget import summary
 from .imports import import_patch
 from .key_names import blocks_per_level
-from .patch import Patch, describe, model_shapes, read_patch, require_new, save_patch
+from .patch import Patch, model_shapes, read_patch, save_patch
 from .settings import ImportSettings
 from .weights_file import open_weights
 

@@ -12,10 +12,11 @@ import yaml
 from .concept import Concept, make_concepts
 from .embedding import add_embedding, save_embedding
 from .errors import ForgetError
+from .files import describe, require_new, slug
 from .forget import summary
 from .hosts.base import DiffusionHost
 from .inversion import invert_pictures
-from .patch import describe, require_new, save_patch, slug
+from .patch import save_patch
 from .pictures import read_images
 from .resteering import forget_by_resteering
 from .settings import LEARNING_RATES, ForgetSettings, InvertSettings

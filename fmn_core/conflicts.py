@@ -20,10 +20,10 @@ def conflicts(members: Sequence[Member]) -> list[dict]:
     moments = [member.moments for member in members]
     acts = [[action(member, own) if own else 0.0 for own in moments] for member in members]
     pairs = [
-        {"concept": member.name, "other": other.name, "share": acts[j][i] / max(acts[i][i], 1e-30)}
+        {"concept": member.name, "other": other.name, "share": acts[j][i] / acts[i][i]}
         for i, member in enumerate(members)
         for j, other in enumerate(members)
-        if i != j and moments[i]
+        if i != j and acts[i][i] > 0
     ]
     return sorted(pairs, key=lambda pair: -pair["share"])
 
@@ -54,13 +54,14 @@ def responses(members: Sequence[Member], stacked: Mapping[str, Tensor]) -> list[
             jointly = added(stacked[module + UP], stacked[module + DOWN], own)
             for key, change in (("alone", alone), ("added", together - alone), ("jointly", jointly - alone)):
                 sizes[key] += change.square().sum().item()
-        off = {key: (sizes[key] / max(sizes["alone"], 1e-30)) ** 0.5 for key in ("added", "jointly")}
-        found.append({"concept": member.name} | off)
+        if sizes["alone"]:
+            off = {key: (sizes[key] / sizes["alone"]) ** 0.5 for key in ("added", "jointly")}
+            found.append({"concept": member.name} | off)
     return found
 
 
-def warnings(members: Sequence[Member], pairs: Sequence[dict]) -> list[str]:
-    """A sentence for each pair that contradicts one another, or that forgets the same, with what to do."""
+def warnings(members: Sequence[Member]) -> list[str]:
+    """A sentence, with what to do, for each pair that contradicts one another, forgets the same, or is of two models."""
     found = []
     for at, member in enumerate(members):
         for other in members[:at] + members[at + 1 :]:
@@ -74,7 +75,12 @@ def warnings(members: Sequence[Member], pairs: Sequence[dict]) -> list[str]:
             same = sorted(spoken([member]) & spoken([other]))
             if same:
                 found.append(f"Two patches forget `{same[0]}`, which is more than enough: leave one out.")
-    return found
+            if member.patch.info["base"].get("hash") != other.patch.info["base"].get("hash"):
+                found.append(
+                    f"The patches of `{other.name}` and `{member.name}` were made on different models of one architecture: "
+                    "each is at its best on its own."
+                )
+    return list(dict.fromkeys(found))
 
 
 def conflict_lines(report: dict) -> list[str]:

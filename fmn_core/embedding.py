@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save
 
 from . import __version__
 from .errors import ForgetError
+from .files import write_new
 from .hosts.base import DiffusionHost, WordVectors
-from .patch import with_sorted_header, write_new
+from .patch import with_sorted_header
 
 ONE_ENCODER = "emb_params"  # the key of SD1 and SD2; SDXL's are the encoders' own names
 PLACEHOLDER = re.compile(r"<s(\d+)>")  # the original's files have one tensor for each of its tokens

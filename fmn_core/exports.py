@@ -13,8 +13,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .errors import ForgetError
+from .files import new_file, require_new, write_new
 from .key_names import blocks_per_level, dotted, of_text_encoder, one_name, split_key
-from .patch import ALPHA, DOWN, UP, Patch, metadata, new_file, require_new, with_sorted_header, write_new
+from .patch import ALPHA, DOWN, UP, Patch, metadata, with_sorted_header
 from .weights_file import open_weights
 
 PER_LEVEL = 3  # of SD1, SD2 and SDXL

@@ -108,10 +108,17 @@ def make_edit(host: DiffusionHost, concepts: tuple[Concept, ...], settings: Forg
     return measured(edit, {name: concept_columns(lexicon, task, name, probes) for name in task.names}, words)
 
 
-def word_moments(host: DiffusionHost, concepts: tuple[Concept, ...], settings: ForgetSettings) -> Moments:
-    """What an edit knows of the concepts' words, for a patch that is made without one."""
+def word_moments(
+    host: DiffusionHost, concepts: tuple[Concept, ...], settings: ForgetSettings
+) -> tuple[Moments | None, list[str]]:
+    """What an edit knows of the concepts' words, for a patch that is made without one; or none, and a sentence that says
+    why."""
     lexicon = Lexicon(host)
-    return Words.of(lexicon, plan(lexicon, concepts, settings)).moments
+    try:
+        task = plan(lexicon, concepts, replace(settings, keep="", mode="remove", replacement=""))
+        return Words.of(lexicon, task).moments, []
+    except ForgetError as error:
+        return None, [f"The patch can be applied, and neither gated nor stacked better than added: {error}"]
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from . import adapter
-from .concept import Concept, make_concepts
+from .concept import make_concepts
 from .contents import Contents, Layers
 from .errors import ForgetError
 from .fast import word_moments
 from .hosts.base import DiffusionHost
 from .low_rank import Factors, least_rank, of_one_rank, spectrum, truncated
-from .moments import Moments
 from .patch import ALPHA, DOWN, UP, Patch, make_patch, require_finite
 from .settings import ForgetSettings, ImportSettings
 from .tuned import TunedWeights
@@ -65,9 +64,12 @@ def import_patch(
         require_half(weights, given)
         factors = {layers.targets[name]: pair for name, pair in given.items()}
         report = {"imported": {"file": weights.path.name, "kind": kind, "rest": len(rest) // 3}, "warnings": warnings}
-        patch = make_patch(
-            host, factors, concepts, {"preset": "imported"} | asdict(settings), report, words(host, concepts, settings)
-        )
+        moments, unknown = None, []
+        if concepts:
+            moments, unknown = word_moments(host, concepts, ForgetSettings(concept_type=settings.concept_type))
+        warnings += unknown
+        how = {"preset": "imported"} | asdict(settings)
+        patch = make_patch(host, factors, concepts, how, report, moments)
         patch.info["concept"] = patch.info["concept"] or weights.path.stem
         patch.rest = rest
         report["imported"] |= {"rank": patch.rank, "projections": len(patch.modules)} | errors(
@@ -175,11 +177,6 @@ def low_rank(
         factors[name] = truncated(delta(name), rank)
         step(total - len(names) + number + 1)
     return factors
-
-
-def words(host: DiffusionHost, concepts: tuple[Concept, ...], settings: ImportSettings) -> Moments | None:
-    """The moments of the concepts' words, where there are concepts."""
-    return word_moments(host, concepts, ForgetSettings(concept_type=settings.concept_type)) if concepts else None
 
 
 def errors(weights: WeightsFile, patch: Patch, layers: Layers, names: list[str], delta: Callable[[str], Tensor]) -> dict:

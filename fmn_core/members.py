@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .concept import split_names
+from .errors import ForgetError
 from .moments import Moments
 from .patch import DOWN, UP, Patch
 
@@ -27,6 +29,29 @@ class Member(NamedTuple):
     def moments(self) -> Moments | None:
         """What the patch knows of its words, or None where it does not say."""
         return Moments.decoded(self.patch.info["moments"]) if self.patch.info.get("moments") else None
+
+
+class Part(NamedTuple):
+    """What a stacked patch remembers of one that it was made of; `has`: which of the projections that one changes."""
+
+    info: dict
+    rank: int
+    strength: float
+    has: str
+
+
+def stored_parts(info: dict) -> list[Part]:
+    """What a stacked patch remembers of its parts; raises ForgetError for a patch that is no stack, or a damaged one."""
+    if "members" not in info:
+        raise ForgetError("This patch is not stacked of others: there is nothing to take apart.")
+    try:
+        parts = [Part(dict(m["info"]), int(m["rank"]), float(m["strength"]), str(m["has"])) for m in info["members"]]
+        sound = all(part.rank > 0 and 0 < abs(part.strength) < math.inf and "members" not in part.info for part in parts)
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError):
+        parts, sound = [], False
+    if not parts or not sound:
+        raise ForgetError("What the stacked patch says of its parts cannot be read: it is damaged; copy it anew.")
+    return parts
 
 
 def modules_of(members: Sequence[Member]) -> list[str]:

@@ -4,7 +4,6 @@ enough for the patch's file."""
 from __future__ import annotations
 
 import base64
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 from .errors import ForgetError
 
 KEYS, MOST_KEYS = 16, 64  # leading directions of a concept's columns, and of those of many: 98 % of what they are
+SMALLEST, LARGEST = 1e-12, 1e12  # that a scale or the tail may be
 KEPT = 16  # leading directions of what is kept; the others count as alike
 
 
@@ -30,15 +30,8 @@ class Moments:
     def of(cls, concept: Tensor, kept: Tensor, count: int) -> Moments:
         """From second moments [D, D] of so many concepts, and of what is kept."""
         keys, _ = leading(concept, min(KEYS * count, MOST_KEYS))
-        return cls(keys, *leading(kept, KEPT))
-
-    def concept(self) -> Tensor:
-        """E[x x^T] of the concept's columns [D, D]."""
-        return self.keys.T @ self.keys
-
-    def rest(self) -> Tensor:
-        """E[x x^T] of what is kept [D, D]."""
-        return self.kept.T @ self.kept + self.tail * torch.eye(self.kept.shape[1], dtype=self.kept.dtype)
+        kept, tail = leading(kept, KEPT)
+        return cls(keys, kept, max(tail, 2 * SMALLEST))
 
     def encoded(self) -> dict:
         """For JSON."""
@@ -49,9 +42,9 @@ class Moments:
         """The inverse of `encoded`; raises ForgetError for anything else."""
         try:
             keys, kept, tail = decode(stored["keys"]), decode(stored["kept"]), float(stored["tail"])
-        except (TypeError, KeyError, ValueError, ArithmeticError):
+        except (TypeError, KeyError, ValueError, ArithmeticError, AttributeError):
             raise ForgetError("What the patch knows of its concept's words cannot be read: the file is damaged.") from None
-        if keys.shape[1] != kept.shape[1] or not 0 <= tail < math.inf:
+        if keys.shape[1] != kept.shape[1] or not SMALLEST < tail < LARGEST:
             raise ForgetError("What the patch knows of its concept's words contradicts itself: the file is damaged.")
         return cls(keys, kept, tail)
 
@@ -67,7 +60,7 @@ def leading(moment: Tensor, count: int) -> tuple[Tensor, float]:
 
 def encode(rows: Tensor) -> dict:
     """Rows [n, D] as base64 of fp16, little-endian, and what they were divided by to fit it."""
-    scale = rows.abs().max().clamp(min=1e-30).item()
+    scale = rows.abs().max().clamp(min=2 * SMALLEST).item()
     data = (rows / scale).cpu().numpy().astype("<f2").tobytes()
     return {"shape": list(rows.shape), "scale": scale, "fp16": base64.b64encode(data).decode()}
 
@@ -75,6 +68,8 @@ def encode(rows: Tensor) -> dict:
 def decode(stored: dict) -> Tensor:
     """The inverse of `encode`, in double; raises ValueError, TypeError or KeyError for anything else."""
     rows, columns = stored["shape"]
+    if not SMALLEST < float(stored["scale"]) < LARGEST:
+        raise ValueError(stored["scale"])
     values = np.frombuffer(base64.b64decode(stored["fp16"], validate=True), "<f2").astype(np.float64) * float(
         stored["scale"]
     )

@@ -50,7 +50,7 @@ def forget_by_resteering(
     texts = [prompt for concept in concepts for prompt in concept.prompts]
     columns = [concept_columns(host, name, prompt, settings.tokens) for prompt, name in texts]
     prompts, empty = host.encode([prompt for prompt, _ in texts]), host.encode([""])
-    moments = word_moments(host, concepts, settings)
+    moments, unknown = word_moments(host, concepts, settings)
     length = prompts.embeddings.shape[1]  # of the longest; shorter ones are tiled to it
     columns = torch.stack([column.repeat(length // len(column)) for column in columns]).to(host.device)
     pictures_made = max(settings.num_pictures, len(concepts)) if images is None or settings.visual_weight else 0
@@ -80,7 +80,7 @@ def forget_by_resteering(
             if rest:
                 mass["with rest"] = mass_with_rest
             report = {"attention_mass": mass, "loss": [losses[0], losses[-1]]}
-            report["warnings"] = warnings(report, len(losses), settings)
+            report["warnings"] = warnings(report, len(losses), settings) + unknown
             patch = make_patch(host, lora.factors(), concepts, asdict(settings), report, moments)
             patch.rest = rest_tensors(rest)
             return patch, losses
@@ -94,9 +94,10 @@ def warnings(report: dict, steps: int, settings: ForgetSettings) -> list[str]:
             f"The training diverged after step {steps} of {settings.steps}, and the last good state was kept: lower the "
             "learning rate."
         )
-    if mass["after"] > LITTLE * mass["before"]:
+    after = mass.get("with rest", mass["after"])
+    if after > LITTLE * mass["before"]:
         found.append(
-            f"Little effect: the attention to the concept went from {mass['before']:.4f} to {mass['after']:.4f}. Raise the "
+            f"Little effect: the attention to the concept went from {mass['before']:.4f} to {after:.4f}. Raise the "
             "learning rate, or take another preset."
         )
     return found

@@ -13,6 +13,8 @@ keys; a patch alone comes out as it went in. The system is as large as the ranks
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Sequence
 
 import torch
@@ -21,59 +23,66 @@ from torch import Tensor
 from . import __version__
 from .conflicts import conflicts, responses, warnings
 from .errors import ForgetError
-from .members import Member, kept_words, modules_of, reads_text, side_by_side, spoken
+from .members import Member, kept_words, modules_of, reads_text, side_by_side, spoken, stored_parts
 from .moments import Moments
-from .patch import ALPHA, DOWN, SCHEMA, UP, Patch, check_patch, require_finite, tensor_hash
+from .patch import ALPHA, DOWN, SCHEMA, UP, Patch, check_patch
 
 OWN = 3.0  # more brings each patch's own response nearer, and moves what is kept further
 CLEAR = 1e-10  # of the largest eigenvalue of the system, its rows at one size: what is below is the same row again
+MOST_SPREAD = 3e3  # beyond it half precision no longer tells the parts of a stack apart
+MOST_RANK = 2048  # whole numbers up to here are exact in half precision, and alpha is one
+ALIKE = "Two of the stacked patches are nearly the same, so that they cannot be told apart"
 
 
 def stack(members: Sequence[Member]) -> Patch:
     """One patch for several, each at its strength, in any order; one at strength 0 is not there, one that is there twice
-    counts once, and a stacked one counts as those that it was made of.
+    counts once, at the larger strength, and a stacked one counts as those that it was made of.
 
-    K and V are solved jointly; the other projections, which read no text, are added. Raises ForgetError where there is
-    nothing to stack, and for patches of several architectures.
+    K and V are solved jointly; the other projections, which read no text, are added, and so is what is outside the
+    cross-attention. Raises ForgetError where there is nothing to stack, for patches of several architectures, and where
+    together they are too large for one file.
     """
     members = in_order(members)
     moments, ranks = [member.moments for member in members], [member.patch.rank for member in members]
-    tensors = {}
+    if sum(ranks) > MOST_RANK:
+        raise ForgetError(f"Together the patches have a rank of {sum(ranks)}, and a file can have {MOST_RANK}: stack fewer.")
+    tensors, spread = {}, 1.0
     for module in modules_of(members):
         up, down = side_by_side(members, module)
         if reads_text(module):
-            up = up @ mixture(down, ranks, moments)
+            mixed = mixture(down, ranks, moments)
+            up, spread = up @ mixed, max(spread, spread_of(mixed))
         tensors[module + UP], tensors[module + DOWN] = up.half().contiguous(), down.half().contiguous()
         tensors[module + ALPHA] = torch.tensor(float(sum(ranks)), dtype=torch.float16)
-    require_finite(*tensors.values())
+    rest = added_rest(members)
+    if not all(tensor.isfinite().all() for tensor in (*tensors.values(), *rest.values())):
+        raise ForgetError("At these strengths the stacked patch does not fit half precision: lower them.")
     report = {"conflicts": conflicts(members), "responses": responses(members, tensors)}
-    report["warnings"] = warnings(members, report["conflicts"])
-    return Patch(dict(sorted(tensors.items())), joint_info(members, moments) | {"report": report})
+    report["warnings"] = warnings(members)
+    if spread > MOST_SPREAD:
+        report["warnings"].append(f"{ALIKE}: leave one out.")
+    return Patch(dict(sorted(tensors.items())), joint_info(members) | {"report": report}, rest)
 
 
 def unstack(patch: Patch) -> list[Member]:
     """The patches that a stacked one was made of, and their strengths: `stack` of them is that patch again, to half
-    precision. Raises ForgetError for a patch that is no stack, or a damaged one."""
-    try:
-        stored = [(dict(m["info"]), int(m["rank"]), float(m["strength"])) for m in patch.info["members"]]
-        has = [str(m["has"]) for m in patch.info["members"]]
-    except (KeyError, TypeError, ValueError):
-        raise ForgetError("This patch is not stacked of others: there is nothing to take apart.") from None
-    ranks = [rank for _, rank, _ in stored]
-    sound = all(
-        rank > 0 and strength and len(each) == len(patch.modules)
-        for (_, rank, strength), each in zip(stored, has, strict=True)
-    )
-    if not sound or sum(ranks) != patch.rank:
+    precision. Raises ForgetError for a patch that is no stack, a damaged one, and one of nearly the same patches."""
+    stored = stored_parts(patch.info)
+    ranks = [part.rank for part in stored]
+    if sum(ranks) != patch.rank or any(len(part.has) != len(patch.modules) for part in stored):
         raise ForgetError("What the stacked patch says of its parts contradicts its tensors: it is damaged; copy it anew.")
-    parts = [Member(Patch({}, info), strength) for info, _, strength in stored]
+    parts = [Member(Patch({}, part.info), part.strength) for part in stored]
     moments = [part.moments for part in parts]
     for at, module in enumerate(patch.modules):
         up, down = patch[module + UP].double(), patch[module + DOWN].double()
+        require_width(parts, module, down)
         if reads_text(module):
-            up = up @ torch.linalg.pinv(mixture(down, ranks, moments))
-        for part, own_up, own_down, each in zip(parts, up.split(ranks, 1), down.split(ranks), has, strict=True):
-            if each[at] == "1":
+            mixed = mixture(down, ranks, moments)
+            if spread_of(mixed) > MOST_SPREAD:
+                raise ForgetError(f"{ALIKE} any more: stack the files that it was made of.")
+            up = up @ torch.linalg.pinv(mixed)
+        for part, own_up, own_down, own in zip(parts, up.split(ranks, 1), down.split(ranks), stored, strict=True):
+            if own.has[at] == "1":
                 part.patch[module + UP] = (own_up / part.strength).half().contiguous()
                 part.patch[module + DOWN] = own_down.half().contiguous()
                 part.patch[module + ALPHA] = torch.tensor(float(len(own_down)), dtype=torch.float16)
@@ -89,23 +98,57 @@ def in_order(members: Sequence[Member]) -> list[Member]:
         for patch, strength in members
         for part, own in (unstack(patch) if "members" in patch.info else [Member(patch)])
     ]
-    strongest: dict[str, Member] = {}  # of the same patch twice
-    for member in apart:
-        digest = tensor_hash(member.patch)
-        strongest[digest] = max(member, strongest.get(digest, member), key=lambda one: abs(one.strength))
-    taking_part = [member for member in strongest.values() if member.strength]
-    if not taking_part:
+    found: dict[str, Member] = {}
+    for member in sorted(apart, key=lambda one: (one.name, identity(one.patch), abs(one.strength), one.strength)):
+        if member.strength:
+            found[identity(member.patch)] = member  # of the same patch twice the last, which is the strongest
+    if not found:
         raise ForgetError("There is no patch to stack: choose one, and a strength other than 0.")
-    first, *others = taking_part
+    first, *others = found.values()
     for member in others:
         own, its = shapes(first.patch), shapes(member.patch)
         if any(own.get(key, value) != value for key, value in its.items()):
-            bases = " and ".join(each.patch.info["base"]["name"] for each in (first, member))
+            bases = " and ".join("{name} ({family})".format(**each.patch.info["base"]) for each in (first, member))
             raise ForgetError(
-                f"The patches of `{first.name}` and `{member.name}` were made for models of different shapes ({bases}): "
+                f"The patches of `{first.name}` and `{member.name}` were made for different models, {bases}: "
                 "stack patches that were made for one."
             )
-    return sorted(taking_part, key=lambda member: (member.name, tensor_hash(member.patch)))
+    for member in found.values():
+        for module in member.patch.modules:
+            require_width([member], module, member.patch[module + DOWN])
+    return list(found.values())
+
+
+def identity(patch: Patch) -> str:
+    """The same for copies of a patch, one from a stack and an evaluated one included: all that it says of how it was made
+    and what came of it."""
+    report = {key: value for key, value in patch.info["report"].items() if key != "evaluation"}
+    return json.dumps(patch.info | {"report": report}, sort_keys=True)
+
+
+def require_width(members: Sequence[Member], module: str, down: Tensor) -> None:
+    """Raises ForgetError unless the words that the patches remember are as wide as the text that a projection reads."""
+    for member in members:
+        if reads_text(module) and member.moments and member.moments.keys.shape[1] != down.shape[1]:
+            raise ForgetError(f"The patch of `{member.name}` remembers words of another width: it is damaged; copy it anew.")
+
+
+def added_rest(members: Sequence[Member]) -> dict[str, Tensor]:
+    """The LoRAs outside the cross-attention side by side, at the members' strengths."""
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for patch, strength in members:
+        for key in patch.rest:
+            if key.endswith(ALPHA):
+                module = key.removesuffix(ALPHA)
+                up, down = patch.rest[module + UP].float(), patch.rest[module + DOWN].float()
+                scale = strength * patch.rest[key].item() / len(down)
+                found.setdefault(module, []).append((up * scale, down))
+    rest = {}
+    for module, pairs in sorted(found.items()):
+        up, down = torch.cat([up for up, _ in pairs], 1), torch.cat([down for _, down in pairs])
+        rest[module + UP], rest[module + DOWN] = up.half().contiguous(), down.half().contiguous()
+        rest[module + ALPHA] = torch.tensor(float(len(down)), dtype=torch.float16)
+    return rest
 
 
 def shapes(patch: Patch) -> dict[str, object]:
@@ -135,21 +178,28 @@ def squares(x: Tensor) -> Tensor:
     return x @ x.T
 
 
-def joint_info(members: Sequence[Member], moments: Sequence[Moments | None]) -> dict:
+def spread_of(mixed: Tensor) -> float:
+    """The ratio of the largest singular value to the smallest that is not rounding: what half precision loses, taken
+    apart."""
+    values = torch.linalg.svdvals(mixed)
+    there = values[values > CLEAR * values[0]]
+    return (there[0] / there[-1]).item() if len(there) else 1.0
+
+
+def joint_info(members: Sequence[Member]) -> dict:
     """What the file of a stacked patch remembers: of the whole what any patch does, and every part's own."""
-    first, known = members[0].patch.info, [own for own in moments if own is not None]
-    names = [concept for member in members for concept in member.patch.info.get("concepts") or []]
+    every = [concept for member in members for concept in member.patch.info.get("concepts") or []]
     keep = dict.fromkeys(word for member in members for word in kept_words(member.patch))
-    info = {
+    return {
         "schema": SCHEMA,
         "version": __version__,
         "concept": ", ".join(dict.fromkeys(member.name for member in members)),
-        "concepts": [concept for at, concept in enumerate(names) if concept not in names[:at]],
+        "concepts": copy.deepcopy([concept for at, concept in enumerate(every) if concept not in every[:at]]),
         "settings": {"preset": "stack", "seed": 0, "keep": "\n".join(w for w in keep if w.lower() not in spoken(members))},
-        "base": first["base"],
+        "base": dict(members[0].patch.info["base"]),
         "members": [
             {
-                "info": member.patch.info,
+                "info": copy.deepcopy(member.patch.info),
                 "rank": member.patch.rank,
                 "strength": member.strength,
                 "has": "".join(str(int(module + UP in member.patch)) for module in modules_of(members)),
@@ -157,7 +207,3 @@ def joint_info(members: Sequence[Member], moments: Sequence[Moments | None]) -> 
             for member in members
         ],
     }
-    if known:
-        rest = sum(own.rest() for own in known) / len(known)
-        info["moments"] = Moments.of(sum(own.concept() for own in known), rest, len(known)).encoded()
-    return info

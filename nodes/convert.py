@@ -3,44 +3,28 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import folder_paths
 import torch
 from comfy_api.latest import io, ui
 from server import PromptServer
 
-from ..fmn_core.errors import ForgetError
 from ..fmn_core.exports import FORMATS, save_as
+from ..fmn_core.files import slug
 from ..fmn_core.forget import summary
 from ..fmn_core.hosts.comfy import ComfyHost
 from ..fmn_core.imports import import_patch
-from ..fmn_core.patch import slug
 from ..fmn_core.settings import ImportSettings
-from .patch import as_patch, new_path
+from .patch import as_patch, listed, new_path, require_file
 from .schema import LoraModel, schema, settings_inputs
 
 FROM_MODEL = "the connected model"
 CHECKPOINT = "checkpoint: "  # before the names of checkpoints, in a list that has LoRAs too
 
 
-def listed(kind: str) -> list[str]:
-    """The names of a kind of files that are safe to read."""
-    return [name for name in folder_paths.get_filename_list(kind) if name.endswith(".safetensors")]
-
-
-def find_file(name: str) -> Path | None:
-    """Where a LoRA is, or a checkpoint that CHECKPOINT stands before."""
-    kind = "checkpoints" if name.startswith(CHECKPOINT) else "loras"
-    path = folder_paths.get_full_path(kind, name.removeprefix(CHECKPOINT))
-    return path and Path(path)
-
-
-def require_file(name: str) -> Path:
-    path = find_file(name)
-    if path is None:
-        raise ForgetError(f"{name} is in none of the host's folders: press R to refresh, and choose again.")
-    return path
+def place(name: str) -> tuple[str, str]:
+    """The name of a LoRA, or of a checkpoint that CHECKPOINT stands before, and the host's word for its kind."""
+    return name.removeprefix(CHECKPOINT), "checkpoints" if name.startswith(CHECKPOINT) else "loras"
 
 
 class ImportPatch(io.ComfyNode):
@@ -59,7 +43,7 @@ class ImportPatch(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
                 io.Combo.Input(
                     "file",
-                    options=[*listed("loras"), *checkpoints],
+                    options=[*listed(), *checkpoints],
                     tooltip="A LoRA, or weights of a model that has forgotten. Press R to refresh the list.",
                 ),
                 io.String.Input(
@@ -93,15 +77,21 @@ class ImportPatch(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file, base, **kwargs):
-        paths = [find_file(name) for name in (file, base) if isinstance(name, str) and name != FROM_MODEL]
-        return [path and path.stat().st_mtime_ns for path in paths]
+        names = [place(name) for name in (file, base) if isinstance(name, str) and name != FROM_MODEL]
+        paths = [folder_paths.get_full_path(kind, name) for name, kind in names]
+        return [path and Path(path).stat().st_mtime_ns for path in paths]
 
     @classmethod
     def execute(cls, model, clip, file, concept, base, **settings) -> io.NodeOutput:
         own = base == FROM_MODEL
         with torch.inference_mode(False):  # the graph runs in inference mode, whose tensors the patch must not be
             host = ComfyHost(model, clip)
-            found = require_file(file), ImportSettings(**settings), concept, None if own else require_file(base)
+            found = (
+                require_file(*place(file)),
+                ImportSettings(**settings),
+                concept,
+                None if own else require_file(*place(base)),
+            )
             patch = import_patch(host, *found)
         text = summary(patch)
         if patch.info["report"]["warnings"]:

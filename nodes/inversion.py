@@ -12,9 +12,9 @@ from comfy_api.latest import io, ui
 from server import PromptServer
 
 from ..fmn_core.embedding import save_embedding
+from ..fmn_core.files import slug
 from ..fmn_core.hosts.comfy import ComfyHost
 from ..fmn_core.inversion import invert_pictures
-from ..fmn_core.patch import slug
 from ..fmn_core.settings import InvertSettings
 from .schema import LossMap, schema, settings_inputs
 

@@ -9,8 +9,9 @@ from comfy_api.latest import io, ui
 from server import PromptServer
 
 from ..fmn_core.errors import ForgetError
+from ..fmn_core.files import slug
 from ..fmn_core.hosts.comfy import apply_patch
-from ..fmn_core.patch import Patch, read_patch, save_patch, slug
+from ..fmn_core.patch import Patch, read_patch, save_patch
 from .schema import LoraModel, schema
 
 FROM_INPUT = "from the lora input"
@@ -18,6 +19,8 @@ FROM_INPUT = "from the lora input"
 
 def as_patch(lora) -> Patch:
     """The LORA_MODEL of a wire, which must be a forget patch."""
+    if lora is None:
+        raise ForgetError("No patch comes through this wire: in the node before, no forget patch is on.")
     if not isinstance(lora, Patch):
         raise ForgetError(
             "This LORA_MODEL is no forget patch: connect the lora output of Forget Concept, "
@@ -26,12 +29,24 @@ def as_patch(lora) -> Patch:
     return lora
 
 
+def listed(kind: str = "loras") -> list[str]:
+    """The names of a kind of files that are safe to read."""
+    return [name for name in folder_paths.get_filename_list(kind) if name.endswith(".safetensors")]
+
+
+def require_file(name: str, kind: str = "loras") -> Path:
+    """Where a file of the host's folders is; raises ForgetError where it is in none of them."""
+    path = folder_paths.get_full_path(kind, name)
+    if path is None:
+        raise ForgetError(f"{name} is in none of the host's folders: press R to refresh, and choose again.")
+    return Path(path)
+
+
 def patch_input() -> io.Combo.Input:
     """The choice between the files in the host's LoRA folders and what is connected."""
-    files = [name for name in folder_paths.get_filename_list("loras") if name.endswith(".safetensors")]
     return io.Combo.Input(
         "patch",
-        options=[FROM_INPUT, *files],
+        options=[FROM_INPUT, *listed()],
         tooltip="A saved patch, which goes before the one connected to `lora`, or that one. "
         "Press R after saving to refresh the list.",
     )
@@ -40,10 +55,8 @@ def patch_input() -> io.Combo.Input:
 def choose(patch: str, lora) -> tuple[Patch, Path | None]:
     """The patch that a node's inputs name, and its file if it has one; raises ForgetError where there is none."""
     if patch != FROM_INPUT:
-        path = folder_paths.get_full_path("loras", patch)
-        if path is None:
-            raise ForgetError(f"{patch} is in none of the host's LoRA folders: press R to refresh, and choose again.")
-        return read_patch(Path(path)), Path(path)
+        path = require_file(patch)
+        return read_patch(path), path
     if lora is None:
         raise ForgetError("There is no patch: choose a file, or connect the lora output of Forget Concept.")
     return as_patch(lora), None

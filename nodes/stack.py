@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import comfy.sd
 import comfy.utils
-import folder_paths
 from comfy_api.latest import io, ui
 
 from ..fmn_core.errors import ForgetError
@@ -15,25 +12,25 @@ from ..fmn_core.hosts.comfy import apply_patch
 from ..fmn_core.members import Member
 from ..fmn_core.patch import is_patch, read_patch
 from ..fmn_core.stack import stack
-from .patch import FROM_INPUT, as_patch, changed_at
+from .patch import FROM_INPUT, as_patch, changed_at, listed, require_file
 from .schema import LoraModel, schema
 
 ROWS = 6
-NONE = "none"
 LoraStack = io.Custom("LORA_STACK")  # [(name, strength of the model, strength of the text encoder)]: what many packs share
 
 
 class StackPatches(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        files = [name for name in folder_paths.get_filename_list("loras") if name.endswith(".safetensors")]
+        files = listed()
         rows = []
         for row in range(1, ROWS + 1):
             rows += [
                 io.Combo.Input(
                     f"patch_{row}",
-                    options=[NONE, FROM_INPUT, *files],
-                    tooltip=f"A saved patch, the one connected to `lora_{row}`, or none. Press R after saving to refresh.",
+                    options=[FROM_INPUT, *files],
+                    tooltip=f"A saved patch, or the one connected to `lora_{row}`; with nothing there the row is empty. "
+                    "Press R after saving to refresh the list.",
                 ),
                 io.Float.Input(
                     f"strength_{row}",
@@ -49,7 +46,7 @@ class StackPatches(io.ComfyNode):
             node_id="FMN_StackPatches",
             display_name="Stack Forget Patches",
             description="Several patches that act together as each does alone: solved jointly, in any order, and savable as "
-            "one. Chain several of these nodes by their lora_stack for any number.",
+            "one. Chain several of these nodes, lora to lora_1, for any number.",
             search_aliases=["lora stack", "merge forget patches", "combine patches"],
             inputs=[
                 *rows,
@@ -90,47 +87,41 @@ class StackPatches(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **inputs):
-        return [changed_at(inputs.get(f"patch_{row}")) for row in range(1, ROWS + 1) if inputs.get(f"patch_{row}") != NONE]
+    def fingerprint_inputs(cls, lora_stack=None, **inputs):
+        listed = [name for name, *_ in entries(lora_stack)]
+        return [changed_at(name) for name in (*(inputs.get(f"patch_{row}") for row in range(1, ROWS + 1)), *listed)]
 
     @classmethod
     def execute(cls, model=None, clip=None, lora_stack=None, **inputs) -> io.NodeOutput:
-        members, chosen = [], []
-        for row in range(1, ROWS + 1):
-            name, strength, on = (inputs[f"{key}_{row}"] for key in ("patch", "strength", "on"))
-            if name == NONE or not on:
-                continue
-            if name == FROM_INPUT:
-                if inputs.get(f"lora_{row}") is None:
-                    raise ForgetError(f"Row {row} takes the patch of `lora_{row}`, and nothing is connected there.")
-                members.append(Member(as_patch(inputs[f"lora_{row}"]), strength))
-            else:
-                chosen.append((name, strength, 0.0))
-        listed = [*(lora_stack or []), *chosen]
-        for name, strength, strength_clip in listed:
-            path = find(name)
+        rows = [[inputs.get(f"{key}_{row}") for key in ("patch", "strength", "on", "lora")] for row in range(1, ROWS + 1)]
+        members = [Member(as_patch(lora), s) for name, s, on, lora in rows if on and name == FROM_INPUT and lora is not None]
+        chosen = [(name, strength, 0.0) for name, strength, on, _ in rows if on and name != FROM_INPUT]
+        members += [Member(read_patch(require_file(name)), strength) for name, strength, _ in chosen]
+        given = entries(lora_stack)
+        for name, strength, strength_clip in given:
+            path = require_file(name)
             if is_patch(path):
                 members.append(Member(read_patch(path), strength))
-            elif (name, strength, strength_clip) in chosen:
-                read_patch(path)  # raises: a row is for patches
-            elif model is not None:
+            elif model is not None or clip is not None:
                 lora = comfy.utils.load_torch_file(str(path), safe_load=True)
                 model, clip = comfy.sd.load_lora_for_models(model, clip, lora, strength, strength_clip)
-        if not any(strength for _, strength in members):
-            return io.NodeOutput(
-                model, clip, None, listed, "No forget patch is on.", ui=ui.PreviewText("No forget patch is on.")
-            )
+        if not any(member.strength for member in members):
+            text = "No forget patch is on."
+            return io.NodeOutput(model, clip, None, [*given, *chosen], text, ui=ui.PreviewText(text))
         joint = stack(members)
-        text = "\n".join(
-            [f"{len(members)} {'patches' if len(members) > 1 else 'patch'}: {joint.info['concept']}", summary(joint)]
-        )
+        count = len(joint.info["members"])
+        text = f"{count} {'patches' if count > 1 else 'patch'}: {joint.info['concept']}\n{summary(joint)}"
         model = None if model is None else apply_patch(model, joint, 1.0)
-        return io.NodeOutput(model, clip, joint, listed, text, ui=ui.PreviewText(text))
+        return io.NodeOutput(model, clip, joint, [*given, *chosen], text, ui=ui.PreviewText(text))
 
 
-def find(name: str) -> Path:
-    """The file of a name in a list; raises ForgetError where there is none."""
-    path = folder_paths.get_full_path("loras", name)
-    if path is None:
-        raise ForgetError(f"{name} is in none of the host's LoRA folders: press R to refresh, and choose again.")
-    return Path(path)
+def entries(lora_stack) -> list[tuple[str, float, float]]:
+    """The list of a stacker without its empty rows; raises ForgetError for what is no such list."""
+    try:
+        rows = [(name, float(model), float(clip)) for name, model, clip in filter(None, lora_stack or [])]
+    except (TypeError, ValueError):
+        raise ForgetError(
+            "`lora_stack` is no list of (name, strength of the model, strength of the text encoder): connect the "
+            "LORA_STACK of a stacker."
+        ) from None
+    return [row for row in rows if isinstance(row[0], str) and row[0] not in ("", "None", "none")]

@@ -61,7 +61,7 @@ def rows(**chosen):
     """The node's widgets, all rows empty but for those given."""
     found = {}
     for row in range(1, 7):
-        found |= {f"patch_{row}": "none", f"strength_{row}": 1.0, f"on_{row}": True}
+        found |= {f"patch_{row}": "from the lora input", f"strength_{row}": 1.0, f"on_{row}": True}
     return found | chosen
 
 
@@ -101,7 +101,7 @@ def test_rows_that_are_off_are_not_there(draw, loras):
 
 def test_a_list_of_other_loras_is_applied_as_always_and_handed_on(draw, loras):
     """The list of one node goes through another; an ordinary LoRA in it is left alone by the solver."""
-    listed = {"__value__": [[loras["ordinary"], 0.7, 0.5]]}
+    listed = {"__value__": [[loras["ordinary"], "0.7", 0.5], None, ["None", 1.0, 1.0]]}
     nodes = {
         "a": node("FMN_StackPatches", lora_stack=listed, **rows()),
         "s": node(
@@ -122,9 +122,9 @@ def test_a_list_of_other_loras_is_applied_as_always_and_handed_on(draw, loras):
 
 def test_what_cannot_be_stacked_gets_a_sentence(draw, loras):
     for chosen, message in (
-        (rows(patch_2="from the lora input"), "Row 2 takes the patch of `lora_2`, and nothing is connected"),
+        (rows(lora_stack={"__value__": [["cat", "much", 1.0]]}), "is no list of"),
         (rows(patch_1=loras["ordinary"]), "no forget patch"),
-        (rows(lora_stack={"__value__": [["nowhere.safetensors", 1.0, 1.0]]}), "in none of the host's LoRA folders"),
+        (rows(lora_stack={"__value__": [["nowhere.safetensors", 1.0, 1.0]]}), "in none of the host's folders"),
     ):
         with pytest.raises(ServerError, match=message):
             draw(["s", 0], "a cat", {"s": node("FMN_StackPatches", model=["c", 0], clip=["c", 1], **chosen)})

@@ -11,7 +11,8 @@ KEYFRAMES = 20  # of a strength that changes over the steps
 
 
 def gated(conditioning, patch: Patch, strengths: tuple[float, float], span: tuple[float, float], threshold: float):
-    """The conditioning, with the patch on every prompt in it that calls for its concept, and each prompt's gate.
+    """The conditioning, with the patch on every prompt in it that calls for its concept; each prompt's gate, and whether the
+    patch is on it.
 
     `strengths` at the start and at the end of `span`, parts of the sampling in 0..1; outside it the patch is off. A prompt
     below the threshold stays as it is. Raises ForgetError as `gate` does.
@@ -21,7 +22,7 @@ def gated(conditioning, patch: Patch, strengths: tuple[float, float], span: tupl
     hooks.set_keyframes_on_hooks(keyframes(strengths, span))
     called = [value >= threshold and any(strengths) for value in values]
     hooked = comfy.hooks.set_hooks_for_conditioning(conditioning, hooks)
-    return [new if on else old for new, old, on in zip(hooked, conditioning, called, strict=True)], values
+    return [new if on else old for new, old, on in zip(hooked, conditioning, called, strict=True)], values, called
 
 
 def keyframes(strengths: tuple[float, float], span: tuple[float, float]) -> comfy.hooks.HookKeyframeGroup:
