@@ -1,7 +1,7 @@
 """What the hosts run after cloning (no arguments: checks, changes nothing), and two commands for a fresh machine.
 
 python install.py                                       is everything there that the pack needs?
-python install.py demo [--out DIR] [--concept NAME] [--comfyui DIR] [--serve]   forget a concept in a real ComfyUI
+python install.py demo [--out DIR] [--concept NAME] [--quick] [--comfyui DIR] [--serve]   forget a concept in a real ComfyUI
 python install.py test [PYTEST ARGUMENTS]                the tests
 """
 
@@ -90,6 +90,7 @@ def main() -> int:
     demo.add_argument("--concept", default="cat", help="cat (default), dog, lion, rabbit, rose, house or car")
     demo.add_argument("--comfyui", type=Path, help="an installed ComfyUI to use instead of the demo's own")
     demo.add_argument("--python", type=Path, help="the interpreter of that ComfyUI, where it is not in its folder")
+    demo.add_argument("--quick", action="store_true", help="one prompt and two kept things: half a minute")
     demo.add_argument("--serve", action="store_true", help="leave the server up, with the workflows ready to open")
     commands.add_parser("test", help="run the tests; further arguments go to pytest")
     arguments, rest = parser.parse_known_args()
@@ -108,6 +109,7 @@ def main() -> int:
     command += ["--concept", arguments.concept]
     command += ["--python", str(arguments.python.absolute())] if arguments.python else []
     command += ["--own"] if arguments.comfyui is None else []
+    command += ["--quick"] if arguments.quick else []
     command += ["--serve"] if arguments.serve else []
     return run(command)
 

@@ -27,6 +27,7 @@ from .workflow import by_title, load_workflow
 
 OBJECTS = ("cat", "dog", "lion", "rabbit", "rose", "house", "car")  # forgotten one by one, the others kept
 PROMPTS = ("an emoji of a {}", "a {} in neon style")
+QUICK = 2  # kept things
 TILE = 128
 
 
@@ -37,6 +38,7 @@ def main() -> int:
     parser.add_argument("--python", type=Path, help="the interpreter of ComfyUI")
     parser.add_argument("--own", action="store_true", help="the ComfyUI is the demo's own and runs in this environment")
     parser.add_argument("--concept", choices=OBJECTS, default=OBJECTS[0])
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--serve", action="store_true")
     arguments = parser.parse_args()
     python = sys.executable if arguments.own else str(arguments.python or find_python(arguments.comfyui))
@@ -45,7 +47,7 @@ def main() -> int:
     with ExitStack() as stack:
         with timed(seconds, "start"):
             server = stack.enter_context(ComfyServer(arguments.comfyui, arguments.out / "comfyui", python))
-        report = run(server, arguments.concept, arguments.out, seconds)
+        report = run(server, arguments.concept, arguments.out, seconds, arguments.quick)
         (arguments.out / "report.json").write_text(json.dumps(report, indent=1))
         print_summary(report, arguments.out)
         if arguments.serve:
@@ -70,9 +72,11 @@ def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
     seconds[phase] = round(seconds.get(phase, 0) + time.perf_counter() - start, 2)
 
 
-def run(server: ComfyServer, concept: str, out: Path, seconds: dict[str, float]) -> dict:
-    """The whole job on a running server: forgets, samples before and after, judges; returns the report."""
-    kept = [name for name in OBJECTS if name != concept]
+def run(server: ComfyServer, concept: str, out: Path, seconds: dict[str, float], quick: bool = False) -> dict:
+    """The whole job on a running server: forgets, samples before and after, judges; returns the report. `quick`: one prompt,
+    and two kept things."""
+    kept = [name for name in OBJECTS if name != concept][: QUICK if quick else None]
+    prompts = PROMPTS[:1] if quick else PROMPTS
     workflow = load_workflow(PACK / "workflows/forget-a-concept.json", server.get("object_info"))
     id = by_title(workflow)
     workflow[id["Forget Concept"]]["inputs"]["concept"] = concept
@@ -92,7 +96,7 @@ def run(server: ComfyServer, concept: str, out: Path, seconds: dict[str, float])
     with timed(seconds, "pictures"):
         before, after = {}, {}
         for name in (concept, *kept):
-            pictures = [sample(name, prompt, ["Pictures before", "Pictures after"]) for prompt in PROMPTS]
+            pictures = [sample(name, prompt, ["Pictures before", "Pictures after"]) for prompt in prompts]
             before[name] = torch.cat([p["Pictures before"] for p in pictures])
             after[name] = torch.cat([p["Pictures after"] for p in pictures])
     with timed(seconds, "checks"):

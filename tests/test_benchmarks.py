@@ -145,14 +145,18 @@ def test_the_ablation_runs_each_part_on_its_jobs_and_prints_them(monkeypatch, ca
     assert all(printed.count(f"\n{part:24}") == 2 for part in PARTS) and "dog -0.250 of 4" in printed
 
 
-def test_the_curve_asks_for_what_is_forgotten_and_for_the_rest(monkeypatch):
+def test_the_curve_asks_for_what_is_forgotten_and_for_the_rest(monkeypatch, tmp_path):
     seen = {"object": "cat", "style": "neon", "person": "ada"}
     judge = types.SimpleNamespace(features=len, names=lambda head, count: [seen[head]] * count)
     monkeypatch.setattr(quality, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(1))
     monkeypatch.setattr(quality, "model", lambda: (None, judge))
     monkeypatch.setattr(quality, "applied", lambda host, weights: nullcontext())
     monkeypatch.setattr(quality, "draw", lambda host, pictures: np.zeros((len(pictures), 1, 1, 3), np.uint8))
-    rows = quality.curve({"none": lambda host, kind, names: ({}, 0)}, 1)
+    rows = quality.curve({"none": lambda host, kind, names: ({}, 0)}, 1, tmp_path / "rows.json")
+    assert json.loads((tmp_path / "rows.json").read_text()) == rows and len(rows) == 2 * len(quality.CURVE)
+    monkeypatch.setattr(quality, "draw", None)  # what stands in the file is not drawn again
+    assert quality.curve({"none": None}, 1, tmp_path / "rows.json") == rows
+    rows = [row for row in rows if row["method"] == "none"]
     assert [len(row["targets"]) for row in rows] == list(quality.CURVE) and quality.CURVE[-1] == len(OBJECTS) // 2
     assert [row["ua"] for row in rows[:2]] == [0.0, 0.5] and {row["ira"] for row in rows} == {0.0}
     assert {row["cra"] for row in rows} == {1.0} and {row["drift"] for row in rows} == {0.0}

@@ -36,8 +36,19 @@ def test_commands_run(command, comfyui, tmp_path):
 
 
 def test_the_demo_takes_an_installed_comfyui_another_concept_and_serves(comfyui, tmp_path):
-    """`--comfyui`, `--python`, `--serve` and `--concept rose`, in one run."""
-    options = ["--concept", "rose", "--comfyui", str(comfyui), "--python", sys.executable, "--serve", "--out", str(tmp_path)]
+    """`--comfyui`, `--python`, `--serve`, `--quick` and `--concept rose`, in one run."""
+    options = [
+        "--concept",
+        "rose",
+        "--quick",
+        "--comfyui",
+        str(comfyui),
+        "--python",
+        sys.executable,
+        "--serve",
+        "--out",
+        str(tmp_path),
+    ]
     command = [sys.executable, "install.py", "demo", *options]
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True,
