@@ -71,12 +71,19 @@ class Inspection:
 
     def plain(self) -> dict:
         """For JSON: everything that the patch says of itself, and what was found."""
-        said = {key: value for key, value in self.patch.info.items() if key != "moments"}
+        said = without_moments(self.patch.info)
         return said | {
             "file": {"bytes": self.size, "sha256": tensor_hash(dict(self.patch)), "rank": self.patch.rank},
             "model": self.fit and {"fits": self.fit.fits, "same": self.fit.same, "sentence": self.fit.sentence},
             "change": {change.module: {"norm": change.norm, "relative": change.relative} for change in self.changes},
         }
+
+
+def without_moments(value: object) -> object:
+    """JSON without the arrays that stacking needs, which are for no reader."""
+    if isinstance(value, dict):
+        return {key: without_moments(each) for key, each in value.items() if key != "moments"}
+    return [without_moments(each) for each in value] if isinstance(value, list) else value
 
 
 def inspect_patch(patch: Patch, host: DiffusionHost | None = None, file: Path | None = None) -> Inspection:
@@ -153,6 +160,9 @@ def readable(report: object) -> dict:
         found["distance"] = distance
     if {"before", "after"} <= mass.keys():
         found["attention_mass"] = mass
+    for key, wanted in (("conflicts", {"share"}), ("responses", {"added", "jointly"})):
+        if key in report:  # of a stacked patch
+            found[key] = rows(report[key], wanted)
     evaluation = report.get("evaluation")
     if isinstance(evaluation, dict) and isinstance(evaluation.get("summary"), str):
         means = evaluation.get("prompt_drift")
@@ -169,6 +179,16 @@ def numbers(value: object) -> dict[str, float]:
     """The numbers in a dictionary that can be shares, masses or counts; nothing for anything else."""
     several = value.items() if isinstance(value, dict) else ()
     return {str(key): x for key, x in several if type(x) in (int, float) and abs(x) < BEYOND}
+
+
+def rows(value: object, wanted: set[str]) -> list[dict]:
+    """The dictionaries in a list that have these numbers, with the names of concepts beside them."""
+    several = [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+    return [
+        {key: str(row.get(key, "")) for key in ("concept", "other")} | {key: numbers(row)[key] for key in wanted}
+        for row in several
+        if wanted <= numbers(row).keys()
+    ]
 
 
 def mappings(value: object) -> bool:

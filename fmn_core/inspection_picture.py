@@ -159,6 +159,11 @@ def panels_of(report: dict) -> list[Panel]:
     if distance:
         rows = [(when, left, red) for when, left in distance.items()]
         found.append(Panel("Noise estimates: distance left", rows, max(1.0, *distance.values()), "{:.0%}".format))
+    most = sorted(report.get("responses", []), key=lambda one: -one["added"])[: SHOWN // 2]
+    if most:
+        both = (("added", amber), ("jointly", green))
+        rows = [(f"{one['concept']}, {how}", one[how], colour) for one in most for how, colour in both]
+        found.append(Panel("What the others change, simply added and jointly", rows, 1.0, "{:.0%}".format))
     measured = report.get("evaluation", {}).get("prompt_drift", {})
     if measured:
         rows = [(TITLES[group], measured[group], COLOURS[group]) for group in TITLES if group in measured]

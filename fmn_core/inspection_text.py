@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import textwrap
 
+from .errors import ForgetError
 from .forget import summary
 from .inspection import Change, Inspection, texts
+from .members import stored_parts
 from .patch import ALPHA, Patch, tensor_hash
 from .settings import LEARNING_RATES, ForgetSettings
 
@@ -49,6 +51,8 @@ def made(patch: Patch) -> list[str]:
     preset, by = preset_of(settings), f"Forget-Me-Not {info.get('version', '')}".strip()
     if preset in LEARNING_RATES:
         start = f"It was made by the preset {preset} of {by}"
+    elif "members" in info:
+        return [*lines, f"It was stacked by {by} of {parts_of(patch)}."]
     elif preset:
         start = f"It is {preset}: made by no preset of {by}"
     else:
@@ -61,6 +65,18 @@ def made(patch: Patch) -> list[str]:
         title = "Settings unlike the preset's" if preset in LEARNING_RATES else "Settings"
         lines.append(f"{title}: {'; '.join(own)}.")
     return lines
+
+
+def parts_of(patch: Patch) -> str:
+    """The patches that a stacked one was made of, with their strengths."""
+    try:
+        parts = stored_parts(patch.info)
+    except ForgetError:
+        return "patches that it does not name"
+    named = [
+        f"{part.info.get('concept')}{'' if part.strength == 1 else f' at strength {part.strength:g}'}" for part in parts
+    ]
+    return f"{len(parts)} patches: {'; '.join(named)}"
 
 
 def preset_of(settings: dict) -> str:

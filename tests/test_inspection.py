@@ -22,8 +22,10 @@ from fmn_core.forget import forget
 from fmn_core.inspection import Change, delta_norm, inspect_patch
 from fmn_core.inspection_picture import draw_inspection, scale
 from fmn_core.inspection_text import LETTERS, layer_label, text_of
+from fmn_core.members import Member
 from fmn_core.patch import ALPHA, DOWN, UP, Patch, read_patch, save_patch
 from fmn_core.settings import ForgetSettings
+from fmn_core.stack import stack
 
 CAT = ROOT / "demo/loras/forget-cat.safetensors"
 QUICK = {"num_pictures": 2, "sampling_steps": 2, "steps": 2, "rounds": 1}
@@ -158,6 +160,17 @@ def test_the_picture_shows_bars_and_words(made, preset, host):
     warned = replace(inspection, report=inspection.report | {"warnings": ["Little effect."]})
     red = [draw_inspection(each).eq(torch.tensor([192, 57, 43]) / 255).all(-1)[:120].any() for each in (unwarned, warned)]
     assert red == [False, True]
+
+
+def test_a_stack_names_its_parts_and_what_they_do_to_one_another(host):
+    patches = [forget(host, name, ForgetSettings())[0] for name in ("cat", "lion")]
+    inspection = inspect_patch(stack([Member(patches[0]), Member(patches[1], 0.5)]), host)
+    text = text_of(inspection)
+    assert "stacked by Forget-Me-Not" in text and "2 patches: cat; lion at strength 0.5" in text and "Simply added" in text
+    assert draw_inspection(inspection).shape[1] == 1024
+    assert "fp16" not in json.dumps(inspection.plain()) and len(inspection.plain()["members"]) == 2
+    hostile = Patch(dict(patches[0]), patches[0].info | {"members": 5, "report": {"conflicts": 3, "responses": [3, {}]}})
+    assert "patches that it does not name" in text_of(inspect_patch(hostile))
 
 
 @given(st.floats(1e-6, 1e4))
