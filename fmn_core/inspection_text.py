@@ -49,10 +49,10 @@ def made(patch: Patch) -> list[str]:
         if others
     ]
     preset, by = preset_of(settings), f"Forget-Me-Not {info.get('version', '')}".strip()
+    if "members" in info:
+        return [*lines, f"It was stacked by {by} of {parts_of(patch)}."]
     if preset in LEARNING_RATES:
         start = f"It was made by the preset {preset} of {by}"
-    elif "members" in info:
-        return [*lines, f"It was stacked by {by} of {parts_of(patch)}."]
     elif preset:
         start = f"It is {preset}: made by no preset of {by}"
     else:
