@@ -19,6 +19,7 @@ from .patch import Patch, make_patch
 from .settings import ForgetSettings
 
 NEIGHBOURS = 16
+TEMPLATES_IN_ALL = 160  # of many concepts each gets fewer, since every prompt has to be read
 EXACT = 0.02  # of the largest singular value of the start and empty columns: directions above it do not move at all
 KEPT, NEAR, KEEP, EMPTY, RIDGE = 100.0, 10.0, 100.0, 100.0, 1e-3  # weights beside the concept's, which is 1
 ERASED = 0.8  # how much of the way from the concept to its target an edit is scaled to go
@@ -168,14 +169,14 @@ def plan(lexicon: Lexicon, concepts: tuple[Concept, ...], settings: ForgetSettin
     alike = {n: set().union(*(lexicon.same(lexicon.likeness([other], type)) for other in subjects[n])) for n in subjects}
     also = {name: sorted(several - stay - known(subjects)) for name, several in alike.items()}
     names = {name: (*several, *also[name]) for name, several in subjects.items()}
-    # Of many concepts, each gets fewer templates and neighbours.
+    # Of many concepts, each gets fewer neighbours.
     neighbours = (w for like in likeness.values() for w in lexicon.neighbours(like, max(2, NEIGHBOURS // len(names))))
     moving = {*stay, *(name for several in names.values() for name in several)}
     templates = concepts[0].templates if custom else TEMPLATES[type]
     return Task(
         type=type,
         mode=settings.mode,
-        templates=templates[: max(4, 2 * len(templates) // len(names))],
+        templates=templates[: max(4, TEMPLATES_IN_ALL // len(names))],
         asked=templates if custom else NEAR_TEMPLATES[type],
         names=names,
         also=[word for several in also.values() for word in several],
