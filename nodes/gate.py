@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from comfy_api.latest import io, ui
+from server import PromptServer
 
 from ..fmn_core.errors import ForgetError
 from ..fmn_core.gate import OPEN
@@ -21,6 +22,7 @@ class GatePatch(io.ComfyNode):
             description="Puts a patch on a prompt, and only where the prompt calls for the concept: any other gives the "
             "model's own picture, bit for bit. In place of Apply FMN Patch; the MODEL stays as it is.",
             search_aliases=["conditional lora", "prompt gate", "forget patch hook"],
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Conditioning.Input(
                     "conditioning", tooltip="The encoded prompt; each part of a combined one has its own gate."
@@ -86,4 +88,6 @@ class GatePatch(io.ComfyNode):
             f"{value:.2f}: the patch of `{chosen.info['concept']}` {'acts' if on else 'stays off'}"
             for value, on in zip(values, called, strict=True)
         ]
-        return io.NodeOutput(hooked, max(values), ui=ui.PreviewText("\n".join(lines)))
+        text = "\n".join(lines)
+        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)  # shown on the node
+        return io.NodeOutput(hooked, max(values), ui=ui.PreviewText(text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from comfy_api.latest import io, ui
+from server import PromptServer
 
 from ..fmn_core.hosts.comfy import ComfyHost
 from ..fmn_core.inspection import inspect_patch
@@ -22,6 +23,7 @@ class InspectPatch(io.ComfyNode):
             "how strongly it changes each layer.",
             search_aliases=["patch info", "lora metadata", "read patch"],
             is_output_node=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 patch_input(),
                 LoraModel.Input("lora", optional=True, tooltip="A patch straight from Forget Concept."),
@@ -46,4 +48,5 @@ class InspectPatch(io.ComfyNode):
         chosen, file = choose(patch, lora)
         inspection = inspect_patch(chosen, None if model is None else ComfyHost(model, None), file)
         text = text_of(inspection)
+        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)  # shown on the node
         return io.NodeOutput(text, draw_inspection(inspection)[None], ui=ui.PreviewText(text))

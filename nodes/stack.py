@@ -5,6 +5,7 @@ from __future__ import annotations
 import comfy.sd
 import comfy.utils
 from comfy_api.latest import io, ui
+from server import PromptServer
 
 from ..fmn_core.errors import ForgetError
 from ..fmn_core.forget import summary
@@ -48,6 +49,7 @@ class StackPatches(io.ComfyNode):
             description="Several patches that act together as each does alone: solved jointly, in any order, and savable as "
             "one. Chain several of these nodes, lora to lora_1, for any number.",
             search_aliases=["lora stack", "merge forget patches", "combine patches"],
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 *rows,
                 io.Model.Input("model", optional=True, tooltip="The model to patch; a patched copy comes out."),
@@ -105,13 +107,13 @@ class StackPatches(io.ComfyNode):
             elif model is not None or clip is not None:
                 lora = comfy.utils.load_torch_file(str(path), safe_load=True)
                 model, clip = comfy.sd.load_lora_for_models(model, clip, lora, strength, strength_clip)
-        if not any(member.strength for member in members):
-            text = "No forget patch is on."
-            return io.NodeOutput(model, clip, None, [*given, *chosen], text, ui=ui.PreviewText(text))
-        joint = stack(members)
-        count = len(joint.info["members"])
-        text = f"{count} {'patches' if count > 1 else 'patch'}: {joint.info['concept']}\n{summary(joint)}"
-        model = None if model is None else apply_patch(model, joint, 1.0)
+        joint, text = None, "No forget patch is on."
+        if any(member.strength for member in members):
+            joint = stack(members)
+            count = len(joint.info["members"])
+            text = f"{count} {'patches' if count > 1 else 'patch'}: {joint.info['concept']}\n{summary(joint)}"
+            model = None if model is None else apply_patch(model, joint, 1.0)
+        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)  # shown on the node
         return io.NodeOutput(model, clip, joint, [*given, *chosen], text, ui=ui.PreviewText(text))
 
 
