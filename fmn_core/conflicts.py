@@ -11,6 +11,7 @@ from .moments import Moments
 from .patch import DOWN, UP
 
 MUCH = 0.3  # of what a concept's own patch does to its words, done by another's, is worth a warning
+SPILL = 1.0  # as much change of what is kept as of the concepts is worth a warning
 SHOWN = 10  # pairs in a report
 
 
@@ -60,6 +61,24 @@ def responses(members: Sequence[Member], stacked: Mapping[str, Tensor]) -> list[
     return found
 
 
+def spill(members: Sequence[Member], stacked: Mapping[str, Tensor]) -> float:
+    """How much a stacked patch changes what is to be kept, beside what its parts alone change of their own concepts' words:
+    |dW x| / |x| over the one and the other, root mean squares; 0 where no part knows its words."""
+    known = [(member, member.moments) for member in members if member.moments]
+    if not known:
+        return 0.0
+    own = sum(action(member, words) ** 2 / words.keys.square().sum().item() for member, words in known) / len(known)
+    total = size = 0.0
+    for _, words in known:
+        size += words.kept.square().sum().item() + words.tail * words.kept.shape[1]
+        for module in (key.removesuffix(UP) for key in stacked if key.endswith(UP)):
+            if reads_text(module):
+                up, down = stacked[module + UP].double(), stacked[module + DOWN].double()
+                total += (up @ (down @ words.kept.T)).square().sum().item()
+                total += words.tail * (up.T @ up * (down @ down.T)).sum().item()
+    return (total / size / own) ** 0.5 if own else 0.0
+
+
 def warnings(members: Sequence[Member]) -> list[str]:
     """A sentence, with what to do, for each pair that contradicts one another, forgets the same, or is of two models."""
     found = []
@@ -92,6 +111,12 @@ def conflict_lines(report: dict) -> list[str]:
     ]
     if len(much) > SHOWN:
         lines.append(f"And so do {len(much) - SHOWN} more pairs.")
+    if report.get("spill", 0) > SPILL:
+        lines.insert(
+            0,
+            f"Together the patches change what they should keep {report['spill']:.1f} times as much as each its own "
+            "concept: stack fewer, or patches of `fast` or `balanced`, which keep the rest.",
+        )
     if report["responses"]:
         added, jointly = (max(report["responses"], key=lambda one: one[key]) for key in ("added", "jointly"))
         lines.append(

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from . import __version__
-from .conflicts import conflicts, responses, warnings
+from .conflicts import conflicts, responses, spill, warnings
 from .errors import ForgetError
 from .members import Member, kept_words, modules_of, reads_text, side_by_side, spoken, stored_parts
 from .moments import Moments
@@ -57,7 +57,7 @@ def stack(members: Sequence[Member]) -> Patch:
     rest = added_rest(members)
     if not all(tensor.isfinite().all() for tensor in (*tensors.values(), *rest.values())):
         raise ForgetError("At these strengths the stacked patch does not fit half precision: lower them.")
-    report = {"conflicts": conflicts(members), "responses": responses(members, tensors)}
+    report = {"conflicts": conflicts(members), "responses": responses(members, tensors), "spill": spill(members, tensors)}
     report["warnings"] = warnings(members)
     if spread > MOST_SPREAD:
         report["warnings"].append(f"{ALIKE}: leave one out.")

@@ -271,3 +271,15 @@ def test_hostile_parts_with_impossible_figures_get_a_sentence(patches):
     wide = Patch(dict(patches[0]), patches[0].info | {"moments": Moments(torch.ones(2, 9), torch.ones(2, 9), 1.0).encoded()})
     with pytest.raises(ForgetError, match="another width"):
         stack([Member(wide), Member(patches[1])])
+
+
+def test_patches_that_keep_nothing_are_told_when_they_add_up(patches):
+    kept = stack([Member(patch) for patch in patches[:3]])
+    assert 0 < kept.info["report"]["spill"] < 0.5 and "should keep" not in summary(kept)
+    dice = torch.Generator().manual_seed(0)
+    careless = []
+    for patch in patches[:3]:
+        tensors = {k: torch.randn(v.shape, generator=dice).half() if k.endswith(DOWN) else v for k, v in patch.items()}
+        careless.append(Patch(tensors, patch.info))
+    joint = stack([Member(patch) for patch in careless])
+    assert joint.info["report"]["spill"] > 1 and "change what they should keep" in summary(joint)
