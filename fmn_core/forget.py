@@ -30,6 +30,11 @@ def forget(
     ForgetError for inputs that cannot work and, where the settings are strict, in place of a warning.
     """
     settings = settings.resolved()
+    if settings.layers != "cross-attention" and settings.preset != "paper":
+        raise ForgetError(
+            f"`layers: {settings.layers}` is for the preset `paper`; `{settings.preset}` changes the cross-attention alone: "
+            "choose that."
+        )
     concepts = make_concepts(names, settings.concept_type, settings.template)
     if settings.preset == "fast":
         patch, losses = forget_fast(host, concepts, settings)

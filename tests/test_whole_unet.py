@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -138,3 +139,8 @@ def test_names_are_of_modules_that_the_other_host_has(loaded, pipeline):
 
     one, other = ComfyHost(*loaded).other_layers(), DiffusersHost(pipeline, progress_bar=False).other_layers()
     assert {name: tuple(m.weight.shape) for name, m in one.items()} == {n: tuple(m.weight.shape) for n, m in other.items()}
+
+
+def test_other_presets_refuse_it(host):
+    with pytest.raises(ForgetError, match="is for the preset `paper`"):
+        forget(host, "cat", replace(HOW, preset="fast"))
