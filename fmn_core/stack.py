@@ -73,9 +73,10 @@ def unstack(patch: Patch) -> list[Member]:
         raise ForgetError("What the stacked patch says of its parts contradicts its tensors: it is damaged; copy it anew.")
     parts = [Member(Patch({}, part.info), part.strength) for part in stored]
     moments = [part.moments for part in parts]
+    for part, own in zip(parts, moments, strict=True):
+        require_width(part, own, patch)
     for at, module in enumerate(patch.modules):
         up, down = patch[module + UP].double(), patch[module + DOWN].double()
-        require_width(parts, module, down)
         if reads_text(module):
             mixed = mixture(down, ranks, moments)
             if spread_of(mixed) > MOST_SPREAD:
@@ -114,8 +115,7 @@ def in_order(members: Sequence[Member]) -> list[Member]:
                 "stack patches that were made for one."
             )
     for member in found.values():
-        for module in member.patch.modules:
-            require_width([member], module, member.patch[module + DOWN])
+        require_width(member, member.moments, member.patch)
     return list(found.values())
 
 
@@ -126,11 +126,11 @@ def identity(patch: Patch) -> str:
     return json.dumps(patch.info | {"report": report}, sort_keys=True)
 
 
-def require_width(members: Sequence[Member], module: str, down: Tensor) -> None:
-    """Raises ForgetError unless the words that the patches remember are as wide as the text that a projection reads."""
-    for member in members:
-        if reads_text(module) and member.moments and member.moments.keys.shape[1] != down.shape[1]:
-            raise ForgetError(f"The patch of `{member.name}` remembers words of another width: it is damaged; copy it anew.")
+def require_width(member: Member, moments: Moments | None, patch: Patch) -> None:
+    """Raises ForgetError unless the words that a member remembers are as wide as what a patch's K and V read."""
+    widths = {patch[module + DOWN].shape[1] for module in patch.modules if reads_text(module)}
+    if moments and widths - {moments.keys.shape[1]}:
+        raise ForgetError(f"The patch of `{member.name}` remembers words of another width: it is damaged; copy it anew.")
 
 
 def added_rest(members: Sequence[Member]) -> dict[str, Tensor]:

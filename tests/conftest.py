@@ -84,6 +84,14 @@ def server(comfyui, tmp_path_factory):
         yield server
 
 
+@pytest.fixture(scope="module")
+def pipeline(comfy):
+    """The embedded model as a diffusers pipeline, one for each file of tests."""
+    from demo.export import make_pipeline
+
+    return make_pipeline()
+
+
 @pytest.fixture(scope="session")
 def model(comfy, tmp_path_factory):
     """The folder of the embedded model as a diffusers pipeline."""

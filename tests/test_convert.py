@@ -31,13 +31,6 @@ def deltas(patch):
 
 
 @pytest.fixture(scope="module")
-def pipeline(comfy):
-    from demo.export import make_pipeline
-
-    return make_pipeline()
-
-
-@pytest.fixture(scope="module")
 def diffusers_host(pipeline):
     from fmn_core.hosts.diffusers import DiffusersHost
 

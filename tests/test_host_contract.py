@@ -17,13 +17,6 @@ def comfy_host(comfy, loaded):
     return ComfyHost(*loaded)
 
 
-@pytest.fixture(scope="module")
-def pipeline(comfy):
-    from demo.export import make_pipeline
-
-    return make_pipeline()
-
-
 @pytest.fixture
 def diffusers_host(pipeline):
     from fmn_core.hosts.diffusers import DiffusersHost

@@ -19,13 +19,6 @@ from fmn_core.settings import ForgetSettings
 HOW = ForgetSettings(preset="paper", layers="whole unet", steps=4, num_pictures=1, sampling_steps=2, matrices="q k v out")
 
 
-@pytest.fixture(scope="module")
-def pipeline(comfy):
-    from demo.export import make_pipeline
-
-    return make_pipeline()
-
-
 @pytest.fixture(scope="module", params=["comfy", "diffusers"])
 def host(request, loaded):
     if request.param == "comfy":
