@@ -7,8 +7,7 @@ from pathlib import Path
 
 import folder_paths
 import torch
-from comfy_api.latest import io, ui
-from server import PromptServer
+from comfy_api.latest import io
 
 from ..fmn_core.exports import FORMATS, save_as
 from ..fmn_core.files import slug
@@ -17,7 +16,7 @@ from ..fmn_core.hosts.comfy import ComfyHost
 from ..fmn_core.imports import import_patch
 from ..fmn_core.settings import ImportSettings
 from .patch import as_patch, listed, new_path, require_file
-from .schema import LoraModel, schema, settings_inputs
+from .schema import LoraModel, schema, settings_inputs, shown
 
 FROM_MODEL = "the connected model"
 CHECKPOINT = "checkpoint: "  # before the names of checkpoints, in a list that has LoRAs too
@@ -97,8 +96,7 @@ class ImportPatch(io.ComfyNode):
         text = summary(patch)
         if patch.info["report"]["warnings"]:
             logging.warning("Import Forget Patch: %s", text)
-        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)  # shown on the node
-        return io.NodeOutput(patch, patch.rest, text, ui=ui.PreviewText(text))
+        return io.NodeOutput(patch, patch.rest, text, ui=shown(cls, text))
 
 
 class ExportPatch(io.ComfyNode):
@@ -135,5 +133,4 @@ class ExportPatch(io.ComfyNode):
         patch = as_patch(lora)
         path, name = new_path(filename_prefix.replace("%format%", format), slug(patch.info["concept"]))
         text = "\n".join(f"Saved {file}" for file in save_as(patch, format, path))
-        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)  # shown on the node
-        return io.NodeOutput(name, ui=ui.PreviewText(text))
+        return io.NodeOutput(name, ui=shown(cls, text))

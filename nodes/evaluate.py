@@ -6,8 +6,7 @@ import json
 import logging
 
 import torch
-from comfy_api.latest import io, ui
-from server import PromptServer
+from comfy_api.latest import io
 
 from ..fmn_core.evaluate import evaluate, with_evaluation
 from ..fmn_core.hosts.comfy import ComfyHost
@@ -15,7 +14,7 @@ from ..fmn_core.hosts.comfy_clip import clip_scorer
 from ..fmn_core.report_picture import draw_report
 from ..fmn_core.settings import EvaluateSettings
 from .patch import as_patch
-from .schema import LoraModel, schema, settings_inputs
+from .schema import LoraModel, schema, settings_inputs, shown
 
 
 class EvaluatePatch(io.ComfyNode):
@@ -71,11 +70,10 @@ class EvaluatePatch(io.ComfyNode):
         text = evaluation.report["summary"]
         if evaluation.report["warnings"]:
             logging.warning("Evaluate Forget Patch: %s", text)
-        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)  # shown on the node
         return io.NodeOutput(
             with_evaluation(patch, evaluation.report),
             draw_report(evaluation)[None],
             json.dumps(evaluation.report, indent=1),
             text,
-            ui=ui.PreviewText(text),
+            ui=shown(cls, text),
         )

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 
 import torch
-from comfy_api.latest import io, ui
-from server import PromptServer
+from comfy_api.latest import io
 
 from ..fmn_core.forget import forget, summary
 from ..fmn_core.hosts.comfy import ComfyHost
 from ..fmn_core.settings import ForgetSettings
-from .schema import LoraModel, LossMap, schema, settings_inputs
+from .schema import LoraModel, LossMap, schema, settings_inputs, shown
 
 
 class ForgetConcept(io.ComfyNode):
@@ -73,5 +72,4 @@ class ForgetConcept(io.ComfyNode):
         text = summary(patch)
         if patch.info["report"]["warnings"]:
             logging.warning("Forget Concept: %s", text)
-        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)  # shown on the node
-        return io.NodeOutput(patch, {"loss": losses}, patch.rest, ui=ui.PreviewText(text))
+        return io.NodeOutput(patch, {"loss": losses}, patch.rest, ui=shown(cls, text))

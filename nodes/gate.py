@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
-from server import PromptServer
+from comfy_api.latest import io
 
 from ..fmn_core.errors import ForgetError
 from ..fmn_core.gate import OPEN
 from ..fmn_core.hosts.comfy_hooks import gated
 from .patch import changed_at, choose, patch_input
-from .schema import LoraModel, schema
+from .schema import LoraModel, schema, shown
 
 
 class GatePatch(io.ComfyNode):
@@ -89,5 +88,4 @@ class GatePatch(io.ComfyNode):
             for value, on in zip(values, called, strict=True)
         ]
         text = "\n".join(lines)
-        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)  # shown on the node
-        return io.NodeOutput(hooked, max(values), ui=ui.PreviewText(text))
+        return io.NodeOutput(hooked, max(values), ui=shown(cls, text))

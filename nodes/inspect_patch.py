@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
-from server import PromptServer
+from comfy_api.latest import io
 
 from ..fmn_core.hosts.comfy import ComfyHost
 from ..fmn_core.inspection import inspect_patch
 from ..fmn_core.inspection_picture import draw_inspection
 from ..fmn_core.inspection_text import text_of
 from .patch import changed_at, choose, patch_input
-from .schema import LoraModel, schema
+from .schema import LoraModel, schema, shown
 
 
 class InspectPatch(io.ComfyNode):
@@ -48,5 +47,4 @@ class InspectPatch(io.ComfyNode):
         chosen, file = choose(patch, lora)
         inspection = inspect_patch(chosen, None if model is None else ComfyHost(model, None), file)
         text = text_of(inspection)
-        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)  # shown on the node
-        return io.NodeOutput(text, draw_inspection(inspection)[None], ui=ui.PreviewText(text))
+        return io.NodeOutput(text, draw_inspection(inspection)[None], ui=shown(cls, text))

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import folder_paths
 import torch
-from comfy_api.latest import io, ui
-from server import PromptServer
+from comfy_api.latest import io
 
 from ..fmn_core.embedding import save_embedding
 from ..fmn_core.files import slug
 from ..fmn_core.hosts.comfy import ComfyHost
 from ..fmn_core.inversion import invert_pictures
 from ..fmn_core.settings import InvertSettings
-from .schema import LossMap, schema, settings_inputs
+from .schema import LossMap, schema, settings_inputs, shown
 
 
 class InvertConcept(io.ComfyNode):
@@ -75,8 +74,7 @@ class InvertConcept(io.ComfyNode):
         if inversion.warnings:
             logging.warning("Invert Concept: %s", inversion.summary)
         text = f"{inversion.summary}\nSaved {path}"
-        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)  # shown on the node
-        return io.NodeOutput(f"embedding:{path.stem}", {"loss": inversion.losses}, ui=ui.PreviewText(text))
+        return io.NodeOutput(f"embedding:{path.stem}", {"loss": inversion.losses}, ui=shown(cls, text))
 
 
 def new_embedding(concept: str) -> Path:

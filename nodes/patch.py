@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import folder_paths
-from comfy_api.latest import io, ui
-from server import PromptServer
+from comfy_api.latest import io
 
 from ..fmn_core.errors import ForgetError
 from ..fmn_core.files import slug
 from ..fmn_core.hosts.comfy import apply_patch
 from ..fmn_core.patch import Patch, read_patch, save_patch
-from .schema import LoraModel, schema
+from .schema import LoraModel, schema, shown
 
 FROM_INPUT = "from the lora input"
 
@@ -96,8 +95,7 @@ class SavePatch(io.ComfyNode):
         patch = as_patch(lora)
         path, name = new_path(filename_prefix, slug(patch.info["concept"]))
         text = "\n".join(f"Saved {file}" for file in save_patch(patch, path))
-        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)  # shown on the node
-        return io.NodeOutput(name, ui=ui.PreviewText(text))
+        return io.NodeOutput(name, ui=shown(cls, text))
 
 
 def new_path(prefix: str, concept: str) -> tuple[Path, str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
+from server import PromptServer
 
 CATEGORY = "Forget-Me-Not"
 LoraModel = io.Custom("LORA_MODEL")
@@ -17,6 +18,12 @@ def schema(**kwargs) -> io.Schema:
     """io.Schema with the fields that this host knows: `search_aliases` came after 0.3.75."""
     known = {f.name for f in dataclasses.fields(io.Schema)}
     return io.Schema(category=CATEGORY, **{key: value for key, value in kwargs.items() if key in known})
+
+
+def shown(node: type[io.ComfyNode], text: str) -> ui.PreviewText:
+    """A node's text as its output, and on the node itself, which must have io.Hidden.unique_id."""
+    PromptServer.instance.send_progress_text(text, node.hidden.unique_id)
+    return ui.PreviewText(text)
 
 
 def widget(kind, id: str, *, advanced: bool = False, **kwargs):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import comfy.sd
 import comfy.utils
-from comfy_api.latest import io, ui
-from server import PromptServer
+from comfy_api.latest import io
 
 from ..fmn_core.errors import ForgetError
 from ..fmn_core.forget import summary
@@ -14,7 +13,7 @@ from ..fmn_core.members import Member
 from ..fmn_core.patch import is_patch, read_patch
 from ..fmn_core.stack import stack
 from .patch import FROM_INPUT, as_patch, changed_at, listed, require_file
-from .schema import LoraModel, schema
+from .schema import LoraModel, schema, shown
 
 ROWS = 6
 LoraStack = io.Custom("LORA_STACK")  # [(name, strength of the model, strength of the text encoder)]: what many packs share
@@ -113,8 +112,7 @@ class StackPatches(io.ComfyNode):
             count = len(joint.info["members"])
             text = f"{count} {'patches' if count > 1 else 'patch'}: {joint.info['concept']}\n{summary(joint)}"
             model = None if model is None else apply_patch(model, joint, 1.0)
-        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)  # shown on the node
-        return io.NodeOutput(model, clip, joint, [*given, *chosen], text, ui=ui.PreviewText(text))
+        return io.NodeOutput(model, clip, joint, [*given, *chosen], text, ui=shown(cls, text))
 
 
 def entries(lora_stack) -> list[tuple[str, float, float]]:
