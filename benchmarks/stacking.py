@@ -22,7 +22,7 @@ from benchmarks.baselines import applied
 from benchmarks.methods import by_preset, changes
 from benchmarks.quality import add_arguments, benchmark, model, show_groups, show_means
 from demo.vocabulary import with_article
-from fmn_core.conflicts import conflicts
+from fmn_core.conflicts import conflict_lines, conflicts
 from fmn_core.forget import forget
 from fmn_core.measures import noise_estimates, noised
 from fmn_core.members import Member
@@ -110,7 +110,9 @@ def main():
     show_groups(rows, methods)
     host, _ = model()
     for preset in dict.fromkeys(name.split(",")[0] for name in methods):
-        pairs = damage(host, [Member(patch) for patch in alone(host, "object", names, preset)])
+        members = [Member(patch) for patch in alone(host, "object", names, preset)]
+        print(f"\n{preset}: {conflict_lines(stack(members).info['report'])[-1]}")
+        pairs = damage(host, members)
         rho = spearman([pair["share"] for pair in pairs], [pair["damage"] for pair in pairs])
         print(f"\n{preset}: of {len(pairs)} pairs, reported share and measured damage agree in order by rho = {rho:.2f}")
         for pair in pairs[:10]:
