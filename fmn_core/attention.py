@@ -1,18 +1,16 @@
-"""Cross-attention maps: reading them where the layers project, recording them while a sampler runs."""
+"""Cross-attention maps: what the layers project, and what becomes of it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from .hosts.base import CrossAttention, Token
+from .hosts.base import CrossAttention
 
 
 def attention_probabilities(q: Tensor, k: Tensor, heads: int) -> Tensor:
@@ -23,13 +21,13 @@ def attention_probabilities(q: Tensor, k: Tensor, heads: int) -> Tensor:
 
 
 @contextmanager
-def tapped(layers: dict[str, CrossAttention]) -> Iterator[dict[str, Tensor]]:
-    """Context whose dict holds, after a forward, each layer's map [B, heads, N, T], with its graph.
+def projections(layers: dict[str, CrossAttention], take: Callable[[str, Tensor, Tensor, Tensor], None]) -> Iterator[None]:
+    """Context in which every forward calls `take(layer, q, k, context)`: q [B, N, heads * d], k [B, T, heads * d], and
+    the context [B, T, D] that k comes from.
 
     Reads the outputs of to_q and to_k, adapters included, so it works with any attention backend and leaves the
     forward as it is.
     """
-    maps: dict[str, Tensor] = {}
     queries: dict[str, Tensor] = {}
 
     def read_q(name):
@@ -38,16 +36,28 @@ def tapped(layers: dict[str, CrossAttention]) -> Iterator[dict[str, Tensor]]:
 
         return hook
 
-    def read_k(name, heads):
+    def read_k(name):
         def hook(module, args, output):
-            maps[name] = attention_probabilities(queries.pop(name), output, heads)
+            take(name, queries.pop(name), output, args[0])
 
         return hook
 
     with ExitStack() as stack:
         for name, layer in layers.items():
-            for hook, matrix in ((read_q(name), "to_q"), (read_k(name, layer.heads), "to_k")):
+            for hook, matrix in ((read_q(name), "to_q"), (read_k(name), "to_k")):
                 stack.callback(layer.linear(matrix).register_forward_hook(hook).remove)
+        yield
+
+
+@contextmanager
+def tapped(layers: dict[str, CrossAttention]) -> Iterator[dict[str, Tensor]]:
+    """Context whose dict holds, after a forward, each layer's map [B, heads, N, T], with its graph."""
+    maps: dict[str, Tensor] = {}
+
+    def take(name, q, k, context):
+        maps[name] = attention_probabilities(q, k, layers[name].heads)
+
+    with projections(layers, take):
         yield maps
 
 
@@ -85,48 +95,15 @@ def concept_mass(maps: dict[str, Tensor], columns: Tensor) -> Tensor:
     return torch.stack([(A * columns[:, None, None, :]).sum(-1).mean() for A in maps.values()]).mean()
 
 
-@dataclass
-class AttentionRecording:
-    """What one prompt's words attended to while a picture was sampled: a running mean over steps, for each layer.
+# A context is a prompt's if it is this near, relatively: hosts cast it to the model's dtype on the way.
+SAME_PROMPT = 0.02
 
-    `maps`: layer name -> [B, h, w, T], the mean over heads and steps. `tokens`: the prompt's T columns. `samplers`:
-    who sampled with it in the job `job`, by the host's names.
-    """
 
-    text: str
-    tokens: tuple[Token, ...]
-    maps: dict[str, Tensor] = field(default_factory=dict)
-    steps: dict[str, int] = field(default_factory=dict)
-    job: str | None = None
-    samplers: set[str | None] = field(default_factory=set)
-
-    def begin(self, job: str | None, sampler: str | None) -> None:
-        """Forgets what was recorded: a new sampling starts."""
-        if job != self.job:
-            self.job, self.samplers = job, set()
-        self.samplers.add(sampler)
-        self.maps.clear()
-        self.steps.clear()
-
-    def add(self, layer: str, probabilities: Tensor, height: int, width: int) -> None:
-        """Takes in one forward of one layer: probabilities [B, heads, N, T] with N = height * width.
-
-        A prompt that the host tiled to a common length comes back to its own: a column is the sum of its repeats.
-        Where a layer is run for parts of the picture besides, the first size counts.
-        """
-        mean = probabilities.detach().mean(1)
-        mean = rearrange(mean, "b (h w) (r t) -> b h w r t", h=height, t=len(self.tokens)).sum(-2)
-        n = self.steps.get(layer, 0)
-        if n and mean.shape != self.maps[layer].shape:
-            return
-        self.maps[layer] = mean if n == 0 else self.maps[layer].lerp(mean, 1 / (n + 1))
-        self.steps[layer] = n + 1
-
-    def heat_maps(self, columns: list[int], height: int, width: int) -> Tensor:
-        """Those columns of DAAM's global heat map, [B, columns, height, width] on the CPU: layers up-sampled
-        bicubically, clamped at zero, averaged (Tang et al., arXiv 2210.04885, section 3)."""
-        total = 0
-        for map in self.maps.values():
-            heat = map[..., columns].permute(0, 3, 1, 2).float()
-            total = total + F.interpolate(heat, (height, width), mode="bicubic").clamp(min=0)
-        return (total / len(self.maps)).cpu()
+def is_prompt(context: Tensor, embedding: Tensor) -> bool:
+    """Whether a context [R * T, D] is the embedding [T, D], or that tiled R times to a length common to the batch."""
+    length, expected = len(context), len(embedding)
+    if length % expected or context.shape[1] != embedding.shape[1]:
+        return False
+    tiles = context.float().reshape(-1, *embedding.shape)
+    wanted = embedding.to(tiles)
+    return bool(((tiles - wanted).norm(dim=(1, 2)) <= SAME_PROMPT * wanted.norm()).all())

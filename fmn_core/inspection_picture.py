@@ -8,18 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 
-import numpy as np
-import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from .drawing import FAINT, INK, MOST_LETTERS, PAPER, as_tensor, font, shortened, wrapped
 from .inspection import Inspection
 from .inspection_text import LETTERS, SHOWN, base, file_facts, made, purpose, said
-from .report_picture import BAR, COLOURS, FAINT, GAP, HIGHEST, INK, MARGIN, PAPER, TITLES, font, wrapped
+from .report_picture import BAR, COLOURS, GAP, HIGHEST, MARGIN, TITLES
 
 WIDTH, CHART_HEIGHT, AXIS = 1024, 210, 56  # pixels; the axis is what stands left of the bars
 WIDEST = 26  # a bar of the chart
-MOST_LETTERS = 200  # of the title, and of any line at once
 ROW, NAME, VALUE = BAR + 6, 118, 52  # of a panel: height of a row, width of its name and of its figure
 MATRIX_COLOURS = {"to_k": "#2471a3", "to_v": "#d68910", "to_q": "#1e8449", "to_out": "#7d3c98"}
 LINE = "#e5e8e8"
@@ -43,7 +41,7 @@ def draw_inspection(inspection: Inspection) -> Tensor:
     y = draw_changes(pen, inspection, y + 2 * GAP)
     y = draw_panels(pen, panels_of(inspection.report), y + 3 * GAP)
     y = draw_lines(pen, sentences(inspection), y + 2 * GAP, 14, INK)
-    return torch.from_numpy(np.asarray(canvas.crop((0, 0, WIDTH, min(y + MARGIN, HIGHEST)))).copy()).float() / 255
+    return as_tensor(canvas.crop((0, 0, WIDTH, min(y + MARGIN, HIGHEST))))
 
 
 def draw_head(pen: ImageDraw.ImageDraw, inspection: Inspection) -> int:
@@ -190,16 +188,6 @@ def draw_panels(pen: ImageDraw.ImageDraw, panels: list[Panel], y: int) -> int:
             pen.text((x + NAME + length + 6, middle), panel.written(value), INK, font(12), anchor="lm")
         bottoms[column] = top + 36 + len(panel.rows) * ROW + 2 * GAP
     return max(bottoms)
-
-
-def shortened(pen: ImageDraw.ImageDraw, text: str, width: float, size: int) -> str:
-    """The text, cut where it is wider than this."""
-    if pen.textlength(text, font(size)) <= width:
-        return text
-    text = text[:MOST_LETTERS]
-    while text and pen.textlength(text + "...", font(size)) > width:
-        text = text[:-1]
-    return text and text + "..."
 
 
 def sentences(inspection: Inspection) -> list[str]:

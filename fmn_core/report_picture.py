@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import textwrap
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
+from .drawing import FAINT, INK, PAPER, as_image, as_tensor, font, wrapped
 from .evaluate import Evaluation
 from .heatmap import overlay
 
@@ -17,18 +17,12 @@ HIGHEST = 4000
 MOST = {"concept": 4, "near": 3, "kept": 4, "unrelated": 3}  # prompts of a group that are shown
 TITLES = {"concept": "forgotten", "near": "near", "kept": "to be kept", "unrelated": "unrelated", "empty": "empty prompt"}
 COLOURS = {"concept": "#c0392b", "near": "#d68910", "kept": "#1e8449", "unrelated": "#2471a3", "empty": "#7f8c8d"}
-INK, FAINT, PAPER = "#1c2833", "#808b96", "#ffffff"
 CHARTS = (
     ("prompt_drift", "change of what the prompt does"),
     ("kv_drift", "change of keys and values"),
     ("picture_change", "change of the picture"),
 )
 BAR, CHART_WIDTH = 18, 330  # the least
-
-
-def font(size: int):
-    """Pillow's own font."""
-    return ImageFont.load_default(size)
 
 
 def draw_report(evaluation: Evaluation) -> Tensor:
@@ -53,7 +47,7 @@ def draw_report(evaluation: Evaluation) -> Tensor:
     y = draw_charts(pen, report, left, width - MARGIN, MARGIN + 64 + HEADING + shared * (TILE + GAP) + 2 * GAP)
     y = draw_words(pen, report, left, width - MARGIN, y + GAP)
     canvas = canvas.crop((0, 0, width, min(max(y, bottom) + MARGIN, HIGHEST)))
-    return torch.from_numpy(np.asarray(canvas).copy()).float() / 255
+    return as_tensor(canvas)
 
 
 def shown_columns(evaluation: Evaluation) -> list[tuple[str, str, int]]:
@@ -109,7 +103,7 @@ def picture_rows(evaluation: Evaluation, columns: list) -> list[tuple[str, list[
 
 def tile_of(picture: Tensor) -> Image.Image:
     """A picture [H, W, 3] in 0..1 fitted into a square."""
-    image = Image.fromarray((picture.clamp(0, 1) * 255).round().byte().cpu().numpy())
+    image = as_image(picture)
     scale = TILE / max(image.size)
     image = image.resize([round(side * scale) for side in image.size], Image.Resampling.LANCZOS)
     square = Image.new("RGB", (TILE, TILE), "#f2f3f4")
@@ -146,15 +140,3 @@ def draw_words(pen: ImageDraw.ImageDraw, report: dict, left: int, right: int, y:
             y += 19
         y += 5
     return y
-
-
-def wrapped(pen: ImageDraw.ImageDraw, text: str, width: int, size: int = 14) -> list[str]:
-    """The lines of a text that is to be this wide, in letters of this size."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if pen.textlength(longer, font(size)) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines

@@ -5,7 +5,13 @@ from pathlib import Path
 from comfy_api.latest import ComfyExtension, io
 
 from ..fmn_core.hosts import comfy_embedded
-from .attention import RecordTokenAttention, VisualizeTokenAttention
+from .attention import (
+    CompareTokenAttention,
+    RecordPictureAttention,
+    RecordTokenAttention,
+    SaveTokenAttention,
+    VisualizeTokenAttention,
+)
 from .convert import ExportPatch, ImportPatch
 from .evaluate import EvaluatePatch
 from .forget import ForgetConcept
@@ -30,7 +36,10 @@ class ForgetMeNotExtension(ComfyExtension):
             ImportPatch,
             ExportPatch,
             RecordTokenAttention,
+            RecordPictureAttention,
             VisualizeTokenAttention,
+            CompareTokenAttention,
+            SaveTokenAttention,
         ]
 
 

@@ -1,12 +1,25 @@
-"""Record Token Attention, Visualize Token Attention."""
+"""Record, look at, compare and save token attention."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import folder_paths
+import torch
 from comfy_api.latest import io
 
-from ..fmn_core.heatmap import COLOR_MAPS, visualize
+from ..fmn_core.attention_compare import CompareSettings, compare, draw_comparison
+from ..fmn_core.attention_data import as_json, as_npz
+from ..fmn_core.attention_picture import ViewSettings, visualize
+from ..fmn_core.files import describe, write_new
+from ..fmn_core.hosts.comfy import ComfyHost
 from ..fmn_core.hosts.comfy_attention import record_attention
-from .schema import Recording, schema, widget
+from ..fmn_core.picture_attention import LookSettings, record_pictures
+from ..fmn_core.recording import RecordingSettings
+from .patch import numbered
+from .schema import Recording, schema, settings_inputs, shown
+
+ALIASES = ["attention map", "heat map", "daam"]
 
 
 class RecordTokenAttention(io.ComfyNode):
@@ -16,7 +29,7 @@ class RecordTokenAttention(io.ComfyNode):
             node_id="FMN_RecordAttention",
             display_name="Record Token Attention",
             description="Records where each word of the prompt attends while any sampler runs. The picture stays the same.",
-            search_aliases=["attention map", "heat map", "daam"],
+            search_aliases=ALIASES,
             inputs=[
                 io.Model.Input("model", tooltip="The model to watch; connect the MODEL output to the sampler."),
                 io.Clip.Input("clip", tooltip="The text encoder that encodes the prompt."),
@@ -26,16 +39,58 @@ class RecordTokenAttention(io.ComfyNode):
                     default="",
                     tooltip="The positive prompt, word for word as the sampler gets it. Best wired from the same text.",
                 ),
+                *settings_inputs(RecordingSettings),
+                io.Conditioning.Input(
+                    "conditioning",
+                    optional=True,
+                    tooltip="The prompt as the sampler gets it, where more than CLIP Text Encode has made it (concatenated, "
+                    "averaged, SDXL's two texts). Its columns are named by `text`, which comes first in it.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The model that records; connect it to the sampler."),
-                Recording.Output(display_name="recording", tooltip="For Visualize Token Attention; filled while sampling."),
+                Recording.Output(
+                    display_name="recording",
+                    tooltip="For Visualize, Compare and Save Token Attention.",
+                ),
             ],
         )
 
     @classmethod
-    def execute(cls, model, clip, text) -> io.NodeOutput:
-        return io.NodeOutput(*record_attention(model, clip, text))
+    def execute(cls, model, clip, text, conditioning=None, **settings) -> io.NodeOutput:
+        return io.NodeOutput(*record_attention(model, clip, text, RecordingSettings(**settings), conditioning))
+
+
+class RecordPictureAttention(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="FMN_RecordPictureAttention",
+            display_name="Record Token Attention of Picture",
+            description="Where each word of a text attends in pictures that are there already: they are noised and pass "
+            "through the model once for each noise, without sampling.",
+            search_aliases=ALIASES,
+            inputs=[
+                io.Model.Input("model", tooltip="The model to look with. It is left as it is."),
+                io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
+                io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
+                io.Image.Input("image", tooltip="The pictures to look at."),
+                io.String.Input("text", multiline=True, default="", tooltip="What to look for: a prompt for the pictures."),
+                *settings_inputs(LookSettings),
+                *(i for i in settings_inputs(RecordingSettings) if not i.id.endswith("_percent")),
+            ],
+            outputs=[
+                Recording.Output(display_name="recording", tooltip="For Visualize, Compare and Save Token Attention."),
+                io.Image.Output(display_name="IMAGE", tooltip="The same pictures, for Visualize Token Attention."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, clip, vae, image, text, keep, layers, memory, **look) -> io.NodeOutput:
+        with torch.inference_mode(False):
+            host = ComfyHost(model, clip, vae)
+            recorded = RecordingSettings(keep=keep, layers=layers, memory=memory)
+            return io.NodeOutput(record_pictures(host, image.clone(), text, LookSettings(**look), recorded), image)
 
 
 class VisualizeTokenAttention(io.ComfyNode):
@@ -44,44 +99,25 @@ class VisualizeTokenAttention(io.ComfyNode):
         return schema(
             node_id="FMN_VisualizeTokenAttention",
             display_name="Visualize Token Attention",
-            description="Shows where words of the prompt attended, as a heat map over the picture and as a mask.",
-            search_aliases=["attention map", "heat map", "daam"],
+            description="Shows where words of the prompt attended: as heat maps over the picture, sheets of words, steps, "
+            "layers or heads, and as masks.",
+            search_aliases=ALIASES,
             inputs=[
                 Recording.Input("recording", tooltip="From Record Token Attention."),
                 io.Image.Input("image", tooltip="The picture that was sampled with the recording model."),
-                io.String.Input(
-                    "words",
-                    default="",
-                    multiline=True,
-                    tooltip="Words or phrases of the prompt, separated by commas or lines. Empty: every word.",
-                ),
-                io.Float.Input(
-                    "maximum",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    tooltip="The share of attention that gets the brightest colour. 0: the highest found. "
-                    "Wire another one's maximum here to compare two pictures on one scale.",
-                ),
-                io.Float.Input(
-                    "opacity", default=0.6, min=0.0, max=1.0, step=0.05, tooltip="How much the heat map covers the picture."
-                ),
-                widget(
-                    io.Combo,
-                    "color_map",
-                    options=list(COLOR_MAPS),
-                    default="inferno",
-                    tooltip="Colours from low to high; all of them read in grey and to the colour-blind.",
-                    advanced=True,
-                ),
+                *settings_inputs(ViewSettings),
             ],
             outputs=[
                 io.Image.Output(
                     display_name="IMAGE",
-                    tooltip="Heat maps over the pictures: all pictures for the first word, then the next.",
+                    tooltip="The view: for `overlay` all pictures for the first word, then for the next; for `over steps` "
+                    "the frames of an animation.",
                 ),
-                io.Mask.Output(display_name="MASK", tooltip="The same heat maps as masks, 0 to 1."),
+                io.Mask.Output(
+                    display_name="MASK",
+                    tooltip="The heat maps as masks, all pictures for the first word, then for the next: for inpainting, or "
+                    "for the `mask` of Forget Concept.",
+                ),
                 io.Float.Output(
                     display_name="maximum", tooltip="The share of attention that the brightest colour stands for."
                 ),
@@ -89,5 +125,75 @@ class VisualizeTokenAttention(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, recording, image, words, maximum, opacity, color_map) -> io.NodeOutput:
-        return io.NodeOutput(*visualize(recording, image, words, maximum, opacity, color_map))
+    def execute(cls, recording, image, **settings) -> io.NodeOutput:
+        return io.NodeOutput(*visualize(recording, image, ViewSettings(**settings)))
+
+
+class CompareTokenAttention(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="FMN_CompareTokenAttention",
+            display_name="Compare Token Attention",
+            description="Two recordings side by side, before and after a patch, of two prompts or two seeds: heat maps on "
+            "one scale, the difference, and each word's share of the attention.",
+            search_aliases=ALIASES,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                Recording.Input("first", tooltip="From Record Token Attention: before, say."),
+                Recording.Input("second", tooltip="From another Record Token Attention: after, say."),
+                *settings_inputs(CompareSettings),
+                # Nothing of a recording is there before its sampler has run: the pictures make this node wait.
+                io.Image.Input("first_image", tooltip="The pictures of the first recording."),
+                io.Image.Input("second_image", tooltip="The pictures of the second recording."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="IMAGE", tooltip="A sheet for each picture: maps, difference and bars."),
+                io.String.Output(display_name="report", tooltip="Each word's share of the attention in both, as lines."),
+                io.String.Output(display_name="json", tooltip="The same as JSON, with what start and padding get."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, first, second, first_image, second_image, **settings) -> io.NodeOutput:
+        chosen = CompareSettings(**settings)
+        comparison = compare(first, second, chosen.words, *first_image.shape[1:3])
+        report = comparison.report((chosen.first_title, chosen.second_title))
+        sheets = draw_comparison(comparison, (first_image, second_image), chosen)
+        return io.NodeOutput(sheets, report, comparison.as_json(), ui=shown(cls, report))
+
+
+class SaveTokenAttention(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="FMN_SaveTokenAttention",
+            display_name="Save Token Attention",
+            description="Writes a recording into output/attention as data: every layer's map (.npz for NumPy), or words and "
+            "their shares (.json). Files are numbered, never overwritten.",
+            search_aliases=ALIASES,
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                Recording.Input("recording", tooltip="From Record Token Attention."),
+                # Nothing of a recording is there before its sampler has run: the picture makes this node wait.
+                io.Image.Input("image", tooltip="The picture that was sampled with the recording model."),
+                io.Combo.Input(
+                    "format",
+                    options=["npz", "json"],
+                    default="npz",
+                    tooltip="`npz`: each layer's mean map [pictures, heads, height, width, tokens], and the facts as text. "
+                    "`json`: the facts alone: tokens, words, shares, layers.",
+                ),
+                io.String.Input("filename_prefix", default="attention", tooltip="Name of the file; a slash makes a folder."),
+            ],
+            outputs=[io.String.Output(display_name="path", tooltip="Where the file is.")],
+        )
+
+    @classmethod
+    def execute(cls, recording, image, format, filename_prefix) -> io.NodeOutput:
+        data = {"npz": as_npz, "json": as_json}[format](recording)
+        root = Path(folder_paths.get_output_directory(), "attention")
+        path = numbered(root, filename_prefix, format)
+        write_new(data, path)
+        return io.NodeOutput(str(path), ui=shown(cls, f"Saved {describe(path)}"))

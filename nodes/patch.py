@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import folder_paths
@@ -108,17 +109,23 @@ def new_path(prefix: str, concept: str) -> tuple[Path, str]:
     prefix = prefix.replace("%concept%", concept)
     if not Path(prefix).name or prefix.endswith(("/", "\\")):
         prefix += f"forget-{concept}"
+    path = numbered(root, prefix, "safetensors", lambda name: folder_paths.get_full_path("loras", name) is not None)
+    return path, str(path.relative_to(root))
+
+
+def numbered(root: Path, prefix: str, suffix: str, taken: Callable[[str], bool] = lambda name: False) -> Path:
+    """A numbered path below `root` that no file has, and whose name below it is not taken elsewhere.
+
+    Raises ForgetError for a prefix that leads elsewhere.
+    """
     if not prefix.isprintable():
         raise ForgetError(f"{prefix!r} holds characters that no file name should: use letters, digits and hyphens.")
     try:
         root.mkdir(parents=True, exist_ok=True)
         folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, str(root))
-        while True:
-            path = Path(folder, f"{stem}_{counter:05}_.safetensors")
-            name = str(Path(subfolder, path.name))
-            if not path.exists() and folder_paths.get_full_path("loras", name) is None:
-                return path, name
+        while (path := Path(folder, f"{stem}_{counter:05}_.{suffix}")).exists() or taken(str(Path(subfolder, path.name))):
             counter += 1
+        return path
     except OSError as error:
         raise ForgetError(f"`{prefix}` cannot be used below {root}: {error.strerror}. Choose another name.") from error
     except Exception as error:  # the host raises a bare Exception for a folder outside

@@ -1,26 +1,49 @@
-"""Recording attention in the real host: the same picture, and the maps that the formula gives."""
+"""Maps by the formula, a prompt's words, and heat maps as pictures and data."""
 
 from __future__ import annotations
 
+import io
+import json
+
+import numpy as np
 import pytest
 import torch
-from einops import rearrange
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmn_core.attention import AttentionRecording, attention_probabilities, layer_size
+from fmn_core.attention import attention_probabilities, is_prompt, layer_size
+from fmn_core.attention_compare import CompareSettings, compare, draw_comparison
+from fmn_core.attention_data import as_json, as_npz
+from fmn_core.attention_picture import VIEWS, ViewSettings, layer_title, percent, visualize
 from fmn_core.errors import ForgetError
-from fmn_core.heatmap import COLOR_MAPS, colorize, find_phrase, overlay, visualize, words_of
+from fmn_core.heatmap import COLOR_MAPS, colorize, colorize_difference, overlay, shares
 from fmn_core.hosts.base import Token
+from fmn_core.prompt_words import distinct_words, find_phrase, words_of
+from fmn_core.recording import AttentionRecording, Box, RecordingSettings
 
-PROMPT = "a neon drawing of a cat"
+LAYER = "input_blocks.{}.1.transformer_blocks.0.attn2"
 
 
-@pytest.fixture(scope="module")
-def record(loaded):
-    from fmn_core.hosts.comfy_attention import record_attention
+def tokens(*pieces):
+    words = (Token(5, piece, "word") for piece in pieces)
+    return (Token(0, "<start>", "start"), *words, Token(1, "<end>", "end"), Token(1, "<end>", "padding"))
 
-    return lambda text=PROMPT, model=None: record_attention(model or loaded[0], loaded[1], text)
+
+def recorded(*pieces, keep="mean", pictures=1, steps=2, seed=0, job="job", samplers=("5",)):
+    """A recording of two layers with two heads, of random queries and keys."""
+    recording = AttentionRecording(
+        " ".join(pieces), tokens(*(f"{piece}</w>" for piece in pieces)), RecordingSettings(keep=keep)
+    )
+    generator = torch.Generator().manual_seed(seed)
+    columns = len(recording.tokens)
+    for sampler in samplers:
+        recording.begin(job, sampler)
+        for step in range(steps):
+            for number, side in ((1, 4), (2, 2)):
+                q, k = (torch.randn(pictures, n, 6, generator=generator) for n in (side * side, columns))
+                recording.add(LAYER.format(number), q, k, 2, side, side, step)
+    recording.end()
+    return recording
 
 
 @settings(max_examples=30, deadline=None)
@@ -45,183 +68,78 @@ def test_layer_sizes_are_found_from_pixels(height, width, halvings):
     assert layer_size(height, width, h * w) == (h, w)
 
 
-@pytest.mark.parametrize("cfg", [1.0, 3.0])
-@pytest.mark.parametrize("size", [(8, 8), (5, 9)])
-def test_the_picture_is_bit_identical_and_columns_sum_to_one(record, loaded, sample, cfg, size):
-    watched, recording = record()
-    picture = sample(watched, PROMPT, cfg=cfg, size=size)
-    assert torch.equal(picture, sample(loaded[0], PROMPT, cfg=cfg, size=size))
-    assert set(recording.steps.values()) == {4} and len(recording.maps) == 10
-    for map in recording.maps.values():
-        assert map.shape[0] == 2 and map.shape[-1] == 77
-        assert torch.allclose(map.sum(-1), torch.ones(map.shape[:-1]), atol=1e-5)
-    heights = {tuple(map.shape[1:3]) for map in recording.maps.values()}
-    assert heights == {layer_size(*size, n) for n in (size[0] * size[1], *(h * w for h, w in heights))}
+def test_a_context_is_told_from_others():
+    embedding = torch.randn(3, 4)
+    assert is_prompt(embedding.half(), embedding) and is_prompt(embedding.repeat(3, 1), embedding)
+    assert not is_prompt(embedding * 1.1, embedding) and not is_prompt(embedding[:2], embedding)
+    assert not is_prompt(torch.cat([embedding, embedding.flip(0)]), embedding)
 
 
-def test_the_maps_are_those_of_the_conditional_rows(record, loaded, sample):
-    """Against hooks on the host's own projections, with the positive prompt's rows taken by the sampler's list."""
-    watched, recording = record()
-    layers = {n: m for n, m in loaded[0].model.diffusion_model.named_modules() if n.endswith("attn2")}
-    name, layer = next(iter(layers.items()))
-    seen = {"q": [], "k": []}
-    hooks = [
-        getattr(layer, f"to_{m}").register_forward_hook(lambda mod, args, out, m=m: seen[m].append(out.detach().clone()))
-        for m in seen
-    ]
-    sample(watched, PROMPT, negative="a rose", steps=3)
-    for hook in hooks:
-        hook.remove()
-    # The recorder projects too, before the layer itself: every call comes as [recorder, host].
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 12), st.integers(1, 12), st.integers(1, 3), st.sampled_from(["mean", "steps", "heads"]),
+    st.integers(1, 5), st.integers(300, 20_000), st.integers(0, 99),
+)  # fmt: skip
+def test_whatever_the_room_the_columns_sum_to_one(height, width, pictures, keep, steps, room, seed):
+    """Down to less than one map's room: maps get coarser, or steps are joined, and what is kept stays a mean."""
+    recording = AttentionRecording("a", tokens("a</w>"), RecordingSettings(keep=keep, memory=1))
+    generator = torch.Generator().manual_seed(seed)
+    recording.begin()
+    everything = []
+    make_room = recording.make_room
+    recording.make_room = lambda layer, step, _, device: make_room(layer, step, room, device)
+    for step in range(steps):
+        q, k = (torch.randn(pictures, n, 6, generator=generator) for n in (height * width, 4))
+        recording.add("x", q, k, 2, height, width, step)
+        everything.append(attention_probabilities(q, k, 2).mean(1))
+    map = recording.map("x")
+    assert torch.allclose(map.sum(-1), torch.ones(map.shape[:-1]), atol=1e-5)
+    least = 4 * (pictures * (2 if keep == "heads" else 1) * 4 + 1)
+    assert recording.bytes() <= max(room, least)
+    if not recording.halved:
+        assert torch.allclose(map.mean(1).flatten(1, 2), torch.stack(everything).mean(0), atol=1e-5)
+
+
+def test_rows_at_a_time_are_all_at_once(monkeypatch):
+    q, k = torch.randn(2, 7 * 5, 6), torch.randn(2, 4, 6)
     maps = []
-    for q, k in zip(seen["q"][1::2], seen["k"][1::2], strict=True):
-        positive = slice(len(q) // 2, None)  # cond_or_uncond is [1, 0] when both run at once
-        maps.append(attention_probabilities(q[positive], k[positive], layer.heads).mean(1))
-    expected = rearrange(torch.stack(maps).mean(0), "b (h w) t -> b h w t", h=8)
-    assert torch.allclose(recording.maps[name], expected, atol=1e-5)
+    for memory in (2**20, 1e-9):
+        recording = AttentionRecording("a", tokens("a</w>"))
+        monkeypatch.setattr("fmn_core.recording.AT_ONCE", 8 if memory > 1 else 2**30)
+        recording.add("x", q, k, 2, 7, 5)
+        maps.append(recording.map("x"))
+    assert torch.allclose(*maps, atol=1e-6)
 
 
-def test_a_new_sampling_starts_a_new_recording(record, sample):
-    watched, recording = record()
-    sample(watched, PROMPT, seed=5)
-    first = {name: map.clone() for name, map in recording.maps.items()}
-    sample(watched, PROMPT, seed=6)
-    assert set(recording.steps.values()) == {4}
-    sample(watched, PROMPT, seed=5)
-    assert all(torch.equal(recording.maps[name], first[name]) for name in first)
-
-
-def test_prompts_tiled_to_a_common_length_come_back_to_their_own(record, sample):
-    long = "a house and a tree " * 20
-    watched, recording = record()
-    alone, separate = record()
-    sample(watched, PROMPT, negative=long, steps=1)
-    sample(alone, PROMPT, steps=1)
-    assert len(recording.maps) == 10
-    for name, map in recording.maps.items():
-        assert map.shape[-1] == 77 and torch.allclose(map, separate.maps[name], atol=1e-5)
-
-
-@pytest.mark.parametrize("other", ["a house and a tree " * 20, "a neon drawing of a dog"])
-def test_another_text_than_the_samplers_is_said_and_spoils_no_picture(record, sample, loaded, other):
-    watched, recording = record()
-    assert torch.equal(sample(watched, other), sample(loaded[0], other))
-    with pytest.raises(ForgetError, match="give it the same text and CLIP"):
-        visualize(recording, torch.zeros(2, 64, 64, 3), "cat", 0.0, 0.5, "inferno")
-
-
-def test_only_the_recorded_text_is_recorded_among_several(comfy, record, loaded, sample):
-    """Two positive prompts on parts of the picture, as regional prompting makes them, in any order."""
-    _, clip, _ = loaded
-    watched, recording = record()
-    with torch.inference_mode():
-        prompts = [clip.encode_from_tokens_scheduled(clip.tokenize(t)) for t in ("a house", PROMPT, "")]
-        area = {"area": (8, 4, 0, 0), "strength": 1.0}
-        both = [[prompts[0][0][0], {**prompts[0][0][1], **area}], *prompts[1]]
-        noise = comfy.sample.prepare_noise(torch.zeros(2, 4, 8, 8), 1)
-
-        def run(model):
-            return comfy.sample.sample(
-                model, noise, 3, 3.0, "euler", "normal", both, prompts[2], torch.zeros(2, 4, 8, 8), seed=1, disable_pbar=True
-            )
-
-        assert torch.equal(run(watched), run(loaded[0]))
-    assert {map.shape[0] for map in recording.maps.values()} == {2}
-    assert set(recording.steps.values()) == {3}
-
-
-def test_layers_shrunk_by_another_pack_are_recorded(record, sample):
-    """As Deep Shrink does: by factors that are no halvings."""
-    watched, recording = record()
-
-    def shrink(h, transformer_options):
-        number = transformer_options["block"][1]
-        return torch.nn.functional.interpolate(h, size=(6, 6)) if number == 1 else h
-
-    def grow(h, skip, transformer_options):
-        return torch.nn.functional.interpolate(h, size=skip.shape[2:]), skip
-
-    watched.set_model_input_block_patch(shrink)
-    watched.set_model_output_block_patch(grow)
-    sample(watched, PROMPT)
-    assert {tuple(map.shape[1:3]) for map in recording.maps.values()} >= {(8, 8), (3, 3)}
+def test_parts_are_put_in_their_places():
+    recording = AttentionRecording("a", tokens("a</w>"))
+    for top in (0, 2):
+        recording.add("x", torch.randn(1, 8, 6), torch.randn(1, 4, 6), 2, 2, 4, box=Box(5, 6, top, 2))
+    sums = recording.map("x")[0, 0].sum(-1)
+    assert torch.allclose(sums[:4, 2:], torch.ones(4, 4), atol=1e-5)
+    assert not sums[4].any() and not sums[:, :2].any()
 
 
 def test_a_recording_of_two_samplers_is_refused():
-    recording = AttentionRecording("a cat", tokens("a</w>", "cat</w>"))
-    for sampler in ("5", "6"):
-        recording.begin("job", sampler)
-        recording.add("x", torch.rand(1, 2, 4, 5), 2, 2)
     with pytest.raises(ForgetError, match="of its own for each sampler"):
-        visualize(recording, torch.zeros(1, 8, 8, 3), "cat", 0.0, 0.5, "inferno")
-    recording.begin("next job", "6")
-    recording.add("x", torch.rand(1, 2, 4, 5), 2, 2)
-    assert visualize(recording, torch.zeros(1, 8, 8, 3), "cat", 0.0, 0.5, "inferno")
-
-
-def test_training_on_a_watched_model_records_nothing(record, loaded):
-    from fmn_core.forget import forget
-    from fmn_core.hosts.comfy import ComfyHost
-    from fmn_core.settings import ForgetSettings
-
-    watched, recording = record("a photo of cat")
-    forget(ComfyHost(watched, *loaded[1:]), "cat", ForgetSettings(preset="paper", steps=2, num_pictures=1, sampling_steps=2))
-    assert not recording.maps
+        visualize(recorded("a", "cat", samplers=("5", "6")), torch.zeros(1, 8, 8, 3))
+    again = recorded("a", "cat", samplers=("5",))
+    again.begin("next job", "6")
+    again.add(LAYER.format(1), torch.rand(1, 4, 6), torch.rand(1, 5, 6), 2, 2, 2)
+    assert visualize(again, torch.zeros(1, 8, 8, 3), ViewSettings(words="cat"))
 
 
 def test_heat_maps_are_means_over_layers():
-    recording = AttentionRecording("a cat", tokens("a</w>", "cat</w>"))
-    for layer, side in (("x", 2), ("y", 4)):
-        recording.add(layer, torch.rand(1, 2, side * side, 5), side, side)
-    expected = sum(
-        torch.nn.functional.interpolate(m.permute(0, 3, 1, 2), (8, 8), mode="bicubic").clamp(min=0)
-        for m in recording.maps.values()
-    )
+    recording = recorded("a", "cat")
+    maps = [recording.map(name).mean(1).permute(0, 3, 1, 2) for name in recording.layers]
+    expected = sum(torch.nn.functional.interpolate(map, (8, 8), mode="bicubic").clamp(min=0) for map in maps)
     assert torch.allclose(recording.heat_maps([2, 1], 8, 8), expected[:, [2, 1]] / 2)
-
-
-def test_patches_that_are_there_go_on_working(record, loaded, sample):
-    """A replacement of the attention, as IPAdapter makes one, and another attn2 patch, on the same blocks."""
-    from comfy.ldm.modules.attention import optimized_attention
-
-    calls = []
-
-    def replacement(q, k, v, extra):
-        calls.append("replace")
-        return optimized_attention(q, k, v * 0.5, extra["n_heads"])
-
-    def patch(n, context, value, extra):
-        calls.append("patch")
-        return n, context, value
-
-    model = loaded[0].clone()
-    model.set_model_attn2_replace(replacement, "input", 1)
-    model.set_model_attn2_patch(patch)
-    expected = sample(model, PROMPT)
-    count = len(calls)
-    watched, recording = record(model=model)
-    assert torch.equal(sample(watched, PROMPT), expected)
-    assert len(calls) == 2 * count and len(recording.maps) == 10
-    later = watched.clone()
-    later.set_model_attn2_replace(replacement, "output", 1)
-    recording.maps.clear()
-    sample(later, PROMPT)
-    assert len(recording.maps) == 10
-
-
-def test_the_watched_model_is_a_clone(record, loaded):
-    watched, _ = record()
-    assert watched is not loaded[0] and not loaded[0].model_options["transformer_options"].get("patches")
-
-
-def tokens(*pieces):
-    words = (Token(5, piece, "word") for piece in pieces)
-    return (Token(0, "<start>", "start"), *words, Token(1, "<end>", "end"), Token(1, "<end>", "padding"))
 
 
 def test_pieces_of_words_are_merged_and_phrases_found():
     prompt = tokens("a</w>", "twe", "moji</w>", "of</w>", "a</w>", "red</w>", "cat</w>", ",</w>", "red</w>", "cat</w>")
     assert [word for word, _ in words_of(prompt)] == ["a", "twemoji", "of", "a", "red", "cat", ",", "red", "cat"]
+    assert distinct_words(prompt) == ["a", "twemoji", "of", "red", "cat"]
     assert find_phrase(prompt, "Twemoji") == [2, 3]
     assert find_phrase(prompt, "red cat") == [6, 7, 9, 10]
     assert find_phrase(prompt, "cat, red") == [7, 8, 9]
@@ -237,27 +155,99 @@ def test_words_of_any_language_read_as_typed(loaded, text):
     assert "".join(words) == text.lower().replace(" ", "")
 
 
-def test_visualize(record, sample, loaded):
-    watched, recording = record()
-    latents = sample(watched, PROMPT)
-    with torch.inference_mode():
-        image = loaded[2].decode(latents)
-    overlays, masks, maximum = visualize(recording, image, "cat\n neon, ", 0.0, 0.6, "inferno")
-    assert overlays.shape == (4, 64, 64, 3) and masks.shape == (4, 64, 64)
+def test_overlays_and_masks():
+    recording = recorded("a", "neon", "cat", pictures=2)
+    image = torch.rand(2, 24, 16, 3)
+    overlays, masks, maximum = visualize(recording, image, ViewSettings(words="cat\n neon, "))
+    assert overlays.shape == (4, 24, 16, 3) and masks.shape == (4, 24, 16)
     assert masks.max() == pytest.approx(1) and 0 < maximum < 1
-    doubled = visualize(recording, image, "cat\n neon", maximum * 2, 0.6, "inferno")[1]
-    assert torch.allclose(doubled, masks / 2, atol=1e-6)
-    everything = visualize(recording, image, "", 0.0, 0.6, "viridis")[1]
-    assert len(everything) == 2 * len({"a", "neon", "drawing", "of", "cat"})
-    assert torch.allclose(visualize(recording, image, "cat", 0.0, 0.0, "magma")[0], image, atol=1e-6)
+    doubled = visualize(recording, image, ViewSettings(words="cat, neon", maximum=min(maximum * 2, 1)))[1]
+    assert torch.allclose(doubled, masks * maximum / min(maximum * 2, 1), atol=1e-6)
+    binary = visualize(recording, image, ViewSettings(words="cat, neon", threshold=0.5))[1]
+    assert torch.equal(binary, (masks > 0.5).float()) and 0 < binary.mean() < 1
+    assert len(visualize(recording, image, ViewSettings())[1]) == 2 * 3
+    assert torch.allclose(visualize(recording, image, ViewSettings(words="cat", opacity=0.0))[0], image, atol=1e-6)
     with pytest.raises(ForgetError, match="is of 2 pictures"):
-        visualize(recording, image[:1], "cat", 0.0, 0.6, "inferno")
+        visualize(recording, image[:1], ViewSettings(words="cat"))
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("size", [(24, 16), (8, 40)])
+def test_every_view_is_one_batch_of_pictures(view, size):
+    keep = {"over steps": "steps", "heads": "heads"}.get(view, "mean")
+    recording = recorded("a", "cat", keep=keep, pictures=2, steps=3)
+    pictures, masks, maximum = visualize(recording, torch.rand(2, *size, 3), ViewSettings(view=view))
+    count = {"overlay": 4, "contact sheet": 2, "over steps": 6}.get(view, 4)
+    assert len(pictures) == count and pictures.shape[-1] == 3 and 0 <= pictures.min() and pictures.max() <= 1
+    assert masks.shape == (4, *size) and 0 < maximum <= 1
+    other = visualize(
+        recorded("a", "cat", keep=keep, pictures=2, steps=3, seed=9), torch.rand(2, *size, 3), ViewSettings(view=view)
+    )
+    assert other[0].shape == pictures.shape
+
+
+@pytest.mark.parametrize("view, keep", [("over steps", "steps"), ("heads", "heads")])
+def test_a_view_of_what_was_not_kept_is_said(view, keep):
+    with pytest.raises(ForgetError, match=f"set `keep` of Record Token Attention to `{keep}`"):
+        visualize(recorded("a", "cat"), torch.zeros(1, 8, 8, 3), ViewSettings(view=view))
 
 
 def test_an_empty_recording_is_said():
     with pytest.raises(ForgetError, match="Nothing was recorded"):
-        recording = AttentionRecording("a cat", tokens("a</w>", "cat</w>"))
-        visualize(recording, torch.zeros(1, 8, 8, 3), "cat", 0.0, 0.5, "inferno")
+        visualize(AttentionRecording("a cat", tokens("a</w>", "cat</w>")), torch.zeros(1, 8, 8, 3))
+
+
+def test_shares_sum_to_one():
+    both = shares(recorded("a", "cat", "a"))
+    assert set(both) == {"a", "cat", "<start>", "<end and padding>"} and sum(both.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_recording_compared_with_itself_has_no_difference():
+    one = recorded("a", "cat")
+    comparison = compare(one, one, "", 8, 8)
+    assert [pair.name for pair in comparison.pairs] == ["a", "cat"]
+    assert all(pair.shares[0] == pair.shares[1] and torch.equal(*pair.maps) for pair in comparison.pairs)
+    image = torch.rand(1, 8, 8, 3)
+    assert draw_comparison(comparison, (image, image), CompareSettings()).shape[0] == 1
+
+
+def test_two_prompts_are_compared_word_by_word():
+    one, other = recorded("a", "cat", pictures=2), recorded("a", "red", "dog", pictures=2, seed=4)
+    comparison = compare(one, other, "cat -> dog, a, red", 8, 12)
+    names = [pair.names for pair in comparison.pairs]
+    assert names == [("cat", "dog"), ("a", "a"), (None, "red")]
+    assert comparison.pairs[0].shares == pytest.approx((shares(one)["cat"], shares(other)["dog"]))
+    assert comparison.pairs[2].shares[0] == 0 and not comparison.pairs[2].maps[0].any()
+    report = comparison.report(("with", "without"))
+    assert "cat -> dog" in report and "red: not there" in report
+    rows = json.loads(comparison.as_json())["words"]
+    assert [row["change"] for row in rows] == pytest.approx([pair.shares[1] - pair.shares[0] for pair in comparison.pairs])
+    images = (torch.rand(2, 8, 12, 3), torch.rand(2, 16, 24, 3))  # of another size: brought to the first one's
+    assert draw_comparison(comparison, images, CompareSettings()).shape[0] == 2
+
+
+@pytest.mark.parametrize("words, match", [("bird", "`bird` is not in"), ("cat -> bird", "`bird` is not in")])
+def test_a_word_of_neither_prompt_is_said(words, match):
+    with pytest.raises(ForgetError, match=match):
+        compare(recorded("a", "cat"), recorded("a", "dog"), words, 8, 8)
+
+
+def test_recordings_of_unlike_numbers_of_pictures_are_said():
+    with pytest.raises(ForgetError, match="One recording is of 1 pictures and the other of 2"):
+        compare(recorded("a", "cat"), recorded("a", "cat", pictures=2), "", 8, 8)
+
+
+@pytest.mark.parametrize("keep", ["mean", "steps", "heads"])
+def test_data_are_the_maps(keep):
+    recording = recorded("a", "cat", keep=keep, pictures=2, steps=3)
+    data = np.load(io.BytesIO(as_npz(recording)))
+    facts = json.loads(data["facts"].item())
+    assert facts == json.loads(as_json(recording))
+    assert facts["words"]["cat"] == [2] and facts["tokens"][2]["text"] == "cat</w>"
+    for name in recording.layers:
+        saved = torch.from_numpy(data[name])
+        expected = torch.stack([recording.map(name, i) for i in range(3)]) if keep == "steps" else recording.map(name)
+        assert torch.equal(saved, expected)
 
 
 @pytest.mark.parametrize("name", COLOR_MAPS)
@@ -267,3 +257,28 @@ def test_color_maps_grow_brighter(name):
     assert (luminance.diff() > 0).all()
     picture = torch.rand(4, 4, 3)
     assert torch.equal(overlay(picture, torch.rand(4, 4), 0.0, name), picture)
+
+
+def test_differences_are_blue_below_and_red_above():
+    less, same, more = colorize_difference(torch.tensor([-1.0, 0.0, 1.0]))
+    assert less[2] > less[0] and more[0] > more[2] and (same > 0.95).all()
+
+
+@pytest.mark.parametrize(
+    "share, text", [(0.0, "0 %"), (0.5, "50 %"), (0.0123, "1.2 %"), (0.000456, "0.046 %"), (1.0, "100 %")]
+)
+def test_percents_have_two_figures(share, text):
+    assert percent(share) == text
+
+
+@pytest.mark.parametrize(
+    "name, title",
+    [
+        ("input_blocks.4.1.transformer_blocks.0.attn2", "input 4.1"),
+        ("middle_block.1.transformer_blocks.9.attn2", "middle 1 / 9"),
+        ("up_blocks.1.attentions.2.transformer_blocks.0.attn2", "up 1.2"),
+        ("mid_block.attentions.0.transformer_blocks.0.attn2", "mid 0"),
+    ],
+)
+def test_layers_have_short_names(name, title):
+    assert layer_title(name) == title

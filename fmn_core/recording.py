@@ -1,0 +1,255 @@
+"""What a prompt's words attended to: sums over forwards, kept inside a bound of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from .attention import attention_probabilities
+from .hosts.base import CrossAttention, Token
+from .settings import setting
+
+MEGABYTE = 2**20
+AT_ONCE = 8  # of so many parts of the memory, one is for the maps of the pixels at hand
+FLOAT = 4  # bytes
+
+
+@dataclass(frozen=True)
+class RecordingSettings:
+    """What of the attention is recorded, and in how much memory."""
+
+    keep: str = setting(
+        "mean",
+        "What stays apart besides layers and tokens. `mean`: nothing. `steps`: each step, for the view over steps. `heads`: "
+        "each head, for the view per head.",
+        choices=("mean", "steps", "heads"),
+    )  # fmt: skip
+    layers: str = setting(
+        "all", "Which layers of the UNet: all, or those on the way down, in the middle, or on the way up.",
+        choices=("all", "down", "mid", "up"),
+    )  # fmt: skip
+    start_percent: float = setting(
+        0.0, "Where in the sampling the recording begins: 0 is the first step.", min=0.0, max=1.0, step=0.01, advanced=True
+    )  # fmt: skip
+    end_percent: float = setting(
+        1.0, "Where in the sampling the recording ends: 1 is the last step.", min=0.0, max=1.0, step=0.01, advanced=True
+    )  # fmt: skip
+    memory: int = setting(
+        256,
+        "Megabytes that recording may take. Where they do not do, steps are joined, then the largest maps are halved.",
+        min=1, max=65536, advanced=True,
+    )  # fmt: skip
+
+    def chosen(self, layers: dict[str, CrossAttention]) -> dict[str, CrossAttention]:
+        """Those of the layers that are recorded."""
+        return {name: layer for name, layer in layers.items() if self.layers in ("all", layer.place)}
+
+
+@dataclass
+class Frame:
+    """Some steps' sums: layer -> probabilities [B, H, h, w, T], and how many forwards saw each pixel [h, w]."""
+
+    first: int
+    last: int
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, Tensor] = field(default_factory=dict)
+
+    def join(self, other: Frame) -> None:
+        """Takes in a later frame."""
+        self.last = other.last
+        for mine, its in ((self.sums, other.sums), (self.counts, other.counts)):
+            for layer, values in its.items():
+                mine[layer] = mine[layer].add_(values) if layer in mine else values
+
+    def tensors(self) -> Iterator[tuple[dict[str, Tensor], str]]:
+        """Where each of the tensors is."""
+        for table in (self.sums, self.counts):
+            for layer in table:
+                yield table, layer
+
+
+@dataclass(frozen=True)
+class Box:
+    """A part of a picture that a layer runs for, in the layer's pixels: the picture's size, and the part's corner."""
+
+    height: int
+    width: int
+    top: int = 0
+    left: int = 0
+
+
+@dataclass
+class AttentionRecording:
+    """What one prompt's words attended to while pictures were sampled.
+
+    `tokens`: the prompt's T columns. `frames`: one for all steps, or several where steps are kept apart. `samplers`: who
+    sampled with it in the job `job`, by the host's names. `sizes`: layer -> (B, H, height, width) of its forwards; `halved`:
+    layer -> how many of these pixels a pixel of the map has along a side.
+    """
+
+    text: str
+    tokens: tuple[Token, ...]
+    settings: RecordingSettings = field(default_factory=RecordingSettings)
+    frames: list[Frame] = field(default_factory=list)
+    sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    halved: dict[str, int] = field(default_factory=dict)
+    span: int = 1  # steps of a frame
+    job: str | None = None
+    samplers: set[str | None] = field(default_factory=set)
+
+    def begin(self, job: str | None = None, sampler: str | None = None) -> None:
+        """Forgets what was recorded: a new sampling starts."""
+        if job != self.job:
+            self.job, self.samplers = job, set()
+        self.samplers.add(sampler)
+        self.frames, self.sizes, self.halved, self.span = [], {}, {}, 1
+
+    def end(self) -> None:
+        """Brings what was recorded to the CPU: the sampling is over."""
+        for frame in self.frames:
+            for table, layer in frame.tensors():
+                table[layer] = table[layer].cpu()
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the recorded layers, in the order of the forward."""
+        return list(dict.fromkeys(layer for frame in self.frames for layer in frame.sums))
+
+    def bytes(self) -> int:
+        """What is kept."""
+        return sum(table[layer].nbytes for frame in self.frames for table, layer in frame.tensors())
+
+    @torch.no_grad()
+    def add(
+        self, layer: str, q: Tensor, k: Tensor, heads: int, height: int, width: int, step: int = 0, box: Box | None = None
+    ) -> None:
+        """Takes in one forward of one layer: q [B, height * width, heads * d], k [B, R * T, heads * d].
+
+        A prompt that the host tiled R times to a common length comes back to its own: a column is the sum of its repeats.
+        Maps are made of a few rows of pixels at a time. A layer that runs for a part of the picture is told so by `box`;
+        without it, the first size counts, and forwards of another one are left out.
+        """
+        box = box or Box(height, width)
+        kept = heads if self.settings.keep == "heads" else 1
+        size = (len(q), kept, box.height, box.width)
+        if self.sizes.setdefault(layer, size) != size:
+            return
+        row_bytes = len(q) * heads * width * k.shape[1] * FLOAT
+        room = self.settings.memory * MEGABYTE
+        frame = self.make_room(layer, step, room - room // AT_ONCE - q.nbytes - k.nbytes, q.device)
+        side = self.halved.get(layer, 1)
+        total, count = frame.sums[layer], frame.counts[layer]
+        rows = max(room // AT_ONCE // (3 * row_bytes) // side, 1) * side  # three: scores, probabilities, and their folding
+        for top in range(0, height, rows):
+            part = q[:, top * width : (top + rows) * width]
+            probabilities = attention_probabilities(part, k, heads)
+            if kept == 1:
+                probabilities = probabilities.mean(1, keepdim=True)
+            maps = rearrange(probabilities, "b k (h w) (r t) -> b k h w r t", w=width, t=len(self.tokens)).sum(-2)
+            maps = halve(maps, side)
+            y, x = (box.top + top) // side, box.left // side
+            place = total[:, :, y : y + maps.shape[2], x : x + maps.shape[3]]
+            place += maps[:, :, : place.shape[2], : place.shape[3]]
+        y, x = box.top // side, box.left // side
+        count[y : y - (-height // side), x : x - (-width // side)] += 1
+
+    def make_room(self, layer: str, step: int, room: int, device: torch.device) -> Frame:
+        """The step's frame, with zeros for the layer where it has none; joins steps and halves maps until all fits."""
+        pictures, heads, *full = self.sizes[layer]
+        while True:
+            frame = self.frame_of(step)
+            if layer in frame.sums:
+                return frame
+            side = self.halved.get(layer, 1)
+            size = (-(-full[0] // side), -(-full[1] // side))
+            need = FLOAT * size[0] * size[1] * (pictures * heads * len(self.tokens) + 1)
+            if self.bytes() + need > room and self.shrink((layer, size)):
+                continue
+            frame.sums[layer] = torch.zeros(pictures, heads, *size, len(self.tokens), device=device)
+            frame.counts[layer] = torch.zeros(size, device=device)
+            return frame
+
+    def frame_of(self, step: int) -> Frame:
+        """The frame that a step belongs to."""
+        first = step - step % self.span if self.settings.keep == "steps" else 0
+        for frame in self.frames:
+            if frame.first == first:
+                frame.last = max(frame.last, step)
+                return frame
+        self.frames.append(Frame(first, step))
+        return self.frames[-1]
+
+    def shrink(self, coming: tuple[str, tuple[int, int]]) -> bool:
+        """Joins each two neighbouring frames; where there is one alone, halves the largest map, be it the coming one of this
+        layer and size. False where nothing can be made smaller."""
+        if len(self.frames) > 1:
+            self.span *= 2
+            joined: list[Frame] = []
+            for frame in sorted(self.frames, key=lambda frame: frame.first):
+                first = frame.first - frame.first % self.span
+                if joined and joined[-1].first == first:
+                    joined[-1].join(frame)
+                else:
+                    frame.first = first
+                    joined.append(frame)
+            self.frames = joined
+            return True
+        frame = self.frames[0]
+        sizes = {layer: tuple(count.shape) for layer, count in frame.counts.items()} | dict([coming])
+        layer = max(sizes, key=lambda layer: sizes[layer][0] * sizes[layer][1])
+        if sizes[layer] == (1, 1):
+            return False
+        self.halved[layer] = 2 * self.halved.get(layer, 1)
+        if layer in frame.sums:
+            frame.sums[layer] = halve(frame.sums[layer], 2)
+            frame.counts[layer] = halve(frame.counts[layer][None, None, :, :, None], 2)[0, 0, :, :, 0]
+        return True
+
+    def map(self, layer: str, frame: int | None = None) -> Tensor:
+        """A layer's mean map [B, H, h, w, T] over all steps or those of one frame, H = 1 unless heads are kept: its columns
+        sum to 1 wherever the prompt was used, and are 0 elsewhere."""
+        frames = self.frames if frame is None else self.frames[frame : frame + 1]
+        there = [frame for frame in frames if layer in frame.sums]
+        count = sum(frame.counts[layer] for frame in there)
+        return sum(frame.sums[layer] for frame in there) / count.clamp(min=1e-12)[:, :, None]
+
+    def mass(self) -> Tensor:
+        """Each column's share of the attention [B, T]: a mean over layers, heads and the pixels that the prompt is for."""
+        layers = []
+        for name in self.layers:
+            seen = sum(frame.counts[name] for frame in self.frames if name in frame.counts) > 0
+            layers.append(self.map(name).mean(1)[:, seen].mean(1).cpu())
+        return torch.stack(layers).mean(0)
+
+    def heat_maps(
+        self,
+        columns: list[int],
+        height: int,
+        width: int,
+        layers: list[str] | None = None,
+        frame: int | None = None,
+        head: int | None = None,
+    ) -> Tensor:
+        """Those columns of DAAM's global heat map, [B, columns, height, width] on the CPU: layers up-sampled bicubically,
+        clamped at zero, averaged (Tang et al., arXiv 2210.04885, section 3); of all layers, steps and heads, or of some."""
+        names = self.layers if layers is None else layers
+        total = torch.zeros(())
+        for name in names:
+            map = self.map(name, frame)[..., columns]
+            heat = rearrange(map.mean(1) if head is None else map[:, head], "b h w t -> b t h w").float()
+            total = total + F.interpolate(heat, (height, width), mode="bicubic").clamp(min=0).cpu()
+        return total / len(names)
+
+
+def halve(maps: Tensor, side: int) -> Tensor:
+    """Means over squares of `side` pixels: [B, H, h, w, T] -> [B, H, h / side, w / side, T], rounded up."""
+    if side == 1:
+        return maps
+    flat = rearrange(maps, "b k h w t -> b (k t) h w")
+    pooled = F.avg_pool2d(flat, side, ceil_mode=True, count_include_pad=False)
+    return rearrange(pooled, "b (k t) h w -> b k h w t", k=maps.shape[1])
