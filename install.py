@@ -96,7 +96,7 @@ def main() -> int:
     arguments, rest = parser.parse_known_args()
     if arguments.command == "test":
         set_up("demo", "demo/recipe", "tests")
-        pip_install("--no-deps", LDM)
+        pip_install("--no-deps", LDM, DAAM)
         environment = {"FMN_COMFYUI": str(own_comfyui()), **os.environ}
         return run([str(venv_python()), "-m", "pytest", "tests", *rest], environment)
     if rest:

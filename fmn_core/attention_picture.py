@@ -194,9 +194,15 @@ class View:
 
     def require_kept(self, what: str) -> None:
         """Raises ForgetError where the recording has not kept its steps, or heads, apart."""
-        if self.recording.settings.keep != what:
+        settings = self.recording.settings
+        if settings.keep != what:
             raise ForgetError(
                 f"The recording did not keep its {what} apart: set `keep` of Record Token Attention to `{what}`, and sample."
+            )
+        if what == "heads" and not self.recording.apart:
+            raise ForgetError(
+                f"{settings.memory} MB were too few to keep the heads apart: raise `memory` of Record Token Attention, "
+                "record fewer pictures, or choose some of the layers, and sample."
             )
 
 

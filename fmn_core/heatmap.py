@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import ForgetError
@@ -76,14 +77,16 @@ def word_heat_maps(
     frame: int | None = None,
     head: int | None = None,
 ) -> Tensor:
-    """DAAM's word heat maps [W, B, height, width]: the mean of the global heat map over a phrase's columns.
+    """DAAM's word heat maps [W, B, height, width]: the mean of the global heat map over a phrase's columns, brought to the
+    picture's size bicubically.
 
     Raises ForgetError for a phrase that is not in the prompt and for a recording with nothing in it.
     """
     require_recorded(recording)
     columns = [find_phrase(recording.tokens, phrase) for phrase in phrases]
-    maps = [recording.heat_maps(c, height, width, layers, frame, head).mean(1) for c in columns]
-    return torch.stack(maps).nan_to_num()  # a model that overflows in fp16 attends to nothing in particular
+    maps = torch.stack([recording.heat_maps(c, layers, frame, head).mean(1) for c in columns])
+    maps = F.interpolate(maps, (height, width), mode="bicubic").clamp(min=0)
+    return maps.nan_to_num()  # a model that overflows in fp16 attends to nothing in particular
 
 
 def shares(recording: AttentionRecording) -> dict[str, float]:

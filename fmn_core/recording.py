@@ -24,10 +24,10 @@ class RecordingSettings:
     """What of the attention is recorded, and in how much memory."""
 
     keep: str = setting(
-        "mean",
-        "What stays apart besides layers and tokens. `mean`: nothing. `steps`: each step, for the view over steps. `heads`: "
-        "each head, for the view per head.",
-        choices=("mean", "steps", "heads"),
+        "heads",
+        "What stays apart besides layers and tokens. `heads`: each head, as DAAM needs it, and for the view per head. "
+        "`steps`: each step, for the view over steps. `mean`: neither, which takes the least memory.",
+        choices=("heads", "steps", "mean"),
     )  # fmt: skip
     layers: str = setting(
         "all", "Which layers of the UNet: all, or those on the way down, in the middle, or on the way up.",
@@ -41,7 +41,7 @@ class RecordingSettings:
     )  # fmt: skip
     memory: int = setting(
         256,
-        "Megabytes that recording may take. Where they do not do, steps are joined, then the largest maps are halved.",
+        "Megabytes that recording may take. Where they do not do, steps or heads are joined, then the largest maps halved.",
         min=1, max=65536, advanced=True,
     )  # fmt: skip
 
@@ -88,8 +88,8 @@ class AttentionRecording:
     """What one prompt's words attended to while pictures were sampled.
 
     `tokens`: the prompt's T columns. `frames`: one for all steps, or several where steps are kept apart. `samplers`: who
-    sampled with it in the job `job`, by the host's names. `sizes`: layer -> (B, H, height, width) of its forwards; `halved`:
-    layer -> how many of these pixels a pixel of the map has along a side.
+    sampled with it in the job `job`, by the host's names. `sizes`: layer -> (B, heads, height, width) of its forwards;
+    `halved`: layer -> how many of these pixels a pixel of the map has along a side; `apart`: whether heads are.
     """
 
     text: str
@@ -99,8 +99,12 @@ class AttentionRecording:
     sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     halved: dict[str, int] = field(default_factory=dict)
     span: int = 1  # steps of a frame
+    apart: bool = field(init=False)
     job: str | None = None
     samplers: set[str | None] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.apart = self.settings.keep == "heads"
 
     def begin(self, job: str | None = None, sampler: str | None = None) -> None:
         """Forgets what was recorded: a new sampling starts."""
@@ -108,6 +112,7 @@ class AttentionRecording:
             self.job, self.samplers = job, set()
         self.samplers.add(sampler)
         self.frames, self.sizes, self.halved, self.span = [], {}, {}, 1
+        self.apart = self.settings.keep == "heads"
 
     def end(self) -> None:
         """Brings what was recorded to the CPU: the sampling is over."""
@@ -135,8 +140,7 @@ class AttentionRecording:
         without it, the first size counts, and forwards of another one are left out.
         """
         box = box or Box(height, width)
-        kept = heads if self.settings.keep == "heads" else 1
-        size = (len(q), kept, box.height, box.width)
+        size = (len(q), heads, box.height, box.width)
         if self.sizes.setdefault(layer, size) != size:
             return
         row_bytes = len(q) * heads * width * k.shape[1] * FLOAT
@@ -148,7 +152,7 @@ class AttentionRecording:
         for top in range(0, height, rows):
             part = q[:, top * width : (top + rows) * width]
             probabilities = attention_probabilities(part, k, heads)
-            if kept == 1:
+            if not self.apart:
                 probabilities = probabilities.mean(1, keepdim=True)
             maps = rearrange(probabilities, "b k (h w) (r t) -> b k h w r t", w=width, t=len(self.tokens)).sum(-2)
             maps = halve(maps, side)
@@ -167,10 +171,11 @@ class AttentionRecording:
                 return frame
             side = self.halved.get(layer, 1)
             size = (-(-full[0] // side), -(-full[1] // side))
-            need = FLOAT * size[0] * size[1] * (pictures * heads * len(self.tokens) + 1)
+            kept = heads if self.apart else 1
+            need = FLOAT * size[0] * size[1] * (pictures * kept * len(self.tokens) + 1)
             if self.bytes() + need > room and self.shrink((layer, size)):
                 continue
-            frame.sums[layer] = torch.zeros(pictures, heads, *size, len(self.tokens), device=device)
+            frame.sums[layer] = torch.zeros(pictures, kept, *size, len(self.tokens), device=device)
             frame.counts[layer] = torch.zeros(size, device=device)
             return frame
 
@@ -185,8 +190,8 @@ class AttentionRecording:
         return self.frames[-1]
 
     def shrink(self, coming: tuple[str, tuple[int, int]]) -> bool:
-        """Joins each two neighbouring frames; where there is one alone, halves the largest map, be it the coming one of this
-        layer and size. False where nothing can be made smaller."""
+        """Joins each two neighbouring frames; where there is one alone, its heads; and then halves the largest map, be it
+        the coming one of this layer and size. False where nothing can be made smaller."""
         if len(self.frames) > 1:
             self.span *= 2
             joined: list[Frame] = []
@@ -200,6 +205,10 @@ class AttentionRecording:
             self.frames = joined
             return True
         frame = self.frames[0]
+        if self.apart:
+            self.apart = False
+            frame.sums = {layer: total.mean(1, keepdim=True) for layer, total in frame.sums.items()}
+            return True
         sizes = {layer: tuple(count.shape) for layer, count in frame.counts.items()} | dict([coming])
         layer = max(sizes, key=lambda layer: sizes[layer][0] * sizes[layer][1])
         if sizes[layer] == (1, 1):
@@ -211,7 +220,7 @@ class AttentionRecording:
         return True
 
     def map(self, layer: str, frame: int | None = None) -> Tensor:
-        """A layer's mean map [B, H, h, w, T] over all steps or those of one frame, H = 1 unless heads are kept: its columns
+        """A layer's mean map [B, H, h, w, T] over all steps or those of one frame, H = 1 unless heads are apart: its columns
         sum to 1 wherever the prompt was used, and are 0 elsewhere."""
         frames = self.frames if frame is None else self.frames[frame : frame + 1]
         there = [frame for frame in frames if layer in frame.sums]
@@ -227,23 +236,22 @@ class AttentionRecording:
         return torch.stack(layers).mean(0)
 
     def heat_maps(
-        self,
-        columns: list[int],
-        height: int,
-        width: int,
-        layers: list[str] | None = None,
-        frame: int | None = None,
-        head: int | None = None,
+        self, columns: list[int], layers: list[str] | None = None, frame: int | None = None, head: int | None = None
     ) -> Tensor:
-        """Those columns of DAAM's global heat map, [B, columns, height, width] on the CPU: layers up-sampled bicubically,
-        clamped at zero, averaged (Tang et al., arXiv 2210.04885, section 3); of all layers, steps and heads, or of some."""
+        """Those columns of DAAM's global heat map, [B, columns, h, w] on the CPU, of the largest layer's size: the heads of
+        every layer up-sampled bicubically, clamped at zero, averaged (Tang et al., arXiv 2210.04885, section 3). Of all
+        layers, steps and heads, or of some; heads that are joined are clamped together."""
         names = self.layers if layers is None else layers
-        total = torch.zeros(())
-        for name in names:
-            map = self.map(name, frame)[..., columns]
-            heat = rearrange(map.mean(1) if head is None else map[:, head], "b h w t -> b t h w").float()
-            total = total + F.interpolate(heat, (height, width), mode="bicubic").clamp(min=0).cpu()
-        return total / len(names)
+        maps = [self.map(name, frame)[..., columns].cpu() for name in names]
+        height, width = max((map.shape[2:4] for map in maps), key=lambda size: size[0] * size[1])
+        total, heads = torch.zeros(()), 0
+        for name, map in zip(names, maps, strict=True):
+            map = map if head is None else map[:, head : head + 1]
+            count = self.sizes[name][1] if head is None else 1
+            large = F.interpolate(rearrange(map, "b k h w t -> b (k t) h w"), (height, width), mode="bicubic").clamp(min=0)
+            total = total + rearrange(large, "b (k t) h w -> b k t h w", t=len(columns)).mean(1) * count
+            heads += count
+        return total / heads
 
 
 def halve(maps: Tensor, side: int) -> Tensor:

@@ -96,6 +96,7 @@ def test_whatever_the_room_the_columns_sum_to_one(height, width, pictures, keep,
     assert torch.allclose(map.sum(-1), torch.ones(map.shape[:-1]), atol=1e-5)
     least = 4 * (pictures * (2 if keep == "heads" else 1) * 4 + 1)
     assert recording.bytes() <= max(room, least)
+    assert (map.shape[1] == 2) == recording.apart
     if not recording.halved:
         assert torch.allclose(map.mean(1).flatten(1, 2), torch.stack(everything).mean(0), atol=1e-5)
 
@@ -129,11 +130,28 @@ def test_a_recording_of_two_samplers_is_refused():
     assert visualize(again, torch.zeros(1, 8, 8, 3), ViewSettings(words="cat"))
 
 
-def test_heat_maps_are_means_over_layers():
-    recording = recorded("a", "cat")
-    maps = [recording.map(name).mean(1).permute(0, 3, 1, 2) for name in recording.layers]
-    expected = sum(torch.nn.functional.interpolate(map, (8, 8), mode="bicubic").clamp(min=0) for map in maps)
-    assert torch.allclose(recording.heat_maps([2, 1], 8, 8), expected[:, [2, 1]] / 2)
+@pytest.mark.parametrize("keep", ["mean", "heads"])
+def test_heat_maps_are_means_over_layers_and_heads(keep):
+    recording = recorded("a", "cat", keep=keep)
+    total = 0
+    for name in recording.layers:
+        for head in recording.map(name).unbind(1):
+            map = head.permute(0, 3, 1, 2)
+            total = total + torch.nn.functional.interpolate(map, (4, 4), mode="bicubic").clamp(min=0)
+    count = sum(recording.map(name).shape[1] for name in recording.layers)
+    assert torch.allclose(recording.heat_maps([2, 1]), total[:, [2, 1]] / count)
+
+
+def test_layers_of_many_heads_count_as_often():
+    recording = AttentionRecording("a", tokens("a</w>"))
+    recording.begin()
+    maps = {}
+    for layer, heads in (("x", 1), ("y", 3)):
+        q, k = torch.randn(1, 4, 6), torch.randn(1, 4, 6)
+        recording.add(layer, q, k, heads, 2, 2)
+        maps[layer] = attention_probabilities(q, k, heads).unflatten(2, (2, 2))
+    expected = torch.cat([maps["x"], maps["y"]], 1).mean(1).permute(0, 3, 1, 2)
+    assert torch.allclose(recording.heat_maps([0, 1, 2, 3]), expected, atol=1e-6)
 
 
 def test_pieces_of_words_are_merged_and_phrases_found():
@@ -190,6 +208,10 @@ def test_every_view_is_one_batch_of_pictures(view, size):
 def test_a_view_of_what_was_not_kept_is_said(view, keep):
     with pytest.raises(ForgetError, match=f"set `keep` of Record Token Attention to `{keep}`"):
         visualize(recorded("a", "cat"), torch.zeros(1, 8, 8, 3), ViewSettings(view=view))
+    recording = recorded("a", "cat", keep="heads")
+    recording.apart = False
+    with pytest.raises(ForgetError, match="256 MB were too few"):
+        visualize(recording, torch.zeros(1, 8, 8, 3), ViewSettings(view="heads"))
 
 
 def test_an_empty_recording_is_said():

@@ -97,7 +97,7 @@ def assert_same(recording: AttentionRecording, spy: Spy, columns: int):
     """The recorded maps are the spy's to 1e-5, and their columns sum to 1."""
     assert set(recording.layers) == set(spy.maps) and recording.layers
     for name in recording.layers:
-        map = rearrange(recording.map(name), "b 1 h w t -> b (h w) t")
+        map = rearrange(recording.map(name).mean(1), "b h w t -> b (h w) t")
         assert torch.allclose(map.sum(-1), torch.ones(map.shape[:-1]), atol=1e-5)
         assert (map.double() - spy.mean(name, columns)).abs().max() < 1e-5
 
@@ -118,7 +118,7 @@ def test_maps_are_the_layers_own(record, run, encode, loaded, cfg, size, batch):
     watched, recording = record(model=spy.model)
     run(watched, encode(PROMPT), cfg=cfg, size=size, batch=batch)
     assert_same(recording, spy, 77)
-    assert recording.sizes["input_blocks.1.1.transformer_blocks.0.attn2"] == (batch, 1, *size)
+    assert recording.sizes["input_blocks.1.1.transformer_blocks.0.attn2"] == (batch, 4, *size)
 
 
 @pytest.mark.parametrize("text", [PROMPT, LONG, LONGER, "", "(neon:1.4) [cat] ((dog))"])
@@ -172,7 +172,7 @@ def test_areas_lie_where_they_are_in_the_picture(record, run, encode, loaded):
     spy = Spy(loaded[0], lambda extra: [i for i in positive(extra) if extra["original_shape"][-2:] == [4, 8]])
     watched, recording = record(model=spy.model)
     assert torch.equal(run(watched, conditioning, size=(8, 12)), run(loaded[0], conditioning, size=(8, 12)))
-    map = recording.map("input_blocks.1.1.transformer_blocks.0.attn2")[:, 0]
+    map = recording.map("input_blocks.1.1.transformer_blocks.0.attn2").mean(1)
     expected = spy.mean("input_blocks.1.1.transformer_blocks.0.attn2", 77)
     assert map.shape[1:3] == (8, 12)
     assert torch.allclose(map[:, 4:, 4:].flatten(1, 2).double(), expected, atol=1e-5)
@@ -185,7 +185,7 @@ def test_one_prompt_in_two_areas_has_a_map_of_both(record, run, encode):
     conditioning = [*encode(PROMPT, area=(8, 4, 0, 0), strength=1.0), *encode(PROMPT, area=(8, 4, 0, 8), strength=1.0)]
     watched, recording = record()
     run(watched, [*conditioning, *encode("a house")], size=(8, 12))
-    sums = recording.map("input_blocks.1.1.transformer_blocks.0.attn2")[:, 0].sum(-1)
+    sums = recording.map("input_blocks.1.1.transformer_blocks.0.attn2").mean(1).sum(-1)
     assert len(sums) == 2
     assert torch.allclose(sums[:, :, :4], torch.ones(2, 8, 4), atol=1e-5)
     assert torch.allclose(sums[:, :, 8:], torch.ones(2, 8, 4), atol=1e-5) and not sums[:, :, 4:8].any()
@@ -348,7 +348,7 @@ def test_a_new_sampling_starts_a_new_recording(record, sample):
 
 
 def test_steps_apart_have_the_mean_of_all(record, sample):
-    watched, mean = record()
+    watched, mean = record(keep="mean")
     sample(watched, PROMPT, steps=6)
     watched, apart = record(keep="steps")
     sample(watched, PROMPT, steps=6)
@@ -359,7 +359,7 @@ def test_steps_apart_have_the_mean_of_all(record, sample):
 
 
 def test_heads_apart_have_the_mean_of_all(record, sample):
-    watched, mean = record()
+    watched, mean = record(keep="mean")
     sample(watched, PROMPT)
     watched, apart = record(keep="heads")
     sample(watched, PROMPT)
@@ -394,7 +394,7 @@ def test_memory_is_kept_within_its_bound(record, run, encode, loaded, keep):
     assert recording.bytes() <= 2**20 < full.bytes()
     assert len(recording.layers) == 10
     for name in recording.layers:
-        map, wanted = recording.map(name), full.map(name)
+        map, wanted = (one.map(name).mean(1, keepdim=True) for one in (recording, full))
         assert torch.allclose(map.sum(-1), torch.ones(map.shape[:-1]), atol=1e-5)
         side = recording.halved.get(name, 1)
         coarse = torch.nn.functional.avg_pool2d(

@@ -10,6 +10,7 @@ import re
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -23,8 +24,9 @@ from fmn_core.patch import read_patch
 
 NODES = [
     "FMN_ForgetConcept", "FMN_InvertConcept", "FMN_SavePatch", "FMN_ApplyPatch", "FMN_StackPatches", "FMN_GatePatch",
-    "FMN_EvaluatePatch", "FMN_InspectPatch", "FMN_RecordAttention", "FMN_VisualizeTokenAttention",
-    "FMN_ImportPatch", "FMN_ExportPatch",
+    "FMN_EvaluatePatch", "FMN_InspectPatch", "FMN_RecordAttention", "FMN_RecordPictureAttention",
+    "FMN_VisualizeTokenAttention", "FMN_CompareTokenAttention", "FMN_SaveTokenAttention", "FMN_ImportPatch",
+    "FMN_ExportPatch",
 ]  # fmt: skip
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 
@@ -214,8 +216,47 @@ def test_the_other_workflows_run(server, info, name):
         file = next((server.output / "loras").glob("forget-cat-measured*"))
         assert read_patch(file).info["report"]["evaluation"]["summary"] == says
     else:
-        assert pictures(server, workflow, outputs, "Heat maps").shape[0] == 6
-        assert pictures(server, workflow, outputs, "Masks").amax() == 1
+        (report,) = outputs[node_id(workflow, "Compare Token Attention")]["text"]
+        shares = {
+            word: [float(x) for x in re.findall(r"([\d.]+) %,", line)] for word, line in re.findall("(.*): (.*)", report)
+        }
+        assert list(shares) == ["cat", "house", "watercolor"]
+        before, after = shares["cat"]
+        assert after < 0.5 * before and max(map(max, shares.values())) < 100
+        assert pictures(server, workflow, outputs, "Before and after, word by word").shape[0] == 2
+        assert pictures(server, workflow, outputs, "All words, before").shape[0] == 2
+        assert set(pictures(server, workflow, outputs, "Mask").unique().tolist()) == {0.0, 1.0}
+
+
+def test_pictures_are_looked_at_and_recordings_saved(server, info):
+    """Record Token Attention of Picture and Save Token Attention, after the picture of a sampler."""
+    workflow = load_workflow(ROOT / "workflows/look-at-token-attention.json", info)
+    loader, decoded, recorder = (
+        node_id(workflow, title) for title in ("Load Checkpoint", "Before: decode", "Record: before")
+    )
+    look = {"noise": 0.5, "passes": 3, "seed": 0, "keep": "steps", "layers": "up", "memory": 64, "text": "a cat"}
+    view = {"words": "", "view": "over steps", "maximum": 0.0, "threshold": 0.0, "opacity": 0.6, "color_map": "cividis"}
+    save = {"recording": [recorder, 1], "image": [decoded, 0], "filename_prefix": "mine/attention"}
+    model = {"model": [loader, 0], "clip": [loader, 1], "vae": [loader, 2], "image": [decoded, 0]}
+    added = {
+        "look": ("FMN_RecordPictureAttention", model | look),
+        "view": ("FMN_VisualizeTokenAttention", {"recording": ["look", 0], "image": ["look", 1], **view}),
+        "show": ("PreviewImage", {"images": ["view", 0]}),
+        "npz": ("FMN_SaveTokenAttention", save | {"format": "npz"}),
+        "json": ("FMN_SaveTokenAttention", save | {"format": "json"}),
+    }
+    workflow |= {id: {"class_type": name, "inputs": inputs, "_meta": {"title": id}} for id, (name, inputs) in added.items()}
+    outputs = server.run(workflow)
+    assert pictures(server, workflow, outputs, "show").shape[0] == 2 * 3
+    folder = server.output / "attention/mine"
+    (npz,), (facts,) = folder.glob("*.npz"), folder.glob("*.json")
+    data = np.load(npz)
+    assert json.loads(data["facts"].item()) == json.loads(facts.read_text())
+    assert all(data[name].shape[0] == 2 for name in data.files if name != "facts")
+    bad = copy.deepcopy(workflow)
+    bad["npz"]["inputs"]["filename_prefix"] = "../../outside"
+    with pytest.raises(ServerError, match="leads out of"):
+        server.run(bad)
 
 
 def test_an_interrupt_stops_training_and_the_next_job_runs(server, paper_job):
