@@ -96,7 +96,7 @@ def concept_mass(maps: dict[str, Tensor], columns: Tensor) -> Tensor:
 
 
 # A context is a prompt's if it is this near, relatively: hosts cast it to the model's dtype on the way.
-SAME_PROMPT = 0.02
+SAME_PROMPT = 0.005
 
 
 def is_prompt(context: Tensor, embedding: Tensor) -> bool:

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .attention_picture import EDGE, GAP, LARGEST, SMALLEST, draw_bar, percent
-from .drawing import FAINT, INK, PAPER, as_image, as_tensor, font, shortened
+from .drawing import FAINT, INK, PAPER, as_image, as_tensor, font, write
 from .errors import ForgetError
 from .heatmap import (
     colorize,
@@ -20,13 +20,13 @@ from .heatmap import (
     shares,
     word_heat_maps,
 )
-from .prompt_words import columns_of, distinct_words, words_of
+from .prompt_words import columns_of, distinct_words, phrases_of, words_of
 from .recording import AttentionRecording
 from .settings import setting
 
 TO = "->"
 FIRST, SECOND = "#2471a3", "#d68910"  # the bars
-COLUMN_BARS, BAR, SIDE = 300, 20, 84  # pixels: the chart beside a row, a bar, the colour bars
+COLUMN_BARS, BAR, SIDE, LEAST_ROW = 300, 20, 84, 112  # pixels: the chart beside a row, a bar, colour bars, a row
 
 
 @dataclass(frozen=True)
@@ -104,18 +104,18 @@ def compare(first: AttentionRecording, second: AttentionRecording, words: str, h
     recordings = (first, second)
     for recording in recordings:
         require_recorded(recording)
-    counts = [recording.mass().shape[0] for recording in recordings]
+    masses = tuple(recording.mass() for recording in recordings)
+    counts = [len(mass) for mass in masses]
     if counts[0] != counts[1]:
         raise ForgetError(f"One recording is of {counts[0]} pictures and the other of {counts[1]}: sample the same number.")
-    pairs = [pair_of(recordings, names, height, width, counts[0]) for names in names_of(recordings, words)]
+    pairs = [pair_of(recordings, masses, names, height, width) for names in names_of(recordings, words)]
     return Comparison(pairs, (shares(first), shares(second)))
 
 
 def names_of(recordings: tuple[AttentionRecording, AttentionRecording], words: str) -> list[tuple[str | None, str | None]]:
     """The phrases to compare, as typed or all that there are; None where a prompt has not got one."""
     tokens = [recording.tokens for recording in recordings]
-    typed = [part.strip() for part in words.replace("\n", ",").split(",") if part.strip()]
-    wanted = [tuple(side.strip() for side in part.split(TO, 1)) for part in typed]
+    wanted = [tuple(side.strip() for side in phrase.split(TO, 1)) for phrase in phrases_of(words)]
     wanted = wanted or [(word,) for word in dict.fromkeys(distinct_words(tokens[0]) + distinct_words(tokens[1]))]
     found = []
     for both in wanted:
@@ -130,13 +130,13 @@ def names_of(recordings: tuple[AttentionRecording, AttentionRecording], words: s
     return found
 
 
-def pair_of(recordings, names, height: int, width: int, pictures: int) -> Pair:
+def pair_of(recordings, masses: tuple[Tensor, Tensor], names, height: int, width: int) -> Pair:
     """Both sides' shares and maps; zeros where a prompt has not got the phrase."""
     own_shares, maps = [], []
-    for recording, name in zip(recordings, names, strict=True):
+    for recording, mass, name in zip(recordings, masses, names, strict=True):
         columns = columns_of(recording.tokens, name) if name else []
-        own_shares.append(recording.mass().mean(0)[columns].sum().item())
-        heat = word_heat_maps(recording, [name], height, width)[0] if name else torch.zeros(pictures, height, width)
+        own_shares.append(mass.mean(0)[columns].sum().item())
+        heat = word_heat_maps(recording, [name], height, width)[0] if name else torch.zeros(len(mass), height, width)
         maps.append(heat)
     return Pair(names, tuple(own_shares), tuple(maps))
 
@@ -147,6 +147,12 @@ def draw_comparison(comparison: Comparison, images: tuple[Tensor, Tensor], setti
     highest = max(max(heat.max().item() for heat in pair.maps) for pair in comparison.pairs) or 1e-12
     most = max((pair.maps[1] - pair.maps[0]).abs().max().item() for pair in comparison.pairs) or 1e-12
     count, *size = comparison.pairs[0].maps[0].shape
+    for image in images:
+        if len(image) != count:
+            raise ForgetError(
+                f"The recordings are of {count} pictures and an image input has {len(image)}: connect the pictures of the "
+                "samplers that recorded."
+            )
     images = tuple(fit(image, size) for image in images)
     return torch.stack([draw_sheet(comparison, images, i, highest, most, settings) for i in range(count)])
 
@@ -166,14 +172,14 @@ def draw_sheet(comparison, images, i: int, highest: float, most: float, settings
     height, width = pairs[0].maps[0].shape[1:]
     scale = min(max(height, width, SMALLEST), LARGEST * 2 // 3) / max(height, width)
     height, width = max(round(height * scale), 1), max(round(width * scale), 1)
-    head, row = EDGE + 28, height + GAP + 20
+    head, row = EDGE + 28, max(height + GAP + 20, LEAST_ROW)
     chart = EDGE + 3 * (width + GAP) + 2 * SIDE
     canvas = Image.new("RGB", (chart + COLUMN_BARS + EDGE, head + row * len(pairs) + EDGE), PAPER)
     pen = ImageDraw.Draw(canvas)
     titles = (settings.first_title, settings.second_title)
     places = [EDGE, EDGE + width + GAP, EDGE + 2 * (width + GAP) + SIDE]
     for x, title in zip((*places, chart), (*titles, "difference", "share of all attention"), strict=True):
-        pen.text((x, EDGE), shortened(pen, title, width if x < chart else COLUMN_BARS, 15), INK, font(15))
+        write(pen, (x, EDGE), title, width if x < chart else COLUMN_BARS, 15)
     longest = max(max(pair.shares) for pair in pairs) or 1.0
     for number, pair in enumerate(pairs):
         y = head + number * row
@@ -184,7 +190,7 @@ def draw_sheet(comparison, images, i: int, highest: float, most: float, settings
         tiles = [*over, colorize_difference((pair.maps[1][i] - pair.maps[0][i]) / most)]
         for x, tile in zip(places, tiles, strict=True):
             canvas.paste(as_image(tile).resize((width, height), Image.Resampling.BICUBIC), (x, y))
-        pen.text((EDGE, y + height + 2), shortened(pen, f"“{pair.name}”", 2 * width, 13), INK, font(13))
+        write(pen, (EDGE, y + height + 2), f"'{pair.name}'", 2 * width, 13)
         draw_shares(pen, pair, titles, (chart, y), longest)
     tall = min(height, 200)
     ramp = torch.linspace(1, 0, tall)
@@ -199,11 +205,11 @@ def draw_sheet(comparison, images, i: int, highest: float, most: float, settings
 def draw_shares(pen: ImageDraw.ImageDraw, pair: Pair, titles: tuple[str, str], at: tuple[int, int], longest: float) -> None:
     """Two bars with their figures, one for each recording."""
     x, y = at
-    pen.text((x, y), shortened(pen, pair.name, COLUMN_BARS, 14), INK, font(14))
+    write(pen, (x, y), pair.name, COLUMN_BARS, 14)
     for number, (title, name, share, color) in enumerate(zip(titles, pair.names, pair.shares, (FIRST, SECOND), strict=True)):
         top = y + 24 + number * (BAR + 20)
         length = share / longest * (COLUMN_BARS - 80)
-        pen.text((x, top), shortened(pen, title, COLUMN_BARS, 12), FAINT, font(12))
+        write(pen, (x, top), title, COLUMN_BARS, 12, FAINT)
         pen.rectangle((x, top + 16, x + max(length, 1), top + 16 + BAR - 4), fill=color)
         label = percent(share) if name else "not there"
         pen.text((x + length + 6, top + 16), label, INK, font(12))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -10,15 +11,16 @@ from einops import rearrange, repeat
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from .drawing import FAINT, INK, PAPER, as_image, as_tensor, font, shortened
+from .drawing import FAINT, INK, PAPER, as_image, as_tensor, font, write
 from .errors import ForgetError
 from .heatmap import chosen_phrases, colorize, overlay, require_recorded, word_heat_maps
-from .recording import AttentionRecording
+from .recording import AttentionRecording, Frame
 from .settings import setting
 
 VIEWS = ("overlay", "side by side", "contact sheet", "over steps", "layers", "heads")
 CAPTION, BAR, EDGE, GAP = 22, 92, 14, 6  # pixels: a tile's caption, the colour bar with its numbers, margin and distance
 SMALLEST, LARGEST, OF_A_HEAD = 192, 384, 112  # a tile's longer side
+MOST_NUMBERS = 400_000_000  # of all sheets of a view: 1.6 GB
 
 
 @dataclass(frozen=True)
@@ -79,88 +81,96 @@ def visualize(
             f"The recording is of {heat.shape[1]} pictures and the image input has {len(image)}: "
             "connect the pictures of the sampler that recorded."
         )
-    view = View(recording, image, phrases, heat, settings)
-    pictures, maximum = view.draw()
-    masks = rearrange(heat / view.scale(heat), "w b y x -> (w b) y x").clamp(0, 1)
+    brightest = scale(settings, heat)
+    masks = rearrange(heat / brightest, "w b y x -> (w b) y x").clamp(0, 1)
+    if settings.view == "overlay":
+        pictures = torch.cat([overlay(image, one / brightest, settings.opacity, settings.color_map) for one in heat])
+    else:
+        pictures, brightest = View(recording, image, phrases, settings).draw()
     if settings.threshold:
         masks = (masks > settings.threshold).float()
-    return pictures, masks, maximum
+    return pictures, masks, brightest
 
 
-@dataclass
+def scale(settings: ViewSettings, *heats: Tensor) -> float:
+    """The share that gets the brightest colour: what was asked for, or the highest."""
+    return settings.maximum or min(max(max(heat.max().item() for heat in heats), 1e-12), 1.0)
+
+
 class View:
-    """Heat maps [W, B, H, W] of phrases over pictures [B, H, W, 3], to be drawn in one of the ways."""
+    """Sheets of phrases' heat maps over pictures [B, H, W, 3], made at the size of a tile."""
 
-    recording: AttentionRecording
-    image: Tensor
-    phrases: list[str]
-    heat: Tensor
-    settings: ViewSettings
+    def __init__(self, recording: AttentionRecording, image: Tensor, phrases: list[str], settings: ViewSettings):
+        self.recording, self.phrases, self.settings = recording, phrases, settings
+        height, width = image.shape[1:3]
+        side = OF_A_HEAD if settings.view == "heads" else min(max(height, width, SMALLEST), LARGEST)
+        self.size = tuple(max(round(x * side / max(height, width)), 1) for x in (height, width))
+        tiles = [as_image(one).resize(self.size[::-1], Image.Resampling.BICUBIC) for one in image]
+        self.image = torch.stack([as_tensor(tile) for tile in tiles])
 
     def draw(self) -> tuple[Tensor, float]:
-        """The pictures [N, H', W', 3] in 0..1, and the share that is brightest."""
-        if self.settings.view == "overlay":
-            maximum = self.scale(self.heat)
-            pictures = repeat(self.image, "b y x c -> (w b) y x c", w=len(self.phrases))
-            flat = rearrange(self.heat, "w b y x -> (w b) y x")
-            return overlay(pictures, flat / maximum, self.settings.opacity, self.settings.color_map), maximum
-        sheets = {
+        """The sheets [N, H', W', 3] in 0..1, and the share that is brightest."""
+        views = {
             "side by side": self.side_by_side,
             "contact sheet": self.contact_sheets,
             "over steps": self.over_steps,
             "layers": self.layers,
             "heads": self.heads,
-        }[self.settings.view]
-        return sheets()
+        }
+        return views[self.settings.view]()
 
-    def scale(self, *heats: Tensor) -> float:
-        """The share that gets the brightest colour: what was asked for, or the highest."""
-        return self.settings.maximum or min(max(max(heat.max().item() for heat in heats), 1e-12), 1.0)
+    def maps(self, **chosen) -> Tensor:
+        """The phrases' maps [W, B, h, w] of some layers, a frame, or a head, in a tile's size."""
+        return word_heat_maps(self.recording, self.phrases, *self.size, **chosen)
 
     def over(self, picture: int, heat: Tensor) -> Tensor:
-        """A heat map [H, W] in 0..1 over one of the pictures."""
+        """A heat map [h, w] in 0..1 over one of the pictures."""
         return overlay(self.image[picture], heat, self.settings.opacity, self.settings.color_map)
 
-    def sheet(self, title: str, tiles: list[Tile], maximum: float, columns: int = 0, side: int = 0) -> Tensor:
-        return sheet(title, tiles, maximum, self.settings.color_map, columns, side)
+    def sheets(self, titled: Iterable[tuple[str, list[Tile]]], count: int, maximum: float, columns: int = 0) -> Tensor:
+        """`count` sheets, of titles and tiles; raises ForgetError for more than a host can hold."""
+        drawn: list[Tensor] = []
+        for title, tiles in titled:
+            drawn.append(sheet(title, tiles, maximum, self.settings.color_map, columns))
+            if drawn[0].numel() * count > MOST_NUMBERS:
+                raise ForgetError(
+                    f"The view `{self.settings.view}` would be {count} sheets of {drawn[0].shape[1]} x {drawn[0].shape[0]} "
+                    "pixels: name fewer words, or record fewer pictures or layers."
+                )
+        return torch.stack(drawn)
 
     def side_by_side(self) -> tuple[Tensor, float]:
-        maximum = self.scale(self.heat)
-        sheets = []
-        for phrase, maps in zip(self.phrases, self.heat / maximum, strict=True):
-            for i, heat in enumerate(maps):
-                alone = colorize(heat, self.settings.color_map)
-                tiles = [Tile("picture", self.image[i]), Tile("both", self.over(i, heat)), Tile("attention", alone)]
-                sheets.append(self.sheet(f"“{phrase}”", tiles, maximum, columns=3))
-        return torch.stack(sheets), maximum
+        heats = self.maps()
+        maximum = scale(self.settings, heats)
+
+        def tiles(i: int, heat: Tensor) -> list[Tile]:
+            alone = colorize(heat, self.settings.color_map)
+            return [Tile("picture", self.image[i]), Tile("both", self.over(i, heat)), Tile("attention", alone)]
+
+        rows = ((f"'{phrase}'", tiles(i, heat / maximum)) for phrase, maps in zip(self.phrases, heats, strict=True)
+                for i, heat in enumerate(maps))  # fmt: skip
+        return self.sheets(rows, len(self.phrases) * len(self.image), maximum, columns=3), maximum
 
     def words_over(self, heat: Tensor, picture: int) -> list[Tile]:
-        """The picture, and under each phrase the same with its map [W, B, H, W] in 0..1."""
+        """The picture, and under each phrase the same with its map [W, B, h, w] in 0..1."""
         words = [Tile(phrase, self.over(picture, maps[picture])) for phrase, maps in zip(self.phrases, heat, strict=True)]
         return [Tile("picture", self.image[picture]), *words]
 
     def contact_sheets(self) -> tuple[Tensor, float]:
-        maximum = self.scale(self.heat)
-        title = f"“{self.recording.text.strip()}”"
-        sheets = [self.sheet(title, self.words_over(self.heat / maximum, i), maximum) for i in range(len(self.image))]
-        return torch.stack(sheets), maximum
+        heat = self.maps()
+        maximum = scale(self.settings, heat)
+        title, count = f"'{self.recording.text.strip()}'", len(self.image)
+        return self.sheets(((title, self.words_over(heat / maximum, i)) for i in range(count)), count, maximum), maximum
 
     def over_steps(self) -> tuple[Tensor, float]:
         self.require_kept("steps")
         frames = self.recording.frames
         heats = [self.maps(frame=i) for i in range(len(frames))]
-        maximum = self.scale(*heats)
-        sheets = []
-        for picture in range(len(self.image)):
-            for frame, heat in zip(frames, heats, strict=True):
-                span = (
-                    f"step {frame.first + 1}"
-                    if frame.first == frame.last
-                    else f"steps {frame.first + 1} to {frame.last + 1}"
-                )
-                title = f"{span} of {frames[-1].last + 1}"
-                sheets.append(self.sheet(title, self.words_over(heat / maximum, picture), maximum))
-        return torch.stack(sheets), maximum
+        maximum = scale(self.settings, *heats)
+        titles = [f"{steps_of(frame)} of {frames[-1].last + 1}" for frame in frames]
+        rows = ((title, self.words_over(heat / maximum, i)) for i in range(len(self.image))
+                for title, heat in zip(titles, heats, strict=True))  # fmt: skip
+        return self.sheets(rows, len(self.image) * len(frames), maximum), maximum
 
     def layers(self) -> tuple[Tensor, float]:
         names = self.recording.layers
@@ -169,28 +179,25 @@ class View:
 
     def heads(self) -> tuple[Tensor, float]:
         self.require_kept("heads")
-        tiles = []
+        tiles: list[tuple[str, Tensor | None]] = []
         most = max(self.recording.sizes[name][1] for name in self.recording.layers)
         for name in self.recording.layers:
             heads = self.recording.sizes[name][1]
             title = layer_title(name)
             tiles += [(f"{title} #{head + 1}", self.maps(layers=[name], head=head)) for head in range(heads)]
-            tiles += [("", torch.zeros_like(self.heat))] * (most - heads)
-        return self.grids(tiles, columns=most, side=OF_A_HEAD)
+            tiles += [("", None)] * (most - heads)
+        return self.grids(tiles, columns=most)
 
-    def grids(self, titled: list[tuple[str, Tensor]], columns: int = 0, side: int = 0) -> tuple[Tensor, float]:
-        """A sheet for each phrase and picture, with a tile for each titled map."""
-        maximum = self.scale(*(heat for _, heat in titled))
-        sheets = []
-        for word, phrase in enumerate(self.phrases):
-            for i in range(len(self.image)):
-                tiles = [Tile(title, self.over(i, heat[word, i] / maximum)) for title, heat in titled]
-                sheets.append(self.sheet(f"“{phrase}”", tiles, maximum, columns, side))
-        return torch.stack(sheets), maximum
+    def grids(self, titled: list[tuple[str, Tensor | None]], columns: int = 0) -> tuple[Tensor, float]:
+        """A sheet for each phrase and picture, with a tile for each titled map, and gaps for none."""
+        maximum = scale(self.settings, *(heat for _, heat in titled if heat is not None))
 
-    def maps(self, **chosen) -> Tensor:
-        """The phrases' maps [W, B, H, W] of some layers, a frame, or a head."""
-        return word_heat_maps(self.recording, self.phrases, *self.image.shape[1:3], **chosen)
+        def tiles(word: int, i: int) -> list[Tile]:
+            empty = torch.ones_like(self.image[0])
+            return [Tile(title, empty if heat is None else self.over(i, heat[word, i] / maximum)) for title, heat in titled]
+
+        rows = ((f"'{phrase}'", tiles(word, i)) for word, phrase in enumerate(self.phrases) for i in range(len(self.image)))
+        return self.sheets(rows, len(self.phrases) * len(self.image), maximum, columns), maximum
 
     def require_kept(self, what: str) -> None:
         """Raises ForgetError where the recording has not kept its steps, or heads, apart."""
@@ -206,6 +213,11 @@ class View:
             )
 
 
+def steps_of(frame: Frame) -> str:
+    """A frame's steps, counted from 1."""
+    return f"step {frame.first + 1}" if frame.first == frame.last else f"steps {frame.first + 1} to {frame.last + 1}"
+
+
 def layer_title(name: str) -> str:
     """`input_blocks.4.1.transformer_blocks.0.attn2` -> "input 4.1": where a layer sits."""
     place, block = name.removesuffix(".attn2").split(".transformer_blocks.")
@@ -214,24 +226,20 @@ def layer_title(name: str) -> str:
     return f"{where.removesuffix('s').removesuffix('_block')} {number}{several}"
 
 
-def sheet(title: str, tiles: list[Tile], maximum: float, color_map: str, columns: int = 0, side: int = 0) -> Tensor:
+def sheet(title: str, tiles: list[Tile], maximum: float, color_map: str, columns: int = 0) -> Tensor:
     """Tiles with their captions in rows under a title, a colour bar beside them: [H, W, 3] in 0..1."""
     columns = columns or min(len(tiles), math.ceil(math.sqrt(1.5 * len(tiles))))
     height, width = tiles[0].picture.shape[:2]
-    scale = (side or min(max(height, width, SMALLEST), LARGEST)) / max(height, width)
-    height, width = max(round(height * scale), 1), max(round(width * scale), 1)
     rows = -(-len(tiles) // columns)
     top = EDGE + 26
     size = (2 * EDGE + columns * (width + GAP) + BAR, top + rows * (height + CAPTION + GAP) + EDGE)
     canvas = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(canvas)
-    pen.text((EDGE, EDGE - 4), shortened(pen, title, size[0] - 2 * EDGE, 18), INK, font(18))
+    write(pen, (EDGE, EDGE - 4), title, size[0] - 2 * EDGE, 18)
     for i, tile in enumerate(tiles):
-        if not tile.caption:
-            continue
         x, y = EDGE + i % columns * (width + GAP), top + i // columns * (height + CAPTION + GAP)
-        canvas.paste(as_image(tile.picture).resize((width, height), Image.Resampling.BICUBIC), (x, y))
-        pen.text((x, y + height + 3), shortened(pen, tile.caption, width, 13), INK, font(13))
+        canvas.paste(as_image(tile.picture), (x, y))
+        write(pen, (x, y + height + 3), tile.caption, width, 13)
     x, tall = EDGE + columns * (width + GAP) + 4, min(height, 240)
     draw_bar(canvas, pen, (x, top), tall, colorize(torch.linspace(1, 0, tall), color_map), (maximum, maximum / 2, 0.0))
     return as_tensor(canvas)

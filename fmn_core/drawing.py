@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -11,12 +13,30 @@ INK, FAINT, PAPER = "#1c2833", "#808b96", "#ffffff"
 MOST_LETTERS = 200  # of a line that is cut
 
 
-def font(size: int):
-    """Pillow's own font, which has one size before Pillow 10.1."""
+# Fonts with more letters than Pillow's own has, as Linux, Windows and macOS have them.
+WIDE_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "arial.ttf", "Arial Unicode.ttf", "Arial.ttf")
+
+
+@cache
+def font(size: int, wide: bool = False):
+    """Pillow's own font, which has one size before Pillow 10.1; a wide one where the system has one, for other letters."""
+    for name in WIDE_FONTS if wide else ():
+        try:
+            return ImageFont.truetype(name, size)
+        except OSError:
+            pass
     try:
         return ImageFont.load_default(size)
     except TypeError:
         return ImageFont.load_default()
+
+
+def write(pen: ImageDraw.ImageDraw, at: tuple[float, float], text: str, width: float, size: int, color: str = INK) -> None:
+    """Writes a line, cut where it is wider than this, in letters that the font has."""
+    chosen = font(size, not text.isascii())
+    if isinstance(chosen, ImageFont.ImageFont):  # Pillow's own before 10.1 has Latin letters alone
+        text = text.encode("latin-1", "replace").decode("latin-1")
+    pen.text(at, shortened(pen, text, width, size), color, chosen)
 
 
 def wrapped(pen: ImageDraw.ImageDraw, text: str, width: int, size: int = 14) -> list[str]:
@@ -33,10 +53,11 @@ def wrapped(pen: ImageDraw.ImageDraw, text: str, width: int, size: int = 14) -> 
 
 def shortened(pen: ImageDraw.ImageDraw, text: str, width: float, size: int) -> str:
     """The text, cut where it is wider than this."""
-    if pen.textlength(text, font(size)) <= width:
+    chosen = font(size, not text.isascii())
+    if pen.textlength(text, chosen) <= width:
         return text
     text = text[:MOST_LETTERS]
-    while text and pen.textlength(text + "...", font(size)) > width:
+    while text and pen.textlength(text + "...", chosen) > width:
         text = text[:-1]
     return text and text + "..."
 

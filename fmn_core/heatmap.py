@@ -46,17 +46,18 @@ def overlay(picture: Tensor, heat: Tensor, opacity: float, color_map: str = "inf
 
 
 def require_recorded(recording: AttentionRecording) -> None:
-    """Raises ForgetError for a recording with nothing in it, or of more than one sampler."""
+    """Raises ForgetError for a recording with nothing in it, or of several batches."""
     if not recording.layers:
         raise ForgetError(
             f"Nothing was recorded of the prompt `{recording.text}`: connect the MODEL output of Record Token Attention to "
             "the sampler whose picture this is, and give it the same text and CLIP as the sampler's positive prompt, or "
-            "connect that prompt's CONDITIONING to it."
+            "connect that prompt's CONDITIONING to it. If the sampler did not run, change its seed; if it ran for a part of "
+            "the noise, look at `start_percent` and `end_percent`."
         )
-    if len(recording.samplers) > 1:
+    if recording.several:
         raise ForgetError(
-            "Several samplers ran on one recording, and it holds the last one's attention: use a Record Token Attention "
-            "of its own for each sampler."
+            "The sampler ran on several batches, one after the other, and the recording holds the last one: give it one "
+            "batch of pictures."
         )
 
 

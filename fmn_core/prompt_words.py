@@ -52,7 +52,7 @@ def columns_of(tokens: tuple[Token, ...], phrase: str) -> list[int]:
             text += word
             found += word_columns
             if text == sought:
-                columns += found
+                columns += [column for column in found if column not in columns]
             if len(text) >= len(sought):
                 break
     return columns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -34,15 +35,16 @@ class RecordingSettings:
         choices=("all", "down", "mid", "up"),
     )  # fmt: skip
     start_percent: float = setting(
-        0.0, "Where in the sampling the recording begins: 0 is the first step.", min=0.0, max=1.0, step=0.01, advanced=True
+        0.0, "Where in the noise the recording begins, as in the host's own ranges of steps: 0 is pure noise.",
+        min=0.0, max=1.0, step=0.01, advanced=True,
     )  # fmt: skip
     end_percent: float = setting(
-        1.0, "Where in the sampling the recording ends: 1 is the last step.", min=0.0, max=1.0, step=0.01, advanced=True
+        1.0, "Where in the noise the recording ends: 1 is the finished picture.", min=0.0, max=1.0, step=0.01, advanced=True
     )  # fmt: skip
     memory: int = setting(
         256,
         "Megabytes that recording may take. Where they do not do, steps or heads are joined, then the largest maps halved.",
-        min=1, max=65536, advanced=True,
+        min=16, max=65536, advanced=True,
     )  # fmt: skip
 
     def chosen(self, layers: dict[str, CrossAttention]) -> dict[str, CrossAttention]:
@@ -83,13 +85,23 @@ class Box:
     left: int = 0
 
 
+@dataclass(frozen=True)
+class Origin:
+    """A sampling, by the host's names: the job, the node that samples, and a digest of all that leads to that node."""
+
+    job: str
+    sampler: str
+    digest: str | None
+
+
 @dataclass
 class AttentionRecording:
     """What one prompt's words attended to while pictures were sampled.
 
-    `tokens`: the prompt's T columns. `frames`: one for all steps, or several where steps are kept apart. `samplers`: who
-    sampled with it in the job `job`, by the host's names. `sizes`: layer -> (B, heads, height, width) of its forwards;
-    `halved`: layer -> how many of these pixels a pixel of the map has along a side; `apart`: whether heads are.
+    `tokens`: the prompt's T columns. `frames`: one for all steps, or several where steps are kept apart, each of `span`
+    steps. `sizes`: layer -> (B, heads, height, width) of its forwards; `halved`: layer -> how many of these pixels a pixel
+    of the map has along a side; `apart`: whether heads are. `origin`: who sampled it; `several`: whether he samples
+    several batches one after the other, of which it holds the last.
     """
 
     text: str
@@ -98,24 +110,30 @@ class AttentionRecording:
     frames: list[Frame] = field(default_factory=list)
     sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     halved: dict[str, int] = field(default_factory=dict)
-    span: int = 1  # steps of a frame
+    span: int = 1
     apart: bool = field(init=False)
-    job: str | None = None
-    samplers: set[str | None] = field(default_factory=set)
+    origin: Origin | None = None
+    several: bool = False
 
     def __post_init__(self) -> None:
         self.apart = self.settings.keep == "heads"
 
-    def begin(self, job: str | None = None, sampler: str | None = None) -> None:
+    def begin(self, origin: Origin | None = None) -> None:
         """Forgets what was recorded: a new sampling starts."""
-        if job != self.job:
-            self.job, self.samplers = job, set()
-        self.samplers.add(sampler)
+        self.several = origin is not None and origin == self.origin
+        self.origin = origin
         self.frames, self.sizes, self.halved, self.span = [], {}, {}, 1
         self.apart = self.settings.keep == "heads"
 
     def end(self) -> None:
         """Brings what was recorded to the CPU: the sampling is over."""
+        if self.halved:
+            logging.getLogger("forget_me_not").warning(
+                "%d MB were too few for the attention maps of %d pictures: %d of %d layers are coarser, down to %d x %d. "
+                "Raise `memory`, record fewer pictures, or set `keep` to `mean`.",
+                self.settings.memory, self.sizes[self.layers[0]][0], len(self.halved), len(self.layers),
+                *min(frame.counts[layer].shape for frame in self.frames for layer in self.halved if layer in frame.counts),
+            )  # fmt: skip
         for frame in self.frames:
             for table, layer in frame.tensors():
                 table[layer] = table[layer].cpu()
@@ -131,36 +149,59 @@ class AttentionRecording:
 
     @torch.no_grad()
     def add(
-        self, layer: str, q: Tensor, k: Tensor, heads: int, height: int, width: int, step: int = 0, box: Box | None = None
+        self,
+        layer: str,
+        q: Tensor,
+        k: Tensor,
+        heads: int,
+        height: int,
+        width: int,
+        *,
+        step: int = 0,
+        box: Box | None = None,
+        pictures: int | None = None,
+        first: int = 0,
     ) -> None:
         """Takes in one forward of one layer: q [B, height * width, heads * d], k [B, R * T, heads * d].
 
         A prompt that the host tiled R times to a common length comes back to its own: a column is the sum of its repeats.
-        Maps are made of a few rows of pixels at a time. A layer that runs for a part of the picture is told so by `box`;
-        without it, the first size counts, and forwards of another one are left out.
+        A layer that runs for a part of the picture is told so by `box`. Of many `pictures`, some come at a time, from the
+        number `first` on. The first size counts; a whole picture of another size is brought to it, a part left out.
         """
-        box = box or Box(height, width)
-        size = (len(q), heads, box.height, box.width)
-        if self.sizes.setdefault(layer, size) != size:
+        pictures, full = pictures or len(q), box or Box(height, width)
+        size = (pictures, heads, full.height, full.width)
+        known = self.sizes.setdefault(layer, size)
+        same = known == size
+        if k.shape[1] % len(self.tokens) or not same and (known[:2] != size[:2] or box):
             return
-        row_bytes = len(q) * heads * width * k.shape[1] * FLOAT
         room = self.settings.memory * MEGABYTE
         frame = self.make_room(layer, step, room - room // AT_ONCE - q.nbytes - k.nbytes, q.device)
-        side = self.halved.get(layer, 1)
-        total, count = frame.sums[layer], frame.counts[layer]
-        rows = max(room // AT_ONCE // (3 * row_bytes) // side, 1) * side  # three: scores, probabilities, and their folding
-        for top in range(0, height, rows):
-            part = q[:, top * width : (top + rows) * width]
+        side = self.halved.get(layer, 1) if same else 1
+        total, count = frame.sums[layer][first : first + len(q)], frame.counts[layer]
+        maps = self.maps_of(q, k, heads, width, side)
+        if same:
+            y, x = full.top // side, full.left // side
+            for part in maps:
+                place = total[:, :, y : y + part.shape[2], x : x + part.shape[3]]
+                place += part[:, :, : place.shape[2], : place.shape[3]]
+                y += part.shape[2]
+            seen = count[full.top // side : y, x : x - (-width // side)]
+        else:
+            total += resized(torch.cat([*maps], 2), *total.shape[2:4])
+            seen = count
+        if first == 0:
+            seen += 1
+
+    def maps_of(self, q: Tensor, k: Tensor, heads: int, width: int, side: int) -> Iterator[Tensor]:
+        """The maps [B, H, rows, w, T] of some rows of pixels at a time, halved to pixels of this side."""
+        row_bytes = 3 * FLOAT * len(q) * heads * width * k.shape[1]  # scores, probabilities, and these folded
+        rows = max(self.settings.memory * MEGABYTE // AT_ONCE // row_bytes // side, 1) * side
+        for part in q.split(rows * width, 1):
             probabilities = attention_probabilities(part, k, heads)
             if not self.apart:
                 probabilities = probabilities.mean(1, keepdim=True)
             maps = rearrange(probabilities, "b k (h w) (r t) -> b k h w r t", w=width, t=len(self.tokens)).sum(-2)
-            maps = halve(maps, side)
-            y, x = (box.top + top) // side, box.left // side
-            place = total[:, :, y : y + maps.shape[2], x : x + maps.shape[3]]
-            place += maps[:, :, : place.shape[2], : place.shape[3]]
-        y, x = box.top // side, box.left // side
-        count[y : y - (-height // side), x : x - (-width // side)] += 1
+            yield halve(maps, side)
 
     def make_room(self, layer: str, step: int, room: int, device: torch.device) -> Frame:
         """The step's frame, with zeros for the layer where it has none; joins steps and halves maps until all fits."""
@@ -219,21 +260,26 @@ class AttentionRecording:
             frame.counts[layer] = halve(frame.counts[layer][None, None, :, :, None], 2)[0, 0, :, :, 0]
         return True
 
-    def map(self, layer: str, frame: int | None = None) -> Tensor:
-        """A layer's mean map [B, H, h, w, T] over all steps or those of one frame, H = 1 unless heads are apart: its columns
-        sum to 1 wherever the prompt was used, and are 0 elsewhere."""
+    def map(self, layer: str, frame: int | None = None, columns: list[int] | slice = slice(None)) -> Tensor:
+        """A layer's mean map [B, H, h, w, T] over all steps or those of one frame, of all or some columns; H = 1 unless
+        heads are apart. Columns sum to 1 wherever the prompt was used, and are 0 elsewhere."""
         frames = self.frames if frame is None else self.frames[frame : frame + 1]
         there = [frame for frame in frames if layer in frame.sums]
+        if not there:  # another pack has left the layer out of these steps
+            return torch.zeros_like(self.map(layer, columns=columns))
         count = sum(frame.counts[layer] for frame in there)
-        return sum(frame.sums[layer] for frame in there) / count.clamp(min=1e-12)[:, :, None]
+        return sum(frame.sums[layer][..., columns] for frame in there) / count.clamp(min=1e-12)[:, :, None]
 
     def mass(self) -> Tensor:
         """Each column's share of the attention [B, T]: a mean over layers, heads and the pixels that the prompt is for."""
         layers = []
         for name in self.layers:
-            seen = sum(frame.counts[name] for frame in self.frames if name in frame.counts) > 0
-            layers.append(self.map(name).mean(1)[:, seen].mean(1).cpu())
-        return torch.stack(layers).mean(0)
+            there = [frame for frame in self.frames if name in frame.sums]
+            seen = sum(frame.counts[name] for frame in there)
+            total = sum(frame.sums[name].sum((2, 3)) for frame in there) if seen.min() == seen.max() else None
+            part = self.map(name)[:, :, seen > 0].mean(2) if total is None else total / seen.sum()
+            layers.append(part.mean(1).cpu())
+        return torch.stack(layers).mean(0).nan_to_num()  # a model that overflows in fp16 attends to nothing in particular
 
     def heat_maps(
         self, columns: list[int], layers: list[str] | None = None, frame: int | None = None, head: int | None = None
@@ -242,7 +288,7 @@ class AttentionRecording:
         every layer up-sampled bicubically, clamped at zero, averaged (Tang et al., arXiv 2210.04885, section 3). Of all
         layers, steps and heads, or of some; heads that are joined are clamped together."""
         names = self.layers if layers is None else layers
-        maps = [self.map(name, frame)[..., columns].cpu() for name in names]
+        maps = [self.map(name, frame, columns).cpu() for name in names]
         height, width = max((map.shape[2:4] for map in maps), key=lambda size: size[0] * size[1])
         total, heads = torch.zeros(()), 0
         for name, map in zip(names, maps, strict=True):
@@ -261,3 +307,11 @@ def halve(maps: Tensor, side: int) -> Tensor:
     flat = rearrange(maps, "b k h w t -> b (k t) h w")
     pooled = F.avg_pool2d(flat, side, ceil_mode=True, count_include_pad=False)
     return rearrange(pooled, "b (k t) h w -> b k h w t", k=maps.shape[1])
+
+
+def resized(maps: Tensor, height: int, width: int) -> Tensor:
+    """Maps [B, H, h, w, T] brought to another size; their columns still sum to 1."""
+    flat = rearrange(maps, "b k h w t -> b (k t) h w")
+    shrinks = height * width < flat.shape[2] * flat.shape[3]
+    flat = F.interpolate(flat, (height, width), mode="area" if shrinks else "bilinear")
+    return rearrange(flat, "b (k t) h w -> b k h w t", k=maps.shape[1])

@@ -14,12 +14,18 @@ from ..fmn_core.attention_picture import ViewSettings, visualize
 from ..fmn_core.files import describe, write_new
 from ..fmn_core.hosts.comfy import ComfyHost
 from ..fmn_core.hosts.comfy_attention import record_attention
+from ..fmn_core.hosts.comfy_graph import require_source
 from ..fmn_core.picture_attention import LookSettings, record_pictures
-from ..fmn_core.recording import RecordingSettings
+from ..fmn_core.recording import AttentionRecording, RecordingSettings
 from .patch import numbered
 from .schema import Recording, schema, settings_inputs, shown
 
 ALIASES = ["attention map", "heat map", "daam"]
+
+
+def require_own(node: type[io.ComfyNode], recording: AttentionRecording, input: str) -> None:
+    """Raises ForgetError where the pictures at a node's input are not those of the recording."""
+    require_source(recording, node.hidden.prompt, node.hidden.unique_id, input)
 
 
 class RecordTokenAttention(io.ComfyNode):
@@ -90,7 +96,7 @@ class RecordPictureAttention(io.ComfyNode):
         with torch.inference_mode(False):
             host = ComfyHost(model, clip, vae)
             recorded = RecordingSettings(keep=keep, layers=layers, memory=memory)
-            return io.NodeOutput(record_pictures(host, image.clone(), text, LookSettings(**look), recorded), image)
+            return io.NodeOutput(record_pictures(host, image[..., :3].clone(), text, LookSettings(**look), recorded), image)
 
 
 class VisualizeTokenAttention(io.ComfyNode):
@@ -99,6 +105,7 @@ class VisualizeTokenAttention(io.ComfyNode):
         return schema(
             node_id="FMN_VisualizeTokenAttention",
             display_name="Visualize Token Attention",
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             description="Shows where words of the prompt attended: as heat maps over the picture, sheets of words, steps, "
             "layers or heads, and as masks.",
             search_aliases=ALIASES,
@@ -126,6 +133,7 @@ class VisualizeTokenAttention(io.ComfyNode):
 
     @classmethod
     def execute(cls, recording, image, **settings) -> io.NodeOutput:
+        require_own(cls, recording, "image")
         return io.NodeOutput(*visualize(recording, image, ViewSettings(**settings)))
 
 
@@ -138,7 +146,7 @@ class CompareTokenAttention(io.ComfyNode):
             description="Two recordings side by side, before and after a patch, of two prompts or two seeds: heat maps on "
             "one scale, the difference, and each word's share of the attention.",
             search_aliases=ALIASES,
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             inputs=[
                 Recording.Input("first", tooltip="From Record Token Attention: before, say."),
                 Recording.Input("second", tooltip="From another Record Token Attention: after, say."),
@@ -156,6 +164,8 @@ class CompareTokenAttention(io.ComfyNode):
 
     @classmethod
     def execute(cls, first, second, first_image, second_image, **settings) -> io.NodeOutput:
+        require_own(cls, first, "first_image")
+        require_own(cls, second, "second_image")
         chosen = CompareSettings(**settings)
         comparison = compare(first, second, chosen.words, *first_image.shape[1:3])
         report = comparison.report((chosen.first_title, chosen.second_title))
@@ -173,7 +183,7 @@ class SaveTokenAttention(io.ComfyNode):
             "their shares (.json). Files are numbered, never overwritten.",
             search_aliases=ALIASES,
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             inputs=[
                 Recording.Input("recording", tooltip="From Record Token Attention."),
                 # Nothing of a recording is there before its sampler has run: the picture makes this node wait.
@@ -192,8 +202,9 @@ class SaveTokenAttention(io.ComfyNode):
 
     @classmethod
     def execute(cls, recording, image, format, filename_prefix) -> io.NodeOutput:
+        require_own(cls, recording, "image")
         data = {"npz": as_npz, "json": as_json}[format](recording)
         root = Path(folder_paths.get_output_directory(), "attention")
-        path = numbered(root, filename_prefix, format)
+        path = numbered(root, filename_prefix or "attention", format)
         write_new(data, path)
         return io.NodeOutput(str(path), ui=shown(cls, f"Saved {describe(path)}"))

@@ -19,7 +19,7 @@ from fmn_core.errors import ForgetError
 from fmn_core.heatmap import COLOR_MAPS, colorize, colorize_difference, overlay, shares
 from fmn_core.hosts.base import Token
 from fmn_core.prompt_words import distinct_words, find_phrase, words_of
-from fmn_core.recording import AttentionRecording, Box, RecordingSettings
+from fmn_core.recording import AttentionRecording, Box, Origin, RecordingSettings
 
 LAYER = "input_blocks.{}.1.transformer_blocks.0.attn2"
 
@@ -29,19 +29,18 @@ def tokens(*pieces):
     return (Token(0, "<start>", "start"), *words, Token(1, "<end>", "end"), Token(1, "<end>", "padding"))
 
 
-def recorded(*pieces, keep="mean", pictures=1, steps=2, seed=0, job="job", samplers=("5",)):
+def recorded(*pieces, keep="mean", pictures=1, steps=2, seed=0):
     """A recording of two layers with two heads, of random queries and keys."""
     recording = AttentionRecording(
         " ".join(pieces), tokens(*(f"{piece}</w>" for piece in pieces)), RecordingSettings(keep=keep)
     )
     generator = torch.Generator().manual_seed(seed)
     columns = len(recording.tokens)
-    for sampler in samplers:
-        recording.begin(job, sampler)
-        for step in range(steps):
-            for number, side in ((1, 4), (2, 2)):
-                q, k = (torch.randn(pictures, n, 6, generator=generator) for n in (side * side, columns))
-                recording.add(LAYER.format(number), q, k, 2, side, side, step)
+    recording.begin()
+    for step in range(steps):
+        for number, side in ((1, 4), (2, 2)):
+            q, k = (torch.randn(pictures, n, 6, generator=generator) for n in (side * side, columns))
+            recording.add(LAYER.format(number), q, k, 2, side, side, step=step)
     recording.end()
     return recording
 
@@ -71,7 +70,7 @@ def test_layer_sizes_are_found_from_pixels(height, width, halvings):
 def test_a_context_is_told_from_others():
     embedding = torch.randn(3, 4)
     assert is_prompt(embedding.half(), embedding) and is_prompt(embedding.repeat(3, 1), embedding)
-    assert not is_prompt(embedding * 1.1, embedding) and not is_prompt(embedding[:2], embedding)
+    assert not is_prompt(embedding * 1.01, embedding) and not is_prompt(embedding[:2], embedding)
     assert not is_prompt(torch.cat([embedding, embedding.flip(0)]), embedding)
 
 
@@ -90,7 +89,7 @@ def test_whatever_the_room_the_columns_sum_to_one(height, width, pictures, keep,
     recording.make_room = lambda layer, step, _, device: make_room(layer, step, room, device)
     for step in range(steps):
         q, k = (torch.randn(pictures, n, 6, generator=generator) for n in (height * width, 4))
-        recording.add("x", q, k, 2, height, width, step)
+        recording.add("x", q, k, 2, height, width, step=step)
         everything.append(attention_probabilities(q, k, 2).mean(1))
     map = recording.map("x")
     assert torch.allclose(map.sum(-1), torch.ones(map.shape[:-1]), atol=1e-5)
@@ -121,13 +120,72 @@ def test_parts_are_put_in_their_places():
     assert not sums[4].any() and not sums[:, :2].any()
 
 
-def test_a_recording_of_two_samplers_is_refused():
-    with pytest.raises(ForgetError, match="of its own for each sampler"):
-        visualize(recorded("a", "cat", samplers=("5", "6")), torch.zeros(1, 8, 8, 3))
-    again = recorded("a", "cat", samplers=("5",))
-    again.begin("next job", "6")
-    again.add(LAYER.format(1), torch.rand(1, 4, 6), torch.rand(1, 5, 6), 2, 2, 2)
-    assert visualize(again, torch.zeros(1, 8, 8, 3), ViewSettings(words="cat"))
+def test_a_recording_of_several_batches_is_refused():
+    """As where the host gives a sampler a list of latents: it runs several times for one node."""
+    origin = Origin("job", "5", "digest")
+    recording = recorded("a", "cat")
+    recording.begin(origin)
+    assert not recording.several
+    recording.begin(origin)
+    recording.add(LAYER.format(1), torch.rand(1, 4, 6), torch.rand(1, 5, 6), 2, 2, 2)
+    with pytest.raises(ForgetError, match="ran on several batches"):
+        visualize(recording, torch.zeros(1, 8, 8, 3))
+    recording.begin(Origin("next job", "5", "digest"))
+    recording.add(LAYER.format(1), torch.rand(1, 4, 6), torch.rand(1, 5, 6), 2, 2, 2)
+    assert visualize(recording, torch.zeros(1, 8, 8, 3), ViewSettings(words="cat"))
+
+
+def test_forwards_of_another_size_are_brought_to_the_first():
+    """As where a pack shrinks the layers in some of the steps."""
+    recording = AttentionRecording("a", tokens("a</w>"), RecordingSettings(keep="steps"))
+    recording.begin()
+    for step, (height, width) in enumerate([(4, 6), (8, 12), (3, 5)]):
+        recording.add("x", torch.randn(2, height * width, 6), torch.randn(2, 4, 6), 2, height, width, step=step)
+    assert len(recording.frames) == 3 and recording.map("x").shape == (2, 1, 4, 6, 4)
+    for frame in (None, 0, 1, 2):
+        assert torch.allclose(recording.map("x", frame).sum(-1), torch.ones(2, 1, 4, 6), atol=1e-5)
+
+
+def test_a_layer_that_is_left_out_of_some_steps():
+    recording = AttentionRecording("a", tokens("a</w>"), RecordingSettings(keep="steps"))
+    recording.begin()
+    for step, layer in enumerate([LAYER.format(1), LAYER.format(2)]):
+        recording.add(layer, torch.randn(1, 4, 6), torch.randn(1, 4, 6), 2, 2, 2, step=step)
+    assert not recording.map(LAYER.format(2), 0).any()
+    assert len(visualize(recording, torch.rand(1, 8, 8, 3), ViewSettings(view="over steps"))[0]) == 2
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4))
+def test_some_pictures_at_a_time_are_all_at_once(pictures, together, seed):
+    generator = torch.Generator().manual_seed(seed)
+    q, k = (torch.randn(pictures, n, 6, generator=generator) for n in (6, 4))
+    maps = []
+    for count in (pictures, together):
+        recording = AttentionRecording("a", tokens("a</w>"))
+        for first in range(0, pictures, count):
+            some = slice(first, first + count)
+            recording.add("x", q[some], k[some], 2, 2, 3, pictures=pictures, first=first)
+        maps.append(recording.map("x"))
+    assert torch.allclose(*maps, atol=1e-6)
+
+
+def test_too_many_sheets_are_refused(monkeypatch):
+    monkeypatch.setattr("fmn_core.attention_picture.MOST_NUMBERS", 500_000)
+    with pytest.raises(ForgetError, match="2 sheets of .* name fewer words"):
+        visualize(recorded("a", "cat"), torch.rand(1, 8, 8, 3), ViewSettings(view="layers"))
+
+
+def test_letters_of_other_languages_are_drawn():
+    """Words that the drawing's own font has no letters for, and titles that an old Pillow could not write."""
+    recording = recorded("süß", "кот", "猫")
+    assert visualize(recording, torch.rand(1, 8, 8, 3), ViewSettings(view="contact sheet"))[0].shape[0] == 1
+
+
+def test_attention_that_is_no_number_is_nothing():
+    recording = AttentionRecording("a", tokens("a</w>"))
+    recording.add("x", torch.full((1, 4, 6), float("nan")), torch.randn(1, 4, 6), 2, 2, 2)
+    assert sum(shares(recording).values()) == 0
+    assert not visualize(recording, torch.rand(1, 8, 8, 3))[1].any()
 
 
 @pytest.mark.parametrize("keep", ["mean", "heads"])

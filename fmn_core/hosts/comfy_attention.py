@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from comfy.patcher_extension import CallbacksMP, WrappersMP
-from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ..attention import is_prompt, layer_size
 from ..errors import ForgetError
-from ..hosts.base import Token
-from ..recording import AttentionRecording, Box, RecordingSettings
+from ..recording import AT_ONCE, MEGABYTE, AttentionRecording, Box, RecordingSettings
+from .base import CrossAttention, Token
 from .comfy import cross_attentions, require_family, tokenize
+from .comfy_graph import executing
 
 KEY = "forget_me_not.recording"
+ASKED_FOR = ("positive", "middle")  # what a guider calls the prompts that it goes towards
+Rows = slice | list[int]
 
 
 def record_attention(model, clip, text: str, settings: RecordingSettings | None = None, conditioning=None):
@@ -29,13 +33,12 @@ def record_attention(model, clip, text: str, settings: RecordingSettings | None 
     layers = settings.chosen(cross_attentions(model.model.diffusion_model))
     named = {block_of(name): (name, layer) for name, layer in layers.items()}
     tokens = tokenize(clip, text)
-    if conditioning is None:
-        embeddings = [clip.encode_from_tokens(clip.tokenize(text))[0]]
-    else:
-        embeddings = [context[0] for context, _ in conditioning]
-        tokens = as_long_as(tokens, len(embeddings[0]))
+    embedding = clip.encode_from_tokens(clip.tokenize(text))[0]
+    if conditioning and not any(is_prompt(context[0], embedding) for context, _ in conditioning):
+        embedding = conditioning[0][0][0]
+        tokens = as_long_as(tokens, len(embedding))
     recording = AttentionRecording(text, tokens, settings)
-    watch = Watch(recording, embeddings)
+    watch = Watch(recording, embedding)
 
     def patch(n, context, value, extra):
         name, layer = named.get((*extra["block"], extra["block_index"]), (None, None))
@@ -47,6 +50,7 @@ def record_attention(model, clip, text: str, settings: RecordingSettings | None 
     watched.set_model_attn2_patch(patch)
     watched.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEY, watch.begin)
     watched.add_callback_with_key(CallbacksMP.ON_CLEANUP, KEY, watch.end)
+    watched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, watch.sample)
     watched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, watch.ask)
     return watched, recording
 
@@ -54,47 +58,63 @@ def record_attention(model, clip, text: str, settings: RecordingSettings | None 
 class Watch:
     """What is known of the sampling that a recording sees."""
 
-    def __init__(self, recording: AttentionRecording, embeddings: list[Tensor]):
-        self.recording, self.embeddings = recording, embeddings
+    def __init__(self, recording: AttentionRecording, embedding: Tensor):
+        self.recording, self.embedding = recording, embedding
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing samples."""
         self.sampling = False
         self.span = (float("inf"), 0.0)  # sigmas between which is recorded
-        self.whole: tuple[int, int] = (0, 0)  # height and width of the latents
+        self.whole: tuple[int, ...] = ()  # height and width of the latents
+        self.windowed = False  # whether they come in windows of which nobody says where they are
+        self.asked: set = set()  # numbers of the conditions that are asked for
         self.areas: dict = {}  # a condition's number -> (height, width, top, left) in the latents, or None
         self.seen: tuple = ()  # what a forward gives all its layers is looked at once
         self.step, self.parts = 0, []
 
+    def sample(self, executor, noise, *args, **kwargs):
+        """The host samples: notes the picture's size, and what is asked for."""
+        conds = getattr(executor.class_obj, "conds", {})
+        self.whole = tuple(noise.shape[-2:])
+        self.asked = {cond.get("uuid") for name in ASKED_FOR for cond in conds.get(name) or []} - {None}
+        return executor(noise, *args, **kwargs)
+
     def begin(self, patcher) -> None:
-        """The host is about to sample."""
+        """The model is about to run."""
         sampling = patcher.get_model_object("model_sampling")
         settings = self.recording.settings
         self.span = tuple(float(sampling.percent_to_sigma(p)) for p in (settings.start_percent, settings.end_percent))
         self.sampling = True
-        who = get_executing_context()
-        self.recording.begin(*((who.prompt_id, who.node_id) if who else (None, None)))
+        self.recording.begin(executing())
 
     def end(self, patcher) -> None:
-        """The host has sampled, or stopped."""
+        """The model has run, or stopped."""
         if self.sampling:
             self.recording.end()
-        self.sampling, self.seen, self.areas = False, (), {}
+        self.forget()
 
     def ask(self, executor, model, conds, x_in, timestep, model_options):
         """The host asks for the estimates of all conditions: notes which parts of the picture they are for."""
-        self.whole = tuple(x_in.shape[-2:])
         self.areas = {cond["uuid"]: cond.get("area") for part in conds for cond in part or [] if "uuid" in cond}
+        self.windowed = bool(self.whole) and tuple(x_in.shape[-2:]) != self.whole
         return executor(model, conds, x_in, timestep, model_options)
 
-    def see(self, name: str, layer, n: Tensor, context: Tensor, extra: dict) -> None:
+    def see(self, name: str, layer: CrossAttention, n: Tensor, context: Tensor, extra: dict) -> None:
         """One layer of one forward: n [B, N, C] is what attends, context [B, R * T, D] what is attended to."""
         self.look(context, extra)
         shape = extra["original_shape"][-2:]
         size = extra.get("activations_shape", ())[-2:]
         if len(size) != 2 or size[0] * size[1] != n.shape[1]:
             size = layer_size(*shape, n.shape[1])
+        together = max(self.recording.settings.memory * MEGABYTE // AT_ONCE // n[0].nbytes, 1)  # pictures, by their queries
         for rows, area in self.parts:
-            q, k = layer.module.to_q(n[rows]), layer.module.to_k(context[rows])
             box = box_of(area, self.whole, shape, size)
-            self.recording.add(name, q, k, layer.heads, *size, step=self.step, box=box)
+            for first in range(0, len(rows), together):
+                some = as_slice(rows[first : first + together])
+                q, k = layer.module.to_q(n[some]), layer.module.to_k(context[some])
+                place = {"step": self.step, "box": box, "pictures": len(rows), "first": first}
+                self.recording.add(name, q, k, layer.heads, *size, **place)
 
     def look(self, context: Tensor, extra: dict) -> None:
         """Finds the step, and the rows of the prompt with their parts of the picture."""
@@ -109,29 +129,49 @@ class Watch:
                 return
             if schedule is not None:
                 self.step = max(int((schedule >= now * 0.9999).sum()) - 1, 0)
-        kinds = extra.get("cond_or_uncond") or [0]  # a chunk of the batch each, 0 for conditional
+        self.parts = [*self.parts_of(context, extra.get("cond_or_uncond") or [0], numbers, extra["original_shape"][-2:])]
+
+    def parts_of(
+        self, context: Tensor, kinds: list[int], numbers: list | None, shape: list[int]
+    ) -> Iterator[tuple[list[int], tuple | None]]:
+        """The rows of every condition that asks for the prompt, and its area; none where nobody says where the part is."""
         chunk = len(context) // len(kinds)
         for i, kind in enumerate(kinds):
-            part = range(i * chunk, (i + 1) * chunk)
-            rows = [row for row in part if kind == 0 and self.is_recorded(context[row])]
+            number = numbers[i] if numbers else None
+            area = self.areas.get(number)
+            asked = number in self.asked if self.asked else kind == 0  # kinds: 0 is the guider's first, mostly positive
+            placed = area is not None or not self.whole or tuple(shape) == self.whole
+            if not asked or not placed or self.windowed:
+                continue
+            rows = [row for row in range(i * chunk, (i + 1) * chunk) if is_prompt(context[row], self.embedding)]
             if rows:
-                all_of_it = slice(part.start, part.stop)  # a slice copies nothing
-                area = self.areas.get(numbers[i]) if numbers else None
-                self.parts.append((all_of_it if len(rows) == chunk else rows, area))
-
-    def is_recorded(self, context: Tensor) -> bool:
-        return any(is_prompt(context, embedding) for embedding in self.embeddings)
+                yield rows, area
 
 
-def box_of(area, whole: tuple[int, int], part: list[int], size: list[int]) -> Box | None:
-    """Where a layer of `size` that ran for `part` of the latents is in the layer's map of all of them; None where the host
-    names no area."""
+def as_slice(rows: list[int]) -> Rows:
+    """Row numbers as a slice where they follow one another: it copies nothing."""
+    return slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else rows
+
+
+def box_of(area: tuple | None, whole: tuple[int, ...], part: list[int], size: list[int]) -> Box | None:
+    """Where a layer of `size` that ran for `part` of the latents is in the layer's map of all of them; None where it ran for
+    all."""
     if area is None or len(area) != 4 or tuple(part) == tuple(whole):
         return None
-    sides = [latent / pixels for latent, pixels in zip(part, size, strict=True)]
-    height, width = (round(latent / side) for latent, side in zip(whole, sides, strict=True))
-    top, left = (round(start / side) for start, side in zip(area[2:], sides, strict=True))
-    return Box(max(height, top + size[0]), max(width, left + size[1]), top, left)
+    times = halvings(part, size)
+    height, width = (halved(latent, times) for latent in whole)
+    top, left = (start >> times for start in area[2:])
+    return Box(height, width, min(top, max(height - size[0], 0)), min(left, max(width - size[1], 0)))
+
+
+def halvings(part: list[int], size: list[int]) -> int:
+    """How often latents were halved to come to a layer's size, as nearly as can be said."""
+    return min(range(8), key=lambda times: sum(abs(halved(a, times) - b) for a, b in zip(part, size, strict=True)))
+
+
+def halved(side: int, times: int) -> int:
+    """A side after so many halvings, each rounded up, as the UNet's convolutions do it."""
+    return -(-side // 2**times)
 
 
 def block_of(layer: str) -> tuple[str, int, int]:
