@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
-from standin import lora_modules, strict
+from standin import layer_of, lora_modules, strict
 
 
 class Network:
@@ -17,26 +16,21 @@ class Network:
 
 
 loaded_networks: list[Network] = []
-names_in_unet: dict[str, str] = {}
+unet_names: list[str] = []
 
 
 def assign_network_names_to_compvis_modules(model):
-    layers = [*model.cond_stage_model.wrapped.named_modules(), *model.model.named_modules()]
-    for name, module in layers:
+    for name, module in [*model.cond_stage_model.wrapped.named_modules(), *model.model.named_modules()]:
         module.network_layer_name = name.replace(".", "_")
         if name.startswith("diffusion_model."):
-            names_in_unet[name.removeprefix("diffusion_model.")] = module.network_layer_name
+            unet_names.append(name.removeprefix("diffusion_model."))
 
 
 def load_networks(files, te_multipliers=None, unet_multipliers=None, dyn_dims=None):
     """Takes files in place of names; nothing is merged until a layer runs."""
     loaded_networks.clear()
     for i, file in enumerate(files):
-        modules = {}
-        for name, factors in lora_modules(file, names_in_unet).items():
-            unet = name in {n.replace(".", "_") for n in names_in_unet}
-            modules[f"diffusion_model_{name}" if unet else name.removeprefix("transformer_")] = factors
-        network = Network(Path(file).stem, modules)
+        network = Network(Path(file).stem, lora_modules(file, unet_names))
         network.te_multiplier = te_multipliers[i] if te_multipliers else 1.0
         network.unet_multiplier = unet_multipliers[i] if unet_multipliers else 1.0
         loaded_networks.append(network)
@@ -64,8 +58,8 @@ def network_apply_weights(self):
         return
     network_restore_weights_from_backup(self)
     for network in loaded_networks:
-        if name in network.modules:
-            up, down, alpha = network.modules[name]
+        if layer_of(name) in network.modules:
+            up, down, alpha = network.modules[layer_of(name)]
             strength = network.unet_multiplier if name.startswith("diffusion_model") else network.te_multiplier
             with torch.no_grad():
                 delta = up.float() @ down.float() * (float(alpha) / len(down) * strength)
@@ -80,4 +74,4 @@ def network_Linear_forward(self, input):
 
 Linear_forward = torch.nn.Linear.forward
 torch.nn.Linear.forward = network_Linear_forward
-strict(sys.modules[__name__].__name__)
+strict(__name__)

@@ -251,7 +251,7 @@ class Chunker:
         return torch.hstack(parts)
 
 
-def karras_free_sigmas(alphas_cumprod, steps):
+def evenly_spaced_sigmas(alphas_cumprod, steps):
     """Noise levels [steps + 1] from the schedule's highest to 0, at evenly spaced timesteps."""
     sigmas = (1 / alphas_cumprod.float() - 1).sqrt()
     at = torch.linspace(len(sigmas) - 1, 0, steps).round().long()
@@ -272,8 +272,8 @@ def noise(shape, seeds):
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-def lora_modules(file: str, sgm_names) -> dict[str, tuple]:
-    """ldm module name with `_` -> (up, down, alpha) of a kohya file with diffusers' names; `sgm_names` of the UNet.
+def lora_modules(file: str, unet_names) -> dict[str, tuple]:
+    """ldm name of a layer in the UNet, or the text encoder's, with `_` -> (up, down, alpha) of a kohya file.
 
     The webui's own table knows SD1's three blocks a level; the embedded model has two.
     """
@@ -281,14 +281,19 @@ def lora_modules(file: str, sgm_names) -> dict[str, tuple]:
 
     from fmn_core.key_names import one_name
 
-    known = {f"lora_unet_{one_name(name, 2)}": name for name in sgm_names} | {
-        f"lora_unet_{name.replace('.', '_')}": name for name in sgm_names
-    }
+    known = {f"lora_unet_{one_name(name, 2)}": name.replace(".", "_") for name in unet_names}
+    known |= {f"lora_unet_{name}": name for name in known.values()}
     tensors, found = load_file(file), {}
     for key in tensors:
-        if not key.endswith(".lora_down.weight"):
-            continue
-        start = key.removesuffix(".lora_down.weight")
-        name = known.get(start, start.removeprefix("lora_te_"))
-        found[name.replace(".", "_")] = tuple(tensors[start + p] for p in (".lora_up.weight", ".lora_down.weight", ".alpha"))
+        if key.endswith(".lora_down.weight"):
+            start = key.removesuffix(".lora_down.weight")
+            name = known.get(start, start.removeprefix("lora_te_text_model_"))
+            found[name] = tuple(tensors[start + part] for part in (".lora_up.weight", ".lora_down.weight", ".alpha"))
     return found
+
+
+def layer_of(name: str) -> str:
+    """A layer's name in `lora_modules` from what the webui calls it."""
+    for start in ("diffusion_model_", "clip_l_", "transformer_", "text_model_"):
+        name = name.removeprefix(start)
+    return name
