@@ -4,9 +4,7 @@ import torch
 from ldm.util import instantiate_from_config
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
-from standin import CheckpointInfo, exported, make_ldm_importable, strict
-
-make_ldm_importable()
+from standin import CheckpointInfo, exported, strict
 
 
 class SdModelData:

@@ -5,15 +5,13 @@ from types import SimpleNamespace
 import torch
 from ldm.util import instantiate_from_config
 from safetensors.torch import load_file
-from standin import exported, make_ldm_importable, strict
+from standin import exported, strict
 
 from backend import memory_management
 from backend.modules.k_model import KModel
 from backend.nn import unet as forge_unet
 from backend.patcher.base import ModelPatcher
 from backend.text_processing.classic_engine import ClassicTextProcessingEngine
-
-make_ldm_importable()
 
 
 class ForgeObjects:

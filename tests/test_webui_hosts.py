@@ -1,0 +1,41 @@
+"""The webui and Forge as hosts, each on its stand-in in a process of its own (tests/webui/README.md)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from safetensors.torch import save_file
+
+TESTS = ROOT / "tests"
+FLAVOURS = {"webui": [TESTS / "webui"], "forge": [TESTS / "webui_forge", TESTS / "webui"]}
+EVERYWHERE = ["check_contract.py", "check_host.py", "check_attention.py"]
+
+
+@pytest.fixture(scope="module")
+def references(loaded, tmp_path_factory):
+    """The file of what ComfyUI makes of the embedded model."""
+    from fmn_core.hosts.comfy import ComfyHost
+
+    sys.path.insert(0, str(TESTS / "webui"))
+    try:
+        from reference import reference
+    finally:
+        sys.path.remove(str(TESTS / "webui"))
+    file = tmp_path_factory.mktemp("reference") / "comfyui.safetensors"
+    save_file(reference(ComfyHost(*loaded)), file)
+    return file
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_the_checks_pass_in_the_webuis_process(comfyui, references, flavour):
+    path = os.pathsep.join(map(str, [*FLAVOURS[flavour], TESTS, ROOT]))
+    environment = {**os.environ, "PYTHONPATH": path, "FMN_COMFYUI": str(comfyui), "FMN_REFERENCE": str(references)}
+    checks = [TESTS / "webui" / name for name in EVERYWHERE] + [FLAVOURS[flavour][0] / f"check_{flavour}.py"]
+    options = ["-q", "-p", "webui_fixtures", "-p", "no:cacheprovider", "--import-mode=importlib"]
+    command = [sys.executable, "-m", "pytest", *options, *map(str, checks)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
