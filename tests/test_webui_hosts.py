@@ -16,24 +16,26 @@ EVERYWHERE = ["check_contract.py", "check_host.py", "check_attention.py"]
 
 
 @pytest.fixture(scope="module")
-def references(loaded, tmp_path_factory):
-    """The file of what ComfyUI makes of the embedded model."""
+def given(loaded, tmp_path_factory):
+    """Environment variables: the embedded model as the webui gets it, and a file of what ComfyUI makes of it."""
     from fmn_core.hosts.comfy import ComfyHost
 
     sys.path.insert(0, str(TESTS / "webui"))
     try:
         from reference import reference
+        from standin import export
     finally:
         sys.path.remove(str(TESTS / "webui"))
-    file = tmp_path_factory.mktemp("reference") / "comfyui.safetensors"
+    model, file = tmp_path_factory.mktemp("webui-model"), tmp_path_factory.mktemp("reference") / "comfyui.safetensors"
+    export(model)
     save_file(reference(ComfyHost(*loaded)), file)
-    return file
+    return {"FMN_WEBUI_MODEL": str(model), "FMN_REFERENCE": str(file)}
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_the_checks_pass_in_the_webuis_process(comfyui, references, flavour):
+def test_the_checks_pass_in_the_webuis_process(given, flavour):
     path = os.pathsep.join(map(str, [*FLAVOURS[flavour], TESTS, ROOT]))
-    environment = {**os.environ, "PYTHONPATH": path, "FMN_COMFYUI": str(comfyui), "FMN_REFERENCE": str(references)}
+    environment = {**os.environ, **given, "PYTHONPATH": path}
     checks = [TESTS / "webui" / name for name in EVERYWHERE] + [FLAVOURS[flavour][0] / f"check_{flavour}.py"]
     options = ["-q", "-p", "webui_fixtures", "-p", "no:cacheprovider", "--import-mode=importlib"]
     command = [sys.executable, "-m", "pytest", *options, *map(str, checks)]

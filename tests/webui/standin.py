@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import tempfile
@@ -90,15 +91,27 @@ class State:
 
 @lru_cache(None)
 def exported() -> tuple[Path, dict]:
-    """The embedded model's folder as the webui gets it, and its .yaml."""
+    """The embedded model's folder as the webui gets it, and its .yaml; FMN_WEBUI_MODEL names one that is there already."""
     import yaml
 
-    from demo.export import CHECKPOINT, export_webui
+    folder = Path(os.environ.get("FMN_WEBUI_MODEL") or tempfile.mkdtemp(prefix="fmn-webui-"))
+    if not any(folder.iterdir()):
+        export(folder)
+    return folder, yaml.safe_load(next(folder.glob("*.yaml")).read_text())
 
-    folder = Path(tempfile.mkdtemp(prefix="fmn-webui-"))
+
+def export(folder: Path) -> None:
+    from demo.export import export_webui
+
     with torch.no_grad():
         export_webui(folder, autoencoder="fmn_core.hosts.taesd.TAESD")
-    return folder, yaml.safe_load((folder / f"{CHECKPOINT.stem}.yaml").read_text())
+
+
+def text_model_named(transformer, weights: dict) -> dict:
+    """A checkpoint's weights with the text encoder's as this transformers calls them: since 5 it has no `text_model`."""
+    if hasattr(transformer, "text_model"):
+        return weights
+    return {key.replace(".transformer.text_model.", ".transformer."): weight for key, weight in weights.items()}
 
 
 def make_ldm_importable() -> None:
