@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 TESTS = ROOT / "tests"
 FLAVOURS = {"webui": [TESTS / "webui"], "forge": [TESTS / "webui_forge", TESTS / "webui"]}
+ALONE = {"webui": ["check_webui.py", "check_xl.py"], "forge": ["check_forge.py"]}
 EVERYWHERE = ["check_contract.py", "check_host.py", "check_attention.py"]
 
 
@@ -36,7 +37,7 @@ def given(loaded, tmp_path_factory):
 def test_the_checks_pass_in_the_webuis_process(given, flavour):
     path = os.pathsep.join(map(str, [*FLAVOURS[flavour], TESTS, ROOT]))
     environment = {**os.environ, **given, "PYTHONPATH": path}
-    checks = [TESTS / "webui" / name for name in EVERYWHERE] + [FLAVOURS[flavour][0] / f"check_{flavour}.py"]
+    checks = [TESTS / "webui" / name for name in EVERYWHERE] + [FLAVOURS[flavour][0] / name for name in ALONE[flavour]]
     options = ["-q", "-p", "webui_fixtures", "-p", "no:cacheprovider", "--import-mode=importlib"]
     command = [sys.executable, "-m", "pytest", *options, *map(str, checks)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
