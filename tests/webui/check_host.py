@@ -128,6 +128,9 @@ def test_loras_of_the_last_prompt_stay_out_and_come_back(webui, lora, draw):
         with_lora = draw("a cat")
         assert not torch.equal(with_lora, bare)
         before = [bits(tensor) for part in parts(webui) for tensor in part.parameters()]
+        with webui.training((1, *webui.latent_shape())):
+            webui.encode(["a cat"])  # one context in another
+        assert [bits(tensor) for part in parts(webui) for tensor in part.parameters()] == before
         same = [torch.equal(*two) for two in zip(without_loras(webui), plain, strict=True)]
         assert all(same), same
         assert [bits(tensor) for part in parts(webui) for tensor in part.parameters()] == before

@@ -8,7 +8,7 @@ from modules import sd_hijack, shared
 
 from fmn_core.errors import ForgetError
 from fmn_core.hosts.ldm import ordinary_parameters
-from fmn_core.hosts.webui import current_host
+from fmn_core.hosts.webui import current_host, no_networks
 
 
 def gradient(webui):
@@ -70,6 +70,19 @@ def test_weights_that_a_fork_made_in_inference_mode_train_too(webui):
         with webui.training((1, *webui.latent_shape())):
             assert torch.equal(gradient(webui), plain)
         assert next(webui.unet.parameters()).is_inference()
+
+
+def test_a_lora_on_open_clips_attention_is_taken_out_too(webui):
+    """As SD2's text encoder has it: two weights in one layer, whose output's bias is another layer's."""
+    layer = torch.nn.MultiheadAttention(8, 2)
+    own = [layer.in_proj_weight, layer.out_proj.weight, layer.out_proj.bias]
+    layer.network_weights_backup = tuple(torch.full_like(tensor, i) for i, tensor in enumerate(own[:2]))
+    layer.network_bias_backup, layer.network_current_names = torch.full_like(own[2], 2), (("style", 1.0, 1.0, None),)
+    merged = [tensor.detach().clone() for tensor in own]
+    with no_networks([torch.nn.Sequential(layer)]):
+        assert [tensor.unique().tolist() for tensor in own] == [[0], [1], [2]] and layer.network_current_names == ()
+    assert all(torch.equal(*two) for two in zip(own, merged, strict=True))
+    assert layer.network_current_names == (("style", 1.0, 1.0, None),)
 
 
 def test_pieces_of_a_model_are_refused(monkeypatch):
