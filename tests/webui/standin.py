@@ -1,4 +1,4 @@
-"""What the stand-ins of both webuis share: strict names, the embedded model's parts, chunks of prompts, a sampler."""
+"""What the stand-ins of both webuis share: strict names, the embedded model's parts, chunks of prompts."""
 
 from __future__ import annotations
 
@@ -262,27 +262,6 @@ class Chunker:
             self.fixes_owner.fixes = [chunk.fixes for chunk in chunks]
             parts.append(self.process_tokens([c.tokens for c in chunks], [c.multipliers for c in chunks]))
         return torch.hstack(parts)
-
-
-def evenly_spaced_sigmas(alphas_cumprod, steps):
-    """Noise levels [steps + 1] from the schedule's highest to 0, at evenly spaced timesteps."""
-    sigmas = (1 / alphas_cumprod.float() - 1).sqrt()
-    at = torch.linspace(len(sigmas) - 1, 0, steps).round().long()
-    return torch.cat([sigmas[at], torch.zeros(1)]), at
-
-
-def euler(denoise, x, sigmas, state=None):
-    """Euler's method from x [B, C, h, w] at the first noise level to the last; denoise(x, sigma) is x0."""
-    for i in range(len(sigmas) - 1):
-        if state is not None:
-            state.sampling_step = i
-        slope = (x - denoise(x, sigmas[i])) / sigmas[i]
-        x = x + slope * (sigmas[i + 1] - sigmas[i])
-    return x
-
-
-def noise(shape, seeds):
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 def lora_modules(file: str, unet_names) -> dict[str, tuple]:
