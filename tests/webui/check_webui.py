@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from modules import sd_hijack, shared
+from modules import devices, sd_hijack, shared
 
 from fmn_core.errors import ForgetError
 from fmn_core.hosts.ldm import ordinary_parameters
-from fmn_core.hosts.webui import current_host, no_networks
+from fmn_core.hosts.webui import adapt, current_host, no_networks
 
 
 def gradient(webui):
     """Of a change to the last but one layer's to_k, by the noise estimate."""
     layer = list(webui.cross_attentions().values())[-2].linear("to_k")
-    delta = torch.zeros_like(layer.weight, requires_grad=True)
-    hook = layer.register_forward_hook(lambda m, args, out: out + args[0] @ delta.T)
+    delta = torch.zeros_like(layer.weight, dtype=torch.float32, requires_grad=True)
+    hook = layer.register_forward_hook(lambda m, args, out: out + (args[0].float() @ delta.T).to(out.dtype))
     x = torch.ones(1, *webui.latent_shape())
     try:
         webui.predict(x, torch.tensor([500]), webui.encode(["a cat"])).square().sum().backward()
@@ -89,6 +91,27 @@ def test_pieces_of_a_model_are_refused(monkeypatch):
     monkeypatch.setattr(shared.cmd_opts, "lowvram", True)
     with pytest.raises(ForgetError, match="--lowvram.*--medvram"):
         current_host()
+
+
+def test_weights_in_half_precision_stay_so_and_adapters_learn_in_full(webui, sd_model, monkeypatch):
+    """As a GPU has them, with the webui's autocast around each estimate; it takes the norms' weights in full itself."""
+    whole = adapt(sd_model, 64)
+    with whole.training((1, *whole.latent_shape())):
+        expected = gradient(whole)
+    half = copy.deepcopy(sd_model)
+    half.model.half()
+    for module in half.model.modules():
+        if isinstance(module, torch.nn.GroupNorm | torch.nn.LayerNorm):
+            module.float()
+    monkeypatch.setattr(devices, "dtype_unet", torch.float16)
+    monkeypatch.setattr(devices, "autocast", lambda disable=False: torch.autocast("cpu", dtype=torch.float16))
+    host = adapt(half, 64)
+    before = [(parameter.dtype, parameter.requires_grad) for parameter in host.unet.parameters()]
+    with host.training((1, *host.latent_shape())):
+        found = gradient(host)
+    assert [(parameter.dtype, parameter.requires_grad) for parameter in host.unet.parameters()] == before
+    assert found.dtype == torch.float32 and host.encode(["a cat"]).embeddings.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(found.flatten(), expected.flatten(), 0) > 0.99
 
 
 def test_the_size_is_the_models_own(sd_model):
