@@ -161,24 +161,26 @@ class AttentionRecording:
         box: Box | None = None,
         pictures: int | None = None,
         first: int = 0,
+        columns: int | None = None,
     ) -> None:
         """Takes in one forward of one layer: q [B, height * width, heads * d], k [B, R * T, heads * d].
 
         A prompt that the host tiled R times to a common length comes back to its own: a column is the sum of its repeats.
-        A layer that runs for a part of the picture is told so by `box`. Of many `pictures`, some come at a time, from the
-        number `first` on. The first size counts; a whole picture of another size is brought to it, a part left out.
+        Where the host has put something behind it instead, `columns` are the prompt's. A layer that runs for a part of the
+        picture is told so by `box`. Of many `pictures`, some come at a time, from the number `first` on. The first size
+        counts; a whole picture of another size is brought to it, a part left out.
         """
         pictures, full = pictures or len(q), box or Box(height, width)
         size = (pictures, heads, full.height, full.width)
         known = self.sizes.setdefault(layer, size)
         same = known == size
-        if k.shape[1] % len(self.tokens) or not same and (known[:2] != size[:2] or box):
+        if (columns or k.shape[1]) % len(self.tokens) or not same and (known[:2] != size[:2] or box):
             return
         room = self.settings.memory * MEGABYTE
         frame = self.make_room(layer, step, room - room // AT_ONCE - q.nbytes - k.nbytes, q.device)
         side = self.halved.get(layer, 1) if same else 1
         total, count = frame.sums[layer][first : first + len(q)], frame.counts[layer]
-        maps = self.maps_of(q, k, heads, width, side)
+        maps = self.maps_of(q, k, heads, width, side, columns)
         if same:
             y, x = full.top // side, full.left // side
             for part in maps:
@@ -192,12 +194,12 @@ class AttentionRecording:
         if first == 0:
             seen += 1
 
-    def maps_of(self, q: Tensor, k: Tensor, heads: int, width: int, side: int) -> Iterator[Tensor]:
+    def maps_of(self, q: Tensor, k: Tensor, heads: int, width: int, side: int, columns: int | None) -> Iterator[Tensor]:
         """The maps [B, H, rows, w, T] of some rows of pixels at a time, halved to pixels of this side."""
         row_bytes = 3 * FLOAT * len(q) * heads * width * k.shape[1]  # scores, probabilities, and these folded
         rows = max(self.settings.memory * MEGABYTE // AT_ONCE // row_bytes // side, 1) * side
         for part in q.split(rows * width, 1):
-            probabilities = attention_probabilities(part, k, heads)
+            probabilities = attention_probabilities(part, k, heads)[..., :columns]
             if not self.apart:
                 probabilities = probabilities.mean(1, keepdim=True)
             maps = rearrange(probabilities, "b k (h w) (r t) -> b k h w r t", w=width, t=len(self.tokens)).sum(-2)

@@ -11,8 +11,9 @@ from ..attention import is_prompt, layer_size
 from ..errors import ForgetError
 from ..recording import AT_ONCE, MEGABYTE, AttentionRecording, Box, RecordingSettings
 from .base import CrossAttention, Token
-from .comfy import cross_attentions, require_family, tokenize
+from .comfy import require_family, tokenize
 from .comfy_graph import executing
+from .ldm import block_of, cross_attentions
 
 KEY = "forget_me_not.recording"
 ASKED_FOR = ("positive", "middle")  # what a guider calls the prompts that it goes towards
@@ -172,13 +173,6 @@ def halvings(part: list[int], size: list[int]) -> int:
 def halved(side: int, times: int) -> int:
     """A side after so many halvings, each rounded up, as the UNet's convolutions do it."""
     return -(-side // 2**times)
-
-
-def block_of(layer: str) -> tuple[str, int, int]:
-    """`input_blocks.4.1.transformer_blocks.0.attn2` -> ("input", 4, 0), as the host names it to patches."""
-    parts = layer.split(".")
-    number = 0 if parts[0] == "middle_block" else int(parts[1])
-    return parts[0].split("_")[0], number, int(parts[-2])
 
 
 def as_long_as(tokens: tuple[Token, ...], columns: int) -> tuple[Token, ...]:
