@@ -12,7 +12,8 @@ import yaml
 from .concept import Concept, make_concepts
 from .embedding import add_embedding, save_embedding
 from .errors import ForgetError
-from .files import describe, require_new, slug
+from .file_names import slug
+from .files import describe, require_new
 from .forget import summary
 from .hosts.base import DiffusionHost
 from .inversion import invert_pictures

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+
+import torch
 from torch import Tensor
 
 from .balanced import forget_balanced
+from .checkpoint import Checkpoint
 from .concept import make_concepts
 from .conflicts import conflict_lines
 from .errors import ForgetError
 from .fast import forget_fast
 from .hosts.base import DiffusionHost
 from .imports import import_summary
+from .log import logger, phase, plain
 from .patch import Patch
 from .resteering import forget_by_resteering
 from .robust import forget_robust
@@ -23,12 +30,15 @@ def forget(
     settings: ForgetSettings,
     images: Tensor | None = None,
     mask: Tensor | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[Patch, list[float]]:
     """Makes a patch that forgets the concepts in `names`, one a line; returns it and the loss of each step.
 
-    `images` [P, H, W, 3] in 0..1 and `mask` [1 or P, H, W] are for the presets that train on pictures. Raises
+    `images` [P, H, W, 3] in 0..1 and `mask` [1 or P, H, W] are for the presets that train on pictures. Inside a
+    `checkpoint`, which the caller has entered, the training goes on where an earlier run with the same inputs got to. Raises
     ForgetError for inputs that cannot work and, where the settings are strict, in place of a warning.
     """
+    checkpoint = checkpoint or Checkpoint()
     settings = settings.resolved()
     if settings.layers != "cross-attention" and settings.preset != "paper":
         raise ForgetError(
@@ -36,18 +46,45 @@ def forget(
             "choose that."
         )
     concepts = make_concepts(names, settings.concept_type, settings.template)
-    if settings.preset == "fast":
-        patch, losses = forget_fast(host, concepts, settings)
-    elif settings.preset == "balanced":
-        patch, losses = forget_balanced(host, concepts, settings, images, mask)
-    elif settings.preset == "robust":
-        patch, losses = forget_robust(host, concepts, settings, images, mask)
-    else:
-        patch, losses = forget_by_resteering(host, concepts, settings, images, mask)
+    with phase("forget", preset=settings.preset, concepts=len(concepts), seed=settings.seed) as told:
+        if settings.preset == "fast":
+            patch, losses = forget_fast(host, concepts, settings)
+        else:
+            train = {"balanced": forget_balanced, "robust": forget_robust, "paper": forget_by_resteering}[settings.preset]
+            chosen = asdict(settings) | {"strict": None}  # it decides on the finished patch alone
+            words = [known_words(host, text) for text in (names, settings.template, settings.replacement, settings.keep)]
+            checkpoint.begin("forget", names, words, chosen, images, mask, host.identity(), str(host.device))
+            with out_of_memory_told():
+                patch, losses = train(host, concepts, settings, images, mask, checkpoint)
+            checkpoint.done()
+        told |= {"steps": len(losses), "loss": float(losses[-1]), "modules": len(patch.modules), "rank": patch.rank}
     warnings = patch.info["report"]["warnings"]
+    for warning in warnings:
+        logger.warning("forget.warning %s", plain(warning))
     if settings.strict and warnings:
         raise ForgetError(" ".join(warnings))
     return patch, losses
+
+
+def known_words(host: DiffusionHost, text: str) -> object:
+    """What a text is to the model, beside its letters: the vectors of its words, learned ones among them."""
+    try:
+        return host.word_vectors(text)
+    except ForgetError:  # a host without them
+        return [token.id for token in host.tokenize(text)]
+
+
+@contextmanager
+def out_of_memory_told() -> Iterator[None]:
+    """Context in which running out of a device's memory stays the same exception, by which hosts know what to do, and says
+    what the user can do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise type(error)(
+            f"{error} There is not enough memory to train: lower `batch_size` or `resolution`, close what else uses the "
+            "device, or take the preset `fast`, which needs none."
+        ) from error
 
 
 def summary(patch: Patch) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import struct
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from . import __version__
 from .concept import Concept
 from .errors import ForgetError
-from .files import require_new, write_new
+from .files import write_all_new
 from .hosts.base import FAMILIES, MATRICES, DiffusionHost
 from .lora import LoRAs, balanced
 from .moments import Moments
@@ -24,6 +25,7 @@ from .moments import Moments
 SCHEMA = 1
 DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
 KNOWN = {"concept": str, "settings": dict, "report": dict, "version": str}  # of every patch's info
+MOST_VALUES, MOST_TOLD = 1 << 28, 1 << 26  # in a file: SDXL's at rank 128 has 150 million values; characters of metadata
 MODULE = re.compile(r"^(?P<layer>lora_unet_\w+_attn2)_to_(q|k|v|out_0)$")
 
 
@@ -168,7 +170,7 @@ def with_sorted_header(raw: bytes) -> bytes:
 
 
 def save_patch(patch: Patch, path: Path) -> list[Path]:
-    """Writes a patch under a name that must be new, whole or not at all, and its rest, if it has one, beside it as
+    """Writes a patch under a name that must be new, whole or not at all, and with it its rest, if it has one, beside it as
     `<name>-rest`; returns the files.
 
     Raises ForgetError where a name is taken or a file cannot be written.
@@ -177,10 +179,7 @@ def save_patch(patch: Patch, path: Path) -> list[Path]:
     if patch.rest:
         beside = path.with_stem(f"{path.stem}-rest")
         files[beside] = serialize_rest(patch, beside.stem)
-    for file in files:
-        require_new(file)
-    for file, data in files.items():
-        write_new(data, file)
+    write_all_new(files)
     return list(files)
 
 
@@ -200,6 +199,7 @@ def read_patch(path: Path) -> Patch:
             stored = (file.metadata() or {}).get("fmn.patch")
             if stored is None:
                 raise ForgetError(f"{path.name} is no forget patch: use the host's Load LoRA for ordinary LoRA files.")
+            require_small(file, len(stored), path.name)
             patch = Patch({key: file.get_tensor(key) for key in file.keys()}, json.loads(stored))
     except FileNotFoundError:
         raise ForgetError(f"{path.name} is not there any more: refresh the list of patches and choose again.") from None
@@ -211,6 +211,16 @@ def read_patch(path: Path) -> Patch:
         ) from error
     check_patch(patch, path.name)
     return patch
+
+
+def require_small(file, told: int, name: str) -> None:
+    """Raises ForgetError for an open file that says by its header that it would take more memory than any patch does."""
+    values = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())
+    if values > MOST_VALUES or told > MOST_TOLD:
+        raise ForgetError(
+            f"{name} holds {values:,} values and {told:,} characters about itself, and a forget patch has {MOST_VALUES:,} "
+            f"and {MOST_TOLD:,} at most: it is none, or was made to do harm."
+        )
 
 
 def check_patch(patch: Patch, name: str) -> None:

@@ -32,6 +32,8 @@ from .base import (
     linear_name,
     placeholder_texts,
 )
+from .comfy_identity import identity
+from .comfy_training import differentiable_attention, ordinary_parameters, require_loaded
 from .comfy_words import ShortClip, require_clip, tokenize
 
 # What a training step holds beyond one forward of the host's own estimate: the activations that backward needs.
@@ -49,6 +51,7 @@ class ComfyHost(DiffusionHost):
         self.base = model.model
         self.resolution = resolution
         self.bar = None
+        self.trained_on = []  # the model patchers that have to stay loaded
         self.family = require_family(model.model)
 
     @property
@@ -197,6 +200,9 @@ class ComfyHost(DiffusionHost):
         backup = self.patcher.backup.get(key)  # where the host keeps what a LoRA was merged into
         return comfy.utils.get_attr(self.base, key) if backup is None else backup.weight
 
+    def identity(self) -> object:
+        return identity([self.patcher, *([] if self.clip is None else [self.clip.patcher])], self.clip)
+
     @cached_property
     def kohya_names(self) -> dict[str, str]:
         """Weight -> kohya name: sgm's block names for SDXL, diffusers' for the others, as sd-scripts writes them."""
@@ -217,7 +223,11 @@ class ComfyHost(DiffusionHost):
             if text:
                 stack.enter_context(ordinary_parameters(self.clip.cond_stage_model))
                 stack.enter_context(comfy_words.norms_of_copies(self.clip.cond_stage_model))
-            yield
+            outer, self.trained_on = self.trained_on, models
+            try:
+                yield
+            finally:
+                self.trained_on = outer
 
     def show_progress(self, step: int, total: int, preview: Tensor | None) -> None:
         if self.bar is None:
@@ -229,6 +239,7 @@ class ComfyHost(DiffusionHost):
 
     def check_interrupt(self) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
+        require_loaded(self.trained_on)
 
 
 def weight_key(layer: str, matrix: str) -> str:
@@ -270,31 +281,3 @@ def apply_patch(model, patch: Patch, strength: float):
     if strength == 0:
         return model
     return comfy.sd.load_lora_for_models(model, None, dict(patch), strength, 0)[0]
-
-
-def differentiable_attention(func, *args, **kwargs):
-    """The host's PyTorch attention in place of backends that have no backward (sage, flash, int8)."""
-    return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
-
-
-@contextmanager
-def ordinary_parameters(module: nn.Module) -> Iterator[None]:
-    """Context in which a module's parameters and buffers are ordinary frozen tensors on the very same memory.
-
-    A model loaded while a graph runs has inference tensors, which autograd refuses to save. A second tensor on the
-    same storage is an ordinary one, costs nothing, and is never written to; the originals come back on leaving.
-    """
-    originals = []
-    try:
-        for part in module.modules():
-            for table in (part._parameters, part._buffers):
-                for name, tensor in table.items():
-                    if type(tensor) in (nn.Parameter, Tensor):
-                        originals.append((table, name, tensor))
-                        alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-                        alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
-                        table[name] = nn.Parameter(alias, requires_grad=False) if type(tensor) is nn.Parameter else alias
-        yield
-    finally:
-        for table, name, tensor in originals:
-            table[name] = tensor
