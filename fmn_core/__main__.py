@@ -195,6 +195,17 @@ def run_inspect(options: argparse.Namespace) -> None:
     print(json.dumps(inspection.plain(), indent=1) if options.json else text_of(inspection))
 
 
+def run_doctor(options: argparse.Namespace) -> None:
+    from .doctor import examine
+
+    ill = 0
+    for well, what, finding in examine():
+        ill += not well
+        print(f"{'ok ' if well else 'ILL'} {what}: {finding}", flush=True)
+    if ill:
+        raise ForgetError(f"{ill} of these need a hand.")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fmn_core", description=__doc__)
     parser.add_argument("--log", action="store_true", help="one line to stderr for each phase: what, how long, its figures")
@@ -253,6 +264,8 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--json", action="store_true", help="every figure, and all that the patch says of itself")
     add_device(command)
     command.set_defaults(run=run_inspect)
+    command = commands.add_parser("doctor", help="versions, devices, folders, and a self-test of ten seconds")
+    command.set_defaults(run=run_doctor)
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("forget_me_not").setLevel(logging.INFO if options.log else logging.WARNING)

@@ -7,7 +7,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -16,20 +16,28 @@ import torch
 from . import __version__
 from .errors import ForgetError
 from .files import write_new
+from .forget import forget
+from .hosts.base import DiffusionHost
+from .patch import fingerprint, serialize
+from .settings import ForgetSettings
 
+Finding = tuple[bool, str, str]  # well, what, how it is
 PACKAGES = ("torch", "safetensors", "numpy", "pillow", "einops", "transformers", "diffusers")
 ROOT = Path(__file__).parent.parent
+NOT_THE_SAME = "what is trained on it may differ in the last bits from run to run"
 CHECKPOINT = ROOT / "demo" / "checkpoints" / "emoji-sd-128.safetensors"
 
 
-def examine() -> Iterator[tuple[bool, str, str]]:
-    """(well, what, finding) of one check after another."""
+def examine() -> Iterator[Finding]:
+    """One check after another."""
     yield True, "Forget-Me-Not", f"{__version__} in {ROOT}"
     yield sys.version_info >= (3, 10), "Python", f"{platform.python_version()} on {platform.platform()}"
     for name in PACKAGES:
         found = version_of(name)
-        optional = name == "diffusers"
-        yield bool(found) or optional, name, found or ("not installed; only the command line needs it" if optional else "missing")
+        if name == "diffusers" and not found:
+            yield True, name, "not installed; only the command line needs it"
+        else:
+            yield bool(found), name, found or "missing: install the host's own requirements.txt"
     yield from devices()
     for what, folder in (("current folder", Path.cwd()), ("temporary folder", Path(tempfile.gettempdir()))):
         yield writable(what, folder)
@@ -44,19 +52,18 @@ def version_of(package: str) -> str:
         return ""
 
 
-def devices() -> Iterator[tuple[bool, str, str]]:
+def devices() -> Iterator[Finding]:
     """What torch can compute on, and whether it gives the same twice there."""
     yield True, "CPU", f"{torch.get_num_threads()} threads; the same inputs and seed give the same file"
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)
-        told = f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free; training may differ in the last bits between runs"
-        yield True, f"GPU {index}", told
+        yield True, f"GPU {index}", f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free; {NOT_THE_SAME}"
     if torch.backends.mps.is_available():
-        yield True, "GPU", "Apple MPS; training may differ in the last bits between runs"
+        yield True, "GPU", f"Apple MPS; {NOT_THE_SAME}"
 
 
-def writable(what: str, folder: Path) -> tuple[bool, str, str]:
+def writable(what: str, folder: Path) -> Finding:
     """Whether a file can be made, given its name and taken away in a folder."""
     path = folder / f"fmn-doctor-{time.time_ns()}"
     try:
@@ -67,51 +74,49 @@ def writable(what: str, folder: Path) -> tuple[bool, str, str]:
     return True, what, f"{folder}: files can be written"
 
 
-def self_test() -> Iterator[tuple[bool, str, str]]:
+def self_test() -> Iterator[Finding]:
     """Forgets a concept by two presets on the embedded model, in ComfyUI or else by diffusers; says what it lacks."""
     if not CHECKPOINT.is_file():
         yield False, "embedded model", f"{CHECKPOINT} is not there: restore it from the repository; no self-test without it"
         return
-    load = None
-    for what, module, loader in (
-        ("ComfyUI", "demo.host", comfyui_host),
-        ("diffusers", "demo.export", diffusers_host),
-    ):
+    for what, load in (("ComfyUI", comfyui_host), ("diffusers", diffusers_host)):
         try:
-            load = loader(importlib.import_module(module))
-            yield True, what, f"{load.__name__}: the self-test runs in it" if hasattr(load, "__name__") else "found"
-            break
-        except (ImportError, FileNotFoundError, ValueError, RuntimeError) as error:
+            host = load()
+        except (ImportError, OSError, ValueError, RuntimeError) as error:
             yield True, what, f"not used: {error}"
-    if load is None:
-        yield False, "self-test", "neither ComfyUI (set FMN_COMFYUI to its folder) nor diffusers is there to run the model"
+            continue
+        if what == "ComfyUI":
+            from .hosts.comfy_folders import written_folders
+
+            yield from (writable(f"{what}, {name}", folder) for name, folder in written_folders().items())
+        yield from forget_twice(host, what)
         return
-    yield from forget_twice(load)
+    yield False, "self-test", "neither ComfyUI (set FMN_COMFYUI to its folder) nor diffusers is there to run the model"
 
 
-def comfyui_host(demo) -> Callable:
-    return demo.load_embedded_model
+def comfyui_host() -> DiffusionHost:
+    return importlib.import_module("demo.host").load_embedded_model()
 
 
-def diffusers_host(demo) -> Callable:
+def diffusers_host() -> DiffusionHost:
     from .hosts.diffusers import DiffusersHost
 
-    return lambda: DiffusersHost(demo.make_pipeline(), progress_bar=False)
+    return DiffusersHost(importlib.import_module("demo.export").make_pipeline(), progress_bar=False)
 
 
-def forget_twice(load: Callable) -> Iterator[tuple[bool, str, str]]:
+def forget_twice(host: DiffusionHost, where: str) -> Iterator[Finding]:
     """Checks that forgetting works, gives the same twice, and leaves the model as it was."""
-    from .forget import forget
-    from .patch import fingerprint, serialize
-    from .settings import ForgetSettings
-
-    host = load()
     before = fingerprint(host)
     for preset in ("fast", "paper"):
         settings = ForgetSettings(preset=preset, steps=3, num_pictures=1, sampling_steps=2, resolution=64)
         start = time.monotonic()
         first, second = (serialize(forget(host, "cat", settings)[0], "doctor") for _ in range(2))
-        told = f"{len(first):,} bytes, {(time.monotonic() - start) / 2:.1f} s"
-        yield first == second, f"preset `{preset}`", f"{told}, {'the same twice' if first == second else 'another each time'}"
+        told = f"{len(first):,} bytes in {(time.monotonic() - start) / 2:.1f} s in {where}"
+        same = first == second
+        yield (
+            same or host.device.type != "cpu",
+            f"preset {preset}",
+            f"{told}, {'the same' if same else 'not the same'} twice",
+        )
     same = fingerprint(host) == before
     yield same, "the model", "left as it was" if same else "changed"

@@ -57,6 +57,7 @@ def forget(
             with out_of_memory_told():
                 patch, losses = train(host, concepts, settings, images, mask, checkpoint)
             checkpoint.done()
+            told["repeatable"] = host.device.type == "cpu"  # a GPU's backward adds up in any order
         told |= {"steps": len(losses), "loss": float(losses[-1]), "modules": len(patch.modules), "rank": patch.rank}
     warnings = patch.info["report"]["warnings"]
     for warning in warnings:
