@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from . import __version__
 from .errors import ForgetError
 from .files import remove_left_over, write_over
 from .log import logger
+from .weights_file import UNREADABLE, read_small
 
 EVERY = 10.0  # seconds between two writes
 MOST, OLDEST = 8, 14 * 86400  # files in a folder beside one's own, and the age in seconds at which they go
@@ -108,11 +108,9 @@ class Checkpoint:
         first = state.stored()
         try:
             most = ROOM + 16 * sum(p.numel() * p.element_size() for p in state.parameters)
-            if self.file.stat().st_size > most:
-                raise ValueError(f"larger than the {most:,} bytes that it may have")
-            kept = load_file(self.file)
+            kept, _ = read_small(self.file, most)
             state.load(kept)
-        except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
+        except UNREADABLE as error:
             logger.warning("checkpoint.unusable file=%s why=%s", self.file.name, json.dumps(str(error)))
             state.load(first)
             return 0

@@ -17,6 +17,7 @@ from .errors import ForgetError
 from .fast import forget_fast
 from .hosts.base import DiffusionHost
 from .imports import import_summary
+from .inspection import readable
 from .log import logger, phase, plain
 from .patch import Patch
 from .resteering import forget_by_resteering
@@ -90,8 +91,8 @@ def out_of_memory_told() -> Iterator[None]:
 
 def summary(patch: Patch) -> str:
     """What a patch's own report says, in a line or two, its warnings first."""
-    report = patch.info["report"]
-    lines = list(report.get("warnings", []))
+    report = readable(patch.info["report"])
+    lines = list(report["warnings"])
     if "imported" in report:
         lines += import_summary(report["imported"])
     if "erased" in report:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import struct
 from pathlib import Path
@@ -21,11 +20,13 @@ from .files import write_all_new
 from .hosts.base import FAMILIES, MATRICES, DiffusionHost
 from .lora import LoRAs, balanced
 from .moments import Moments
+from .weights_file import UNREADABLE, read_small
 
 SCHEMA = 1
 DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
 KNOWN = {"concept": str, "settings": dict, "report": dict, "version": str}  # of every patch's info
-MOST_VALUES, MOST_TOLD = 1 << 28, 1 << 26  # in a file: SDXL's at rank 128 has 150 million values; characters of metadata
+MOST_BYTES, MOST_TOLD = 1 << 29, 1 << 26  # of a file: SDXL's at rank 128 has 300 million; characters of its metadata
+SHOWN = 300  # characters of others' words in a sentence of ours
 MODULE = re.compile(r"^(?P<layer>lora_unet_\w+_attn2)_to_(q|k|v|out_0)$")
 
 
@@ -120,7 +121,7 @@ def metadata(patch: Patch, name: str, tensors: dict[str, Tensor]) -> dict[str, s
     taken = info["settings"] | {key: info["report"][key] for key in ("steps",) if key in info["report"]}
     training = {f"ss_{key}": str(taken[key]) for key in written if key in taken}
     title, digest = f"Forget {info['concept']}", tensor_hash(tensors)
-    return {
+    said = {
         "ss_base_model_version": version,
         "ss_v2": str(base["family"].startswith("sd2")),
         "ss_network_module": "networks.lora",
@@ -138,6 +139,7 @@ def metadata(patch: Patch, name: str, tensors: dict[str, Tensor]) -> dict[str, s
         "modelspec.hash_sha256": "0x" + digest,
         "sshs_model_hash": digest,
     }
+    return {key: value.encode(errors="replace").decode() for key, value in said.items()}  # a file may say half a character
 
 
 def serialize(patch: Patch, name: str) -> bytes:
@@ -199,28 +201,20 @@ def read_patch(path: Path) -> Patch:
             stored = (file.metadata() or {}).get("fmn.patch")
             if stored is None:
                 raise ForgetError(f"{path.name} is no forget patch: use the host's Load LoRA for ordinary LoRA files.")
-            require_small(file, len(stored), path.name)
-            patch = Patch({key: file.get_tensor(key) for key in file.keys()}, json.loads(stored))
+        tensors, told = read_small(path, MOST_BYTES)
+        if len(stored) > MOST_TOLD:
+            raise ValueError(f"it says {len(stored):,} characters about itself, and {MOST_TOLD:,} are the most")
+        patch = Patch(tensors, json.loads(told["fmn.patch"]))
     except FileNotFoundError:
         raise ForgetError(f"{path.name} is not there any more: refresh the list of patches and choose again.") from None
     except ForgetError:
         raise
-    except (SafetensorError, ValueError, RecursionError, OSError) as error:
+    except (*UNREADABLE, RecursionError) as error:
         raise ForgetError(
-            f"{path.name} cannot be read ({error}): it is damaged or no safetensors file; copy it anew."
+            f"{path.name} cannot be read ({str(error)[:SHOWN]}): it is damaged or no safetensors file; copy it anew."
         ) from error
     check_patch(patch, path.name)
     return patch
-
-
-def require_small(file, told: int, name: str) -> None:
-    """Raises ForgetError for an open file that says by its header that it would take more memory than any patch does."""
-    values = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())
-    if values > MOST_VALUES or told > MOST_TOLD:
-        raise ForgetError(
-            f"{name} holds {values:,} values and {told:,} characters about itself, and a forget patch has {MOST_VALUES:,} "
-            f"and {MOST_TOLD:,} at most: it is none, or was made to do harm."
-        )
 
 
 def check_patch(patch: Patch, name: str) -> None:
@@ -235,6 +229,9 @@ def check_patch(patch: Patch, name: str) -> None:
     told = all(isinstance(info.get(key), kind) for key, kind in KNOWN.items())
     if not known or not told:
         raise ForgetError(f"{name} does not say what it forgets or for which model: it is damaged; copy it anew.")
+    concepts = info.get("concepts")
+    if concepts is not None and not (isinstance(concepts, list) and all(map(is_concept, concepts))):
+        raise ForgetError(f"What {name} says of its concepts cannot be read: it is damaged; copy it anew.")
     modules = patch.modules
     expected = {module + suffix for module in modules for suffix in (DOWN, UP, ALPHA)}
     if not modules or set(patch) != expected or not all(MODULE.match(module) for module in modules):
@@ -249,6 +246,14 @@ def check_patch(patch: Patch, name: str) -> None:
             raise ForgetError(f"{name} is not fp16 with alpha = rank in {module}: it was edited; copy the original anew.")
         if not (torch.isfinite(up).all() and torch.isfinite(down).all()):
             raise ForgetError(f"{name} has values that are not finite in {module}: it is damaged; forget the concept anew.")
+
+
+def is_concept(value: object) -> bool:
+    """Whether this is a concept as `make_patch` writes it down."""
+    if not isinstance(value, dict) or not isinstance(value.get("type"), str):
+        return False
+    several = (value.get("names"), value.get("templates"))
+    return all(isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts) for texts in several)
 
 
 def check_fits(patch: Patch, shapes: dict[str, tuple[int, int]], model: str) -> None:

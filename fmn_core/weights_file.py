@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
 from torch import Tensor
 
 from .errors import ForgetError
@@ -37,7 +41,7 @@ class WeightsFile:
     def read(self, key: str) -> Tensor:
         """A tensor; raises ForgetError for one that is no weight, or has values that are not finite."""
         try:
-            tensor = self.file.get_tensor(key)
+            tensor = self.file.get_tensor(key).clone()  # the file is mapped, and may be written over
             if not tensor.is_floating_point():
                 raise TypeError(tensor.dtype)
             finite = torch.isfinite(tensor.float()).all()
@@ -48,6 +52,22 @@ class WeightsFile:
         if not finite:
             raise ForgetError(f"{self.path.name} has values that are not finite in {key}: it is damaged; get it anew.")
         return tensor
+
+
+UNREADABLE = (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError)  # of `read_small`
+
+
+def read_small(path: Path, most: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file of at most `most` bytes, in memory of their own: a mapped file that somebody writes
+    over takes the process down, or changes what was read. Raises one of UNREADABLE."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise ValueError(f"it has {size:,} bytes, and {most:,} are the most that it may have")
+        raw = file.read(most)
+    tensors = load(raw)
+    header = json.loads(raw[8 : 8 + struct.unpack("<Q", raw[:8])[0]])
+    return tensors, header.get("__metadata__") or {}
 
 
 @contextmanager
