@@ -54,7 +54,7 @@ def read_embedding(path: Path, encoders: dict[str, int]) -> WordVectors:
             stored = {name: torch.cat([stored[key].reshape(1, -1) for _, key in numbered])}
         elif len(stored) == 1:
             stored = {name: next(iter(stored.values()))}
-    vectors = {name: stored[name].float() for name in encoders if name in stored}
+    vectors = {name: stored[name].float() for name in encoders if name in stored and stored[name].is_floating_point()}
     vectors = {name: v.reshape(-1, v.shape[-1]) for name, v in vectors.items() if v.ndim and v.numel()}
     if {name: v.shape[1] for name, v in vectors.items()} != encoders:
         found = ", ".join(f"{key} {tuple(v.shape)}" for key, v in stored.items()) or "nothing"

@@ -16,7 +16,11 @@ from fmn_core.files import LEFT_OVER, write_over
 
 def make_state(seed=0):
     generator = torch.Generator().manual_seed(seed)
-    parameters = [torch.rand(3, 2, generator=generator), torch.rand(4, generator=generator), torch.rand(1)]
+    parameters = [
+        torch.rand(3, 2, generator=generator),
+        torch.rand(4, generator=generator),
+        torch.rand(1, generator=generator),
+    ]
     optimizer = torch.optim.AdamW(parameters, lr=0.1)
     return State(parameters, optimizer, generator, figures={"totals": []}, tensors={"best": []})
 

@@ -44,8 +44,8 @@ def test_a_slug_is_a_plain_name(text):
         ("\\\\server\\x", "leads out of"), ("\uff0e\uff0e\uff0fx", "leads out of"), ("\u2025/x", "leads out of"),
         ("C:\\x", "no file name should"), ("a:stream", "no file name should"), ("a\0b", "no file name should"),
         ("a\u202egpj", "no file name should"), ("a\u2215b", "no file name should"), ("a\nb", "no file name should"),
-        ("con", "device"), ("NUL.safetensors", "device"), ("x/Aux/y", "device"), ("com\u00b9", "device"), ("lpt9 .x", "device"),
-        ("a.", "edge"), ("a /b", "edge"), ("x" * 300, "too long"), ("\u732b" * 70, "too long"),
+        ("con", "device"), ("NUL.safetensors", "device"), ("x/Aux/y", "device"), ("com\u00b9", "device"),
+        ("lpt9 .x", "device"),        ("a.", "edge"), ("a /b", "edge"), ("x" * 300, "too long"), ("\u732b" * 70, "too long"),
     ],
 )  # fmt: skip
 def test_what_leads_elsewhere_or_means_something_else_is_refused(text, why):
