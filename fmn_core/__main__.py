@@ -6,16 +6,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
-import itertools
 import json
 import logging
 import math
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from .checkpoint import Checkpoint
+from .checkpoint import beside
 from .commands_convert import add_convert
 from .configs import run
 from .embedding import add_embedding, save_embedding
@@ -23,14 +21,12 @@ from .errors import ForgetError
 from .file_names import slug
 from .files import describe, require_new, write_new
 from .forget import forget, summary
-from .inversion import Inversion, invert_pictures
+from .inversion import invert_pictures
 from .members import Member
 from .patch import read_patch, save_patch
 from .pictures import read_images
 from .settings import EvaluateSettings, ForgetSettings, InvertSettings
 from .stack import stack, unstack
-
-CHECKPOINTS = ".forget-me-not"  # the folder of checkpoints, beside the file that is to be made
 
 
 def add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
@@ -75,7 +71,7 @@ def run_forget(options: argparse.Namespace) -> None:
     names = "\n".join(options.concept or [token])
     path = options.out or Path(f"forget-{slug(names)}.safetensors")
     require_new(path)
-    with Checkpoint(path.parent / CHECKPOINTS, lambda patch: save_patch(patch, unfinished_beside(path))[0]) as checkpoint:
+    with beside(path, save_patch) as checkpoint:
         patch, _ = forget(host, names, settings, images, checkpoint=checkpoint)
         files = save_patch(patch, path)
     print("\n".join([summary(patch), *map(describe, files)]))
@@ -88,24 +84,13 @@ def run_invert(options: argparse.Namespace) -> None:
     require_new(options.out)
     images = read_images(options.images) if options.images else None
     host = DiffusersHost(load_pipeline(options.model, options.device), settings.resolution)
-
-    def save(inversion: Inversion, path: Path) -> Path:
-        save_embedding(inversion.vectors, path, asdict(settings))
-        return path
-
-    folder = options.out.parent / CHECKPOINTS
-    with Checkpoint(folder, lambda inversion: save(inversion, unfinished_beside(options.out))) as checkpoint:
+    with beside(
+        options.out, lambda inversion, path: save_embedding(inversion.vectors, path, asdict(settings))
+    ) as checkpoint:
         inversion = invert_pictures(host, settings, images, concept=options.concept, checkpoint=checkpoint)
-        save(inversion, options.out)
+        save_embedding(inversion.vectors, options.out, asdict(settings))
     print(inversion.summary)
     print(describe(options.out))
-
-
-def unfinished_beside(path: Path) -> Path:
-    """A name beside a file's that nobody has, for what was done of it when it was stopped."""
-    stem = f"{path.stem}-unfinished"
-    names = (path.with_stem(f"{stem}-{n}" if n else stem) for n in itertools.count())
-    return next(name for name in names if not os.path.lexists(name))
 
 
 def run_config(options: argparse.Namespace) -> None:

@@ -7,9 +7,11 @@ before the first step (encoded prompts, generated pictures, the closed form) is 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,9 +22,11 @@ from torch import Tensor
 from . import __version__
 from .errors import ForgetError
 from .files import remove_left_over, write_over
+from .hosts.base import DiffusionHost
 from .log import logger
 from .weights_file import UNREADABLE, read_small
 
+BESIDE = ".forget-me-not"  # the folder of checkpoints beside a file that is to be made
 EVERY = 10.0  # seconds between two writes
 MOST, OLDEST = 8, 14 * 86400  # files in a folder beside one's own, and the age in seconds at which they go
 ROOM = 64 << 20  # bytes that a file may have beyond what its parameters account for
@@ -93,10 +97,17 @@ class Checkpoint:
         self.unfinished: Callable[[], object] | None = None
         self.written = time.monotonic()
 
-    def begin(self, *inputs: object) -> None:
-        """Names the file after all that the training is given."""
-        if self.folder is not None:
-            self.file = self.folder / f"{digest(__version__, torch.__version__, *inputs)}.safetensors"
+    def begin(self, host: DiffusionHost, texts: Iterable[str], *inputs: object) -> None:
+        """Names the file after all that the training is given: the model with all that is on it, texts with what their
+        words are to it, and other plain values and tensors."""
+        if self.folder is None:
+            return
+        try:
+            known = [[text, known_words(host, text)] for text in texts], host.identity(), str(host.device)
+        except (RuntimeError, TypeError, AttributeError) as error:  # weights of a kind that does not show its values
+            logger.warning("checkpoint.off why=%s", json.dumps(str(error)))
+            return
+        self.file = self.folder / f"{digest(__version__, torch.__version__, known, inputs)}.safetensors"
 
     def resume(self, state: State, unfinished: Callable[[], object]) -> int:
         """Brings a state to where the last run of the same training got to, and returns how many steps are done.
@@ -169,6 +180,27 @@ class Checkpoint:
                 self.folder.rmdir()
         except OSError as error:
             logger.warning("checkpoint.left file=%s why=%s", self.file, json.dumps(str(error)))
+
+
+def beside(path: Path, save: Callable[[object, Path], object]) -> Checkpoint:
+    """A checkpoint for what is to become a file, in a folder beside it; what is unfinished is saved beside it too."""
+
+    def rescue(result: object) -> Path:
+        stem = f"{path.stem}-unfinished"
+        names = (path.with_stem(f"{stem}-{n}" if n else stem) for n in itertools.count())
+        free = next(name for name in names if not os.path.lexists(name))
+        save(result, free)
+        return free
+
+    return Checkpoint(path.parent / BESIDE, rescue)
+
+
+def known_words(host: DiffusionHost, text: str) -> object:
+    """What a text is to the model, beside its letters: the vectors of its words, learned ones among them."""
+    try:
+        return host.word_vectors(text)
+    except ForgetError:  # a host without them
+        return [token.id for token in host.tokenize(text)]
 
 
 def prune(folder: Path, own: Path) -> None:

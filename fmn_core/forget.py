@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 
-import torch
 from torch import Tensor
 
 from .balanced import forget_balanced
@@ -19,6 +16,7 @@ from .hosts.base import DiffusionHost
 from .imports import import_summary
 from .inspection import readable
 from .log import logger, phase, plain
+from .memory import out_of_memory_told
 from .patch import Patch
 from .resteering import forget_by_resteering
 from .robust import forget_robust
@@ -47,16 +45,15 @@ def forget(
             "choose that."
         )
     concepts = make_concepts(names, settings.concept_type, settings.template)
-    with phase("forget", preset=settings.preset, concepts=len(concepts), seed=settings.seed) as told:
+    with out_of_memory_told(), phase("forget", preset=settings.preset, concepts=len(concepts), seed=settings.seed) as told:
         if settings.preset == "fast":
             patch, losses = forget_fast(host, concepts, settings)
         else:
             train = {"balanced": forget_balanced, "robust": forget_robust, "paper": forget_by_resteering}[settings.preset]
             chosen = asdict(settings) | {"strict": None}  # it decides on the finished patch alone
-            words = [known_words(host, text) for text in (names, settings.template, settings.replacement, settings.keep)]
-            checkpoint.begin("forget", names, words, chosen, images, mask, host.identity(), str(host.device))
-            with out_of_memory_told():
-                patch, losses = train(host, concepts, settings, images, mask, checkpoint)
+            texts = (names, settings.template, settings.replacement, settings.keep)
+            checkpoint.begin(host, texts, "forget", chosen, images, mask)
+            patch, losses = train(host, concepts, settings, images, mask, checkpoint)
             checkpoint.done()
             told["repeatable"] = host.device.type == "cpu"  # a GPU's backward adds up in any order
         told |= {"steps": len(losses), "loss": float(losses[-1]), "modules": len(patch.modules), "rank": patch.rank}
@@ -66,27 +63,6 @@ def forget(
     if settings.strict and warnings:
         raise ForgetError(" ".join(warnings))
     return patch, losses
-
-
-def known_words(host: DiffusionHost, text: str) -> object:
-    """What a text is to the model, beside its letters: the vectors of its words, learned ones among them."""
-    try:
-        return host.word_vectors(text)
-    except ForgetError:  # a host without them
-        return [token.id for token in host.tokenize(text)]
-
-
-@contextmanager
-def out_of_memory_told() -> Iterator[None]:
-    """Context in which running out of a device's memory stays the same exception, by which hosts know what to do, and says
-    what the user can do."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise type(error)(
-            f"{error} There is not enough memory to train: lower `batch_size` or `resolution`, close what else uses the "
-            "device, or take the preset `fast`, which needs none."
-        ) from error
 
 
 def summary(patch: Patch) -> str:

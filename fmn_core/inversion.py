@@ -16,6 +16,7 @@ from .errors import ForgetError
 from .hosts.base import DiffusionHost, WordVectors
 from .log import logger, phase, plain
 from .losses import predicted_x0
+from .memory import out_of_memory_told
 from .pictures import prepare_pictures
 from .resteering import diffuse, draw, sample_pairs
 from .sampling import AT_ONCE, sampling_calls
@@ -65,10 +66,9 @@ def invert_pictures(
     goes on where an earlier run with the same inputs got to. Raises ForgetError for inputs that cannot work.
     """
     checkpoint = checkpoint or Checkpoint()
-    with phase("invert", seed=settings.seed) as told:
-        named = "" if images is not None else concept
-        words = [host.word_vectors(text) for text in (named, settings.template, settings.initializers)]
-        checkpoint.begin("invert", named, words, asdict(settings), images, mask, host.identity(), str(host.device))
+    with out_of_memory_told(), phase("invert", seed=settings.seed) as told:
+        texts = ("" if images is not None else concept, settings.template, settings.initializers)
+        checkpoint.begin(host, texts, "invert", asdict(settings), images, mask)
         images, mask = prepare_pictures(host, images, mask, settings.flip)
         made = 0 if images is not None else sampling_calls(settings.num_pictures, settings.sampling_steps)
         with host.one_bar(made + settings.steps):

@@ -313,7 +313,7 @@ class Fuzzer:
         parameters = [torch.ones(3, 2), torch.ones(2)]
         state = State(parameters, torch.optim.AdamW(parameters), torch.Generator(), tensors={"good": []}, figures={"x": []})
         checkpoint = Checkpoint(self.folder / "checkpoints", every=0)
-        checkpoint.begin("fuzz")
+        checkpoint.begin(self.host, [])
         with checkpoint:
             checkpoint.resume(state, lambda: None)
             for parameter in parameters:

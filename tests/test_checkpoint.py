@@ -14,6 +14,18 @@ from fmn_core.errors import ForgetError
 from fmn_core.files import LEFT_OVER, write_over
 
 
+class Host:
+    """What a checkpoint asks of a host."""
+
+    device = torch.device("cpu")
+
+    def word_vectors(self, text):
+        return {"clip_l": torch.ones(len(text), 2)}
+
+    def identity(self):
+        return [torch.ones(2, 2)]
+
+
 def make_state(seed=0):
     generator = torch.Generator().manual_seed(seed)
     parameters = [
@@ -37,7 +49,7 @@ def step(state):
 def train(folder, steps, stop=None, seed=0, **inputs):
     """The state after training; `stop` raises after so many steps."""
     checkpoint = Checkpoint(folder, every=0)
-    checkpoint.begin("test", seed, inputs)
+    checkpoint.begin(Host(), ["cat"], seed, inputs)
     state = make_state(seed)
     with checkpoint:
         begun = checkpoint.resume(state, lambda: state.losses)
@@ -98,7 +110,7 @@ def test_a_fault_in_the_middle_of_a_step_hands_over_the_whole_steps_before(tmp_p
     state, given = make_state(), []
     with pytest.raises(ZeroDivisionError):
         with Checkpoint(tmp_path, lambda result: given.append(result), every=1e9) as checkpoint:
-            checkpoint.begin("x")
+            checkpoint.begin(Host(), [])
             checkpoint.resume(state, lambda: [parameter.clone() for parameter in state.parameters])
             step(state)
             checkpoint.keep()
@@ -113,7 +125,7 @@ def test_nothing_is_handed_over_before_the_first_step_or_after_the_end(tmp_path)
         given = []
         with pytest.raises(ForgetError):
             with Checkpoint(tmp_path, given.append, every=0) as checkpoint:
-                checkpoint.begin("x")
+                checkpoint.begin(Host(), [])
                 checkpoint.resume(state := make_state(), lambda: 1)
                 if done:
                     step(state)
@@ -156,3 +168,16 @@ def test_keys_tell_inputs_apart():
     ]  # fmt: skip
     assert len({digest(*values) for values in several}) == len(several)
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+
+
+def test_weights_that_do_not_show_their_values_cost_the_checkpoint_and_not_the_training(tmp_path):
+    class Sealed(Host):
+        def identity(self):
+            raise RuntimeError("no storage")
+
+    with Checkpoint(tmp_path, every=0) as checkpoint:
+        checkpoint.begin(Sealed(), [])
+        checkpoint.resume(state := make_state(), lambda: 1)
+        step(state)
+        checkpoint.keep()
+        assert not [*tmp_path.iterdir()]
