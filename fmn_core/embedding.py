@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 
 from . import __version__
-from .errors import ForgetError
+from .errors import ForgetError, brief
 from .files import write_new
 from .hosts.base import DiffusionHost, WordVectors
 from .patch import with_sorted_header
@@ -45,7 +45,7 @@ def read_embedding(path: Path, encoders: dict[str, int]) -> WordVectors:
         raise ForgetError(f"There is no embedding {path}: learn it with `invert`, or correct the path.") from None
     except UNREADABLE as error:
         raise ForgetError(
-            f"{path} cannot be read ({str(error)[:300]}): it is damaged or no safetensors file; copy it anew."
+            f"{path} cannot be read ({brief(error)}): it is damaged or no safetensors file; copy it anew."
         ) from error
     if len(encoders) == 1:
         (name,) = encoders
@@ -60,7 +60,7 @@ def read_embedding(path: Path, encoders: dict[str, int]) -> WordVectors:
         found = ", ".join(f"{key} {tuple(v.shape)}" for key, v in stored.items()) or "nothing"
         wanted = " and ".join(f"{name} of width {width}" for name, width in encoders.items())
         raise ForgetError(
-            f"{path.name} holds {found[:300]}, and this model takes {wanted}: it was learned with another model."
+            f"{path.name} holds {brief(found)}, and this model takes {wanted}: it was learned with another model."
         )
     if not all(v.isfinite().all() for v in vectors.values()):
         raise ForgetError(f"{path.name} has values that are not finite: it is damaged; learn the words anew.")

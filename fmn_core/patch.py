@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import __version__
 from .concept import Concept
-from .errors import ForgetError
+from .errors import ForgetError, brief
 from .files import write_all_new
 from .hosts.base import FAMILIES, MATRICES, DiffusionHost
 from .lora import LoRAs, balanced
@@ -26,7 +26,6 @@ SCHEMA = 1
 DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
 KNOWN = {"concept": str, "settings": dict, "report": dict, "version": str}  # of every patch's info
 MOST_BYTES, MOST_TOLD = 1 << 29, 1 << 26  # of a file: SDXL's at rank 128 has 300 million; characters of its metadata
-SHOWN = 300  # characters of others' words in a sentence of ours
 MODULE = re.compile(r"^(?P<layer>lora_unet_\w+_attn2)_to_(q|k|v|out_0)$")
 
 
@@ -211,7 +210,7 @@ def read_patch(path: Path) -> Patch:
         raise
     except (*UNREADABLE, RecursionError) as error:
         raise ForgetError(
-            f"{path.name} cannot be read ({str(error)[:SHOWN]}): it is damaged or no safetensors file; copy it anew."
+            f"{path.name} cannot be read ({brief(error)}): it is damaged or no safetensors file; copy it anew."
         ) from error
     check_patch(patch, path.name)
     return patch

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor
 
-from .errors import ForgetError
+from .errors import ForgetError, brief
 
 # What a folder of diffusers or PEFT calls its file of weights.
 IN_FOLDER = ("unet/diffusion_pytorch_model", "diffusion_pytorch_model", "adapter_model", "pytorch_lora_weights")
@@ -47,10 +47,13 @@ class WeightsFile:
             finite = torch.isfinite(tensor.float()).all()
         except (SafetensorError, AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise ForgetError(
-                f"{self.path.name} holds {key} in a form that cannot be read as a weight ({error}): save it as fp16 or fp32."
+                f"{self.path.name} holds {brief(key)} in a form that cannot be read as a weight ({brief(error)}): save it as "
+                "fp16 or fp32."
             ) from error
         if not finite:
-            raise ForgetError(f"{self.path.name} has values that are not finite in {key}: it is damaged; get it anew.")
+            raise ForgetError(
+                f"{self.path.name} has values that are not finite in {brief(key)}: it is damaged; get it anew."
+            )
         return tensor
 
 
@@ -84,7 +87,7 @@ def open_weights(path: Path) -> Iterator[WeightsFile]:
         raise ForgetError(f"{path.name} is not there: choose another file.") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise ForgetError(
-            f"{path.name} cannot be read ({error}): it is damaged or no safetensors file; get it anew."
+            f"{path.name} cannot be read ({brief(error)}): it is damaged or no safetensors file; get it anew."
         ) from error
     with opened:
         yield weights

@@ -31,13 +31,14 @@ from fmn_core.checkpoint import Checkpoint, State  # noqa: E402
 from fmn_core.concept import concept_columns, make_concepts  # noqa: E402
 from fmn_core.embedding import read_embedding  # noqa: E402
 from fmn_core.errors import ForgetError  # noqa: E402
-from fmn_core.exports import merge, to_diff, to_peft  # noqa: E402
+from fmn_core.exports import PER_LEVEL, merge, to_diff, to_peft  # noqa: E402
 from fmn_core.file_names import DEVICES, folder_and_name, slug  # noqa: E402
 from fmn_core.forget import forget, summary  # noqa: E402
 from fmn_core.imports import import_patch  # noqa: E402
 from fmn_core.inspection import inspect_patch  # noqa: E402
 from fmn_core.inspection_picture import draw_inspection  # noqa: E402
 from fmn_core.inspection_text import text_of  # noqa: E402
+from fmn_core.key_names import dotted, one_name  # noqa: E402
 from fmn_core.members import Member  # noqa: E402
 from fmn_core.patch import ALPHA, DOWN, UP, Patch, is_patch, read_patch, serialize  # noqa: E402
 from fmn_core.settings import ForgetSettings, ImportSettings  # noqa: E402
@@ -71,6 +72,15 @@ def corpus() -> list[bytes]:
         save(to_diff(small[0])),
         save({f"{name}.weight": torch.ones(192, 112), f"unet.{name.replace('to_k', 'to_out.0')}.bias": torch.ones(192)}),
         save({"emb_params": torch.ones(2, 112)}),
+        save({key: torch.ones(shape) for key, shape in checkpoint_of(small[0])}),
+    ]
+
+
+def checkpoint_of(patch: Patch) -> list[tuple[str, tuple[int, int]]]:
+    """Names and shapes of the weights that a patch changes, as a checkpoint of diffusers has them."""
+    return [
+        (f"{dotted(one_name(module, PER_LEVEL))}.weight", (len(patch[module + UP]), patch[module + DOWN].shape[1]))
+        for module in patch.modules
     ]
 
 

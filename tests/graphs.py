@@ -74,12 +74,15 @@ class Graphs:
         """A finished graph's history; raises ServerError where it takes too long or fails."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            found = self.server.get(f"history/{id}").get(id)
+            try:
+                found = self.server.get(f"history/{id}").get(id)
+            except TimeoutError:  # a busy machine
+                continue
             if found and found["status"]["completed"]:
                 return found
             if found and found["status"]["status_str"] == "error":
                 raise ServerError(json.dumps(found["status"]["messages"][-1])[:2000])
-            time.sleep(0.05)
+            time.sleep(0.2)
         raise ServerError(f"{id} did not end within {seconds:.0f} s")
 
     def seen(self, history: dict) -> tuple[str, bytes]:

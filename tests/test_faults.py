@@ -23,7 +23,7 @@ def bench(comfy, loaded, tmp_path_factory):
         ("exception", "paper", "progress", 4, "stopped, steps kept"),
         ("interrupt", "inversion", "progress", 5, "stopped, steps kept"),
         ("out of memory", "paper", "training", 2, "stopped"),
-        ("model unloaded", "paper", "check_interrupt", 5, "refused with a sentence, steps kept"),
+        ("model unloaded", "paper", "progress", 4, "refused with a sentence, steps kept"),
         ("NaN in a batch", "inversion", "predict", 9, "went through"),
     ],
 )
