@@ -47,8 +47,7 @@ class WeightsFile:
             finite = torch.isfinite(tensor.float()).all()
         except (SafetensorError, AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise ForgetError(
-                f"{self.path.name} holds {brief(key)} in a form that cannot be read as a weight ({brief(error)}): save it as "
-                "fp16 or fp32."
+                f"{self.path.name} holds {brief(key)} in a form that is no weight ({brief(error)}): save it as fp16 or fp32."
             ) from error
         if not finite:
             raise ForgetError(
