@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
+import logging
 import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from .checkpoint import beside
 from .commands_convert import add_convert
 from .configs import run
 from .embedding import add_embedding, save_embedding
 from .errors import ForgetError
-from .files import describe, require_new, slug
+from .file_names import slug
+from .files import describe, require_new, write_new
 from .forget import forget, summary
 from .inversion import invert_pictures
 from .members import Member
@@ -64,9 +68,12 @@ def run_forget(options: argparse.Namespace) -> None:
     images = read_images(options.images) if options.images else None
     host = DiffusersHost(load_pipeline(options.model, options.device), settings.resolution)
     token = add_embedding(host, options.embedding.stem, options.embedding) if options.embedding else ""
-    patch, _ = forget(host, "\n".join(options.concept or [token]), settings, images)
-    path = options.out or Path(f"forget-{slug(patch.info['concept'])}.safetensors")
-    files = save_patch(patch, path)
+    names = "\n".join(options.concept or [token])
+    path = options.out or Path(f"forget-{slug(names)}.safetensors")
+    require_new(path)
+    with beside(path, save_patch) as checkpoint:
+        patch, _ = forget(host, names, settings, images, checkpoint=checkpoint)
+        files = save_patch(patch, path)
     print("\n".join([summary(patch), *map(describe, files)]))
 
 
@@ -77,8 +84,11 @@ def run_invert(options: argparse.Namespace) -> None:
     require_new(options.out)
     images = read_images(options.images) if options.images else None
     host = DiffusersHost(load_pipeline(options.model, options.device), settings.resolution)
-    inversion = invert_pictures(host, settings, images, concept=options.concept)
-    save_embedding(inversion.vectors, options.out, asdict(settings))
+    with beside(
+        options.out, lambda inversion, path: save_embedding(inversion.vectors, path, asdict(settings))
+    ) as checkpoint:
+        inversion = invert_pictures(host, settings, images, concept=options.concept, checkpoint=checkpoint)
+        save_embedding(inversion.vectors, options.out, asdict(settings))
     print(inversion.summary)
     print(describe(options.out))
 
@@ -101,23 +111,25 @@ def run_evaluate(options: argparse.Namespace) -> None:
     scorer = load_clip(options.clip) if options.clip else None
     host = DiffusersHost(load_pipeline(options.model, options.device), settings.resolution)
     evaluation = evaluate(host, patch, settings, clip=scorer, images=images)
+    print(evaluation.report["summary"])  # before a full disk can take it away
     if options.out:
         save_patch(with_evaluation(patch, evaluation.report), options.out)
     if options.json:
-        options.json.write_text(json.dumps(evaluation.report, indent=1))
+        write_new(json.dumps(evaluation.report, indent=1).encode(), options.json)
     if options.picture:
         save_picture(draw_report(evaluation), options.picture)
-    print(evaluation.report["summary"])
 
 
 def save_picture(picture, path: Path) -> None:
     """Writes a picture [H, W, 3] in 0..1, in the format that the name ends in."""
     from PIL import Image
 
-    try:
-        Image.fromarray((picture.numpy() * 255).round().astype("uint8")).save(path)
-    except ValueError:
-        raise ForgetError(f"{path} has no ending that says which kind of picture it is: use .png or .jpg.") from None
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in ("PNG", "JPEG", "WEBP"):
+        raise ForgetError(f"{path} has no ending that says which kind of picture it is: use .png or .jpg.")
+    data = io.BytesIO()
+    Image.fromarray((picture.numpy() * 255).round().astype("uint8")).save(data, kind)
+    write_new(data.getvalue(), path)
 
 
 def run_stack(options: argparse.Namespace) -> None:
@@ -168,8 +180,20 @@ def run_inspect(options: argparse.Namespace) -> None:
     print(json.dumps(inspection.plain(), indent=1) if options.json else text_of(inspection))
 
 
+def run_doctor(options: argparse.Namespace) -> None:
+    from .doctor import examine
+
+    ill = 0
+    for well, what, finding in examine():
+        ill += not well
+        print(f"{'ok ' if well else 'ILL'} {what}: {finding}", flush=True)
+    if ill:
+        raise ForgetError(f"{ill} of these need a hand.")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fmn_core", description=__doc__)
+    parser.add_argument("--log", action="store_true", help="one line to stderr for each phase: what, how long, its figures")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("forget", help="make a patch that forgets concepts, in a diffusers model")
     add_model(command)
@@ -225,9 +249,16 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--json", action="store_true", help="every figure, and all that the patch says of itself")
     add_device(command)
     command.set_defaults(run=run_inspect)
+    command = commands.add_parser("doctor", help="versions, devices, folders, and a self-test of ten seconds")
+    command.set_defaults(run=run_doctor)
     options = parser.parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("forget_me_not").setLevel(logging.INFO if options.log else logging.WARNING)
     try:
         options.run(options)
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
     except (ForgetError, OSError) as error:  # OSError: diffusers' answer to a model that is not there
         print(error, file=sys.stderr)
         return 1

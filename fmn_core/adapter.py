@@ -12,6 +12,7 @@ from .key_names import flatten
 from .low_rank import Factors
 from .weights_file import WeightsFile
 
+MOST_BYTES = 1 << 22  # of what PEFT writes beside its tensors
 PARTS = {"down", "up", "alpha", "diff", "diff_b"}
 
 
@@ -67,6 +68,8 @@ def peft_config(weights: WeightsFile) -> dict:
     stored = weights.metadata.get("lora_adapter_metadata")
     try:
         if stored is None and weights.path.stem == "adapter_model" and beside.is_file():
+            if beside.stat().st_size > MOST_BYTES:
+                raise ValueError(f"{beside.name} has more than {MOST_BYTES:,} bytes")
             stored = beside.read_text()
         config = {key.removeprefix("unet."): value for key, value in json.loads(stored or "{}").items()}
         alpha, patterns = config.get("lora_alpha"), config.get("alpha_pattern") or {}

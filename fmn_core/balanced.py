@@ -13,11 +13,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .checkpoint import Checkpoint, State
 from .concept import Concept
 from .errors import ForgetError
 from .fast import edit_factors, make_edit
 from .hosts.base import DiffusionHost
-from .hybrid import Pictures, Reading, Texts, finish, gather, gather_calls, make_batch, make_probe, train_step
+from .hybrid import (
+    Pictures,
+    Reading,
+    Texts,
+    finish,
+    gather,
+    gather_calls,
+    make_batch,
+    make_probe,
+    train_step,
+    unfinished_patch,
+)
+from .log import phase
 from .lora import CrossAttentionLoRA
 from .patch import Patch
 from .resteering import preview
@@ -33,6 +46,7 @@ def forget_balanced(
     settings: ForgetSettings,
     images: Tensor | None = None,
     mask: Tensor | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[Patch, list[float]]:
     """A patch in closed form, refined on pictures; returns it and the loss of each step. Arguments as for `forget`."""
     generator = torch.Generator().manual_seed(settings.seed)
@@ -44,50 +58,59 @@ def forget_balanced(
             lora = CrossAttentionLoRA.of(host, edit_factors(host, edit, settings))
             probe = make_probe(host, lora, texts, pictures, settings, 0.0, generator)
             readings = {"before": probe(0.0), "fast": probe(1.0)}
-            losses, diverged = train(host, lora, texts, pictures, settings, probe, readings["fast"].total, generator)
+            state, checkpoint = training_state(lora, settings, readings["fast"].total, generator), checkpoint or Checkpoint()
+            losses, steps = state.losses, settings.steps
+            host.skip(
+                checkpoint.resume(state, lambda: unfinished_patch(host, lora, concepts, settings, edit, losses, steps))
+            )
+            with phase("forget.train", preset="balanced") as told:
+                diverged = train(host, lora, state, texts, pictures, settings, probe, checkpoint)
+                told["steps"] = len(losses)
             tried = {strength: probe(strength) for strength in STRENGTHS}
             strength = min(tried, key=lambda strength: tried[strength].total)
             readings["after"] = tried[strength]
             return finish(host, lora, concepts, settings, edit, readings, strength, losses, diverged), losses
 
 
+def training_state(lora: CrossAttentionLoRA, settings: ForgetSettings, first: float, generator: torch.Generator) -> State:
+    """The state of a training of the ups that has not begun: `totals` of the probe so far, `best` ups so far."""
+    ups = [adapter.up for adapter in lora.values()]
+    optimizer = torch.optim.AdamW(ups, lr=settings.learning_rate, weight_decay=0)
+    best = [up.detach().clone() for up in ups]
+    return State(ups, optimizer, generator, figures={"totals": [first]}, tensors={"best": best})
+
+
 def train(
     host: DiffusionHost,
     lora: CrossAttentionLoRA,
+    state: State,
     texts: Texts,
     pictures: Pictures,
     settings: ForgetSettings,
     probe: Callable[[float], Reading],
-    first: float,
-    generator: torch.Generator,
-) -> tuple[list[float], bool]:
-    """Trains the ups until the steps are up or the probe, `first` at the start, has not fallen for a while, and leaves the
-    best of them.
+    checkpoint: Checkpoint,
+) -> bool:
+    """Trains the ups until the steps are up or the probe has not fallen for a while, and leaves the best of them.
 
-    Returns the loss of each step, and whether the last was not finite, which ends it.
+    Goes on from a state; returns whether the last loss was not finite, which ends it.
     """
-    ups = [adapter.up for adapter in lora.values()]
-    optimizer = torch.optim.AdamW(ups, lr=settings.learning_rate, weight_decay=0)
-    losses, totals, best, diverged = [], [first], [up.detach().clone() for up in ups], False
-    for step in range(settings.steps):
+    losses, totals, best, diverged = state.losses, state.figures["totals"], state.tensors["best"], False
+    while len(losses) < settings.steps and min(totals) in totals[-PATIENCE:]:
         host.check_interrupt()
-        batch = make_batch(host, texts, pictures, settings, settings.batch_size, 0.0, generator)
-        loss, maps = train_step(host, lora, optimizer, texts, pictures, batch)
+        batch = make_batch(host, texts, pictures, settings, settings.batch_size, 0.0, state.generator)
+        loss, maps = train_step(host, lora, state.optimizer, texts, pictures, batch)
         diverged = not math.isfinite(loss)
         if diverged:
             break
         losses.append(loss)
-        shown = preview(maps, texts.columns[batch.rows], pictures.images, batch.shown, batch.x_t)
-        host.progress(step + 1, settings.steps, shown)
-        if (step + 1) % CHECK == 0 or step + 1 == settings.steps:
+        if len(losses) % CHECK == 0 or len(losses) == settings.steps:
             totals.append(probe(1.0).total)
             if totals[-1] == min(totals):
-                best = [up.detach().clone() for up in ups]
-            elif min(totals) not in totals[-PATIENCE:]:
-                break
+                best[:] = [up.detach().clone() for up in state.parameters]
+        checkpoint.keep()
+        shown = preview(maps, texts.columns[batch.rows], pictures.images, batch.shown, batch.x_t)
+        host.progress(len(losses), settings.steps, shown)
     if not losses:
         raise ForgetError("The loss is not finite at step 1: look for broken pictures.")
-    with torch.no_grad():
-        for up, value in zip(ups, best, strict=True):
-            up.copy_(value)
-    return losses, diverged
+    state.take(best)
+    return diverged

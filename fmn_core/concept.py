@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -54,11 +55,22 @@ def make_concepts(text: str, type: str = "object", template: str = "") -> tuple[
     concepts = tuple(Concept(names, type, tuple(templates)) for names in map(split_names, text.splitlines()) if names)
     if not concepts:
         raise ForgetError("The concept is empty: type the name of what the model should forget, for example `cat`.")
-    every = [name.lower() for concept in concepts for name in concept.names]
-    for name in every:
-        if every.count(name) > 1:
+    require_text(text, *templates)
+    for name, count in Counter(name.lower() for concept in concepts for name in concept.names).items():
+        if count > 1:
             raise ForgetError(f"`{name}` is named twice: give each concept a line of its own, and each name once.")
     return concepts
+
+
+def require_text(*texts: str) -> None:
+    """Raises ForgetError for a text that is none: half of a character, which JSON can hold and no tokenizer reads."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ForgetError(
+                f"{ascii(text[:60])} has half a character at place {error.start + 1}: type that place anew."
+            ) from None
 
 
 def split_names(line: str) -> tuple[str, ...]:

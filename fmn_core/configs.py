@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 import yaml
 
+from .checkpoint import beside
 from .concept import Concept, make_concepts
 from .embedding import add_embedding, save_embedding
 from .errors import ForgetError
-from .files import describe, require_new, slug
+from .file_names import slug
+from .files import describe, require_new
 from .forget import summary
 from .hosts.base import DiffusionHost
 from .inversion import invert_pictures
@@ -170,8 +172,10 @@ def run_inversion(config: dict, model: str | None, device: str | None) -> None:
         raise ForgetError("instance_data_dir is missing: write the folder of the pictures, such as data/elon-musk.")
     images = read_images(Path(config["instance_data_dir"]))
     path = require_new(Path(config["output_dir"], f"step_inv_{settings.steps}.safetensors"))
-    inversion = invert_pictures(open_host(config, model, device), settings, images)
-    save_embedding(inversion.vectors, path, asdict(settings))
+    host = open_host(config, model, device)
+    with beside(path, lambda inversion, path: save_embedding(inversion.vectors, path, asdict(settings))) as checkpoint:
+        inversion = invert_pictures(host, settings, images, checkpoint=checkpoint)
+        save_embedding(inversion.vectors, path, asdict(settings))
     print(f"{inversion.summary}\n{describe(path)}")
 
 
@@ -186,8 +190,11 @@ def run_forgetting(config: dict, model: str | None, device: str | None) -> None:
     for name, type in listed:
         called = add_embedding(host, name, embeddings[name]) if embeddings else name.replace("-", " ")
         concepts += make_concepts(called, type)
-    patch, _ = forget_by_resteering(host, concepts, settings, images)
-    files = save_patch(patch, path)
+    with beside(path, save_patch) as checkpoint:
+        texts = [name for concept in concepts for name in concept.names]
+        checkpoint.begin(host, texts, "run", [asdict(concept) for concept in concepts], asdict(settings), images)
+        patch, _ = forget_by_resteering(host, concepts, settings, images, checkpoint=checkpoint)
+        files = save_patch(patch, path)
     print("\n".join([summary(patch), *map(describe, files)]))
 
 

@@ -117,7 +117,7 @@ def conflict_lines(report: dict) -> list[str]:
             f"Together the patches change what they should keep {report['spill']:.1f} times as much as each its own "
             "concept: stack fewer, or patches of `fast` or `balanced`, which keep the rest.",
         )
-    if report["responses"]:
+    if report.get("responses"):
         added, jointly = (max(report["responses"], key=lambda one: one[key]) for key in ("added", "jointly"))
         lines.append(
             f"Simply added, the patches change what each does alone by up to {added['added']:.0%} (`{added['concept']}`), "

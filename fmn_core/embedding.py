@@ -7,16 +7,17 @@ import re
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from . import __version__
-from .errors import ForgetError
+from .errors import ForgetError, brief
 from .files import write_new
 from .hosts.base import DiffusionHost, WordVectors
 from .patch import with_sorted_header
+from .weights_file import UNREADABLE, read_small
 
 ONE_ENCODER = "emb_params"  # the key of SD1 and SD2; SDXL's are the encoders' own names
+MOST_BYTES = 1 << 26  # of a file: 64 words of SDXL's take less than a million
 PLACEHOLDER = re.compile(r"<s(\d+)>")  # the original's files have one tensor for each of its tokens
 
 
@@ -39,11 +40,13 @@ def read_embedding(path: Path, encoders: dict[str, int]) -> WordVectors:
     Raises ForgetError for a file that is damaged or for another model.
     """
     try:
-        stored = load_file(path)
+        stored, _ = read_small(path, MOST_BYTES)
     except FileNotFoundError:
         raise ForgetError(f"There is no embedding {path}: learn it with `invert`, or correct the path.") from None
-    except (SafetensorError, OSError) as error:
-        raise ForgetError(f"{path} cannot be read ({error}): it is damaged or no safetensors file; copy it anew.") from error
+    except UNREADABLE as error:
+        raise ForgetError(
+            f"{path} cannot be read ({brief(error)}): it is damaged or no safetensors file; copy it anew."
+        ) from error
     if len(encoders) == 1:
         (name,) = encoders
         numbered = sorted((int(match[1]), key) for key in stored if (match := PLACEHOLDER.fullmatch(key)))
@@ -51,12 +54,14 @@ def read_embedding(path: Path, encoders: dict[str, int]) -> WordVectors:
             stored = {name: torch.cat([stored[key].reshape(1, -1) for _, key in numbered])}
         elif len(stored) == 1:
             stored = {name: next(iter(stored.values()))}
-    vectors = {name: stored[name].float() for name in encoders if name in stored}
-    vectors = {name: v.reshape(-1, v.shape[-1]) for name, v in vectors.items() if v.numel()}
+    vectors = {name: stored[name].float() for name in encoders if name in stored and stored[name].is_floating_point()}
+    vectors = {name: v.reshape(-1, v.shape[-1]) for name, v in vectors.items() if v.ndim and v.numel()}
     if {name: v.shape[1] for name, v in vectors.items()} != encoders:
         found = ", ".join(f"{key} {tuple(v.shape)}" for key, v in stored.items()) or "nothing"
         wanted = " and ".join(f"{name} of width {width}" for name, width in encoders.items())
-        raise ForgetError(f"{path.name} holds {found}, and this model takes {wanted}: it was learned with another model.")
+        raise ForgetError(
+            f"{path.name} holds {brief(found)}, and this model takes {wanted}: it was learned with another model."
+        )
     if not all(v.isfinite().all() for v in vectors.values()):
         raise ForgetError(f"{path.name} has values that are not finite: it is damaged; learn the words anew.")
     return vectors

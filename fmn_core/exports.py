@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .errors import ForgetError
-from .files import new_file, require_new, write_new
+from .files import new_file, require_new, write_all_new
 from .key_names import blocks_per_level, dotted, of_text_encoder, one_name, split_key
 from .patch import ALPHA, DOWN, UP, Patch, metadata, with_sorted_header
 from .weights_file import open_weights
@@ -58,12 +58,12 @@ def save_as(patch: Patch, format: str, path: Path, per_level: int = PER_LEVEL) -
     Raises ForgetError where a name is taken or a file cannot be written.
     """
     sources = {path: dict(patch)} | ({path.with_stem(f"{path.stem}-rest"): patch.rest} if patch.rest else {})
-    for file in sources:
-        require_new(file)
+    files = {}
     for file, tensors in sources.items():
         converted = to_peft(tensors, per_level) if format == "peft" else to_diff(tensors)
-        write_new(with_sorted_header(save(converted, metadata(patch, file.stem, converted))), file)
-    return [*sources]
+        files[file] = with_sorted_header(save(converted, metadata(patch, file.stem, converted)))
+    write_all_new(files)
+    return [*files]
 
 
 @torch.no_grad()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +13,8 @@ from typing import BinaryIO
 
 from .errors import ForgetError
 
-
-def slug(name: str) -> str:
-    """A concept's name as part of a file name: letters, digits and hyphens."""
-    return re.sub(r"\W+", "-", name.lower()).strip("-")[:60] or "concept"
+PREFIX, SUFFIX = ".fmn-", ".tmp"  # of files that are being written
+LEFT_OVER = 86400  # seconds after which a half-written file is one that a killed process left
 
 
 def describe(path: Path) -> str:
@@ -30,28 +28,77 @@ def write_new(data: bytes, path: Path) -> None:
         file.write(data)
 
 
+def write_all_new(files: dict[Path, bytes]) -> None:
+    """Writes several files that belong together under names that must be new: all of them or none; raises ForgetError."""
+    for path in files:
+        require_new(path)
+    written = []
+    try:
+        for path, data in files.items():
+            write_new(data, path)
+            written.append(path)
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def write_over(data: bytes, path: Path) -> None:
+    """Writes a file whole or not at all, in the place of one that may be there; raises ForgetError where that cannot be."""
+    with temporary_file(path) as file:
+        file.write(data)
+        finish(file)
+        os.replace(file.name, path)
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """Context with an open file that gets its name, which must be new, on leaving, and is gone after an error; raises
     ForgetError where it cannot be written."""
+    with temporary_file(path) as file:
+        yield file
+        finish(file)
+        publish(Path(file.name), path)
+
+
+@contextmanager
+def temporary_file(path: Path) -> Iterator[BinaryIO]:
+    """Context with an open, hidden file in a path's folder, gone on leaving unless it was given a name; raises ForgetError
+    where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".tmp", delete=False) as file:
+        remove_left_over(path.parent)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=PREFIX, suffix=SUFFIX, delete=False) as file:
             try:
                 yield file
-                file.flush()
-                os.fsync(file.fileno())
-                file.close()
-                publish(Path(file.name), path)
             finally:
-                file.close()
-                Path(file.name).unlink(missing_ok=True)
+                try:
+                    file.close()
+                finally:  # closing writes what is left, and fails where the disk is full
+                    Path(file.name).unlink(missing_ok=True)
     except OSError as error:
         remedy = "choose a shorter name" if error.errno == errno.ENAMETOOLONG else "free some space or choose another folder"
         raise ForgetError(
             f"{path.name} could not be written to {path.parent}: {error.strerror or error}. Nothing was left there; "
             f"{remedy}, and queue again."
         ) from error
+
+
+def finish(file: BinaryIO) -> None:
+    """Brings what was written to the disk, before a name says that it is there."""
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
+
+
+def remove_left_over(folder: Path) -> None:
+    """Takes away what processes that were killed while writing have left in a folder; what may be in use stays."""
+    for file in folder.glob(f"{PREFIX}*{SUFFIX}"):
+        try:
+            if time.time() - file.stat().st_mtime > LEFT_OVER:
+                file.unlink(missing_ok=True)
+        except OSError:  # another process was quicker
+            continue
 
 
 def publish(temporary: Path, path: Path) -> None:

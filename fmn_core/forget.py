@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from torch import Tensor
 
 from .balanced import forget_balanced
+from .checkpoint import Checkpoint
 from .concept import make_concepts
 from .conflicts import conflict_lines
 from .errors import ForgetError
 from .fast import forget_fast
 from .hosts.base import DiffusionHost
 from .imports import import_summary
+from .inspection import readable
+from .log import logger, phase, plain
+from .memory import out_of_memory_told
 from .patch import Patch
 from .resteering import forget_by_resteering
 from .robust import forget_robust
@@ -23,12 +29,15 @@ def forget(
     settings: ForgetSettings,
     images: Tensor | None = None,
     mask: Tensor | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[Patch, list[float]]:
     """Makes a patch that forgets the concepts in `names`, one a line; returns it and the loss of each step.
 
-    `images` [P, H, W, 3] in 0..1 and `mask` [1 or P, H, W] are for the presets that train on pictures. Raises
+    `images` [P, H, W, 3] in 0..1 and `mask` [1 or P, H, W] are for the presets that train on pictures. Inside a
+    `checkpoint`, which the caller has entered, the training goes on where an earlier run with the same inputs got to. Raises
     ForgetError for inputs that cannot work and, where the settings are strict, in place of a warning.
     """
+    checkpoint = checkpoint or Checkpoint()
     settings = settings.resolved()
     if settings.layers != "cross-attention" and settings.preset != "paper":
         raise ForgetError(
@@ -36,15 +45,21 @@ def forget(
             "choose that."
         )
     concepts = make_concepts(names, settings.concept_type, settings.template)
-    if settings.preset == "fast":
-        patch, losses = forget_fast(host, concepts, settings)
-    elif settings.preset == "balanced":
-        patch, losses = forget_balanced(host, concepts, settings, images, mask)
-    elif settings.preset == "robust":
-        patch, losses = forget_robust(host, concepts, settings, images, mask)
-    else:
-        patch, losses = forget_by_resteering(host, concepts, settings, images, mask)
+    with out_of_memory_told(), phase("forget", preset=settings.preset, concepts=len(concepts), seed=settings.seed) as told:
+        if settings.preset == "fast":
+            patch, losses = forget_fast(host, concepts, settings)
+        else:
+            train = {"balanced": forget_balanced, "robust": forget_robust, "paper": forget_by_resteering}[settings.preset]
+            chosen = asdict(settings) | {"strict": None}  # it decides on the finished patch alone
+            texts = (names, settings.template, settings.replacement, settings.keep)
+            checkpoint.begin(host, texts, "forget", chosen, images, mask)
+            patch, losses = train(host, concepts, settings, images, mask, checkpoint)
+            checkpoint.done()
+            told["repeatable"] = host.device.type == "cpu"  # a GPU's backward adds up in any order
+        told |= {"steps": len(losses), "loss": float(losses[-1]), "modules": len(patch.modules), "rank": patch.rank}
     warnings = patch.info["report"]["warnings"]
+    for warning in warnings:
+        logger.warning("forget.warning %s", plain(warning))
     if settings.strict and warnings:
         raise ForgetError(" ".join(warnings))
     return patch, losses
@@ -52,8 +67,8 @@ def forget(
 
 def summary(patch: Patch) -> str:
     """What a patch's own report says, in a line or two, its warnings first."""
-    report = patch.info["report"]
-    lines = list(report.get("warnings", []))
+    report = readable(patch.info["report"])
+    lines = list(report["warnings"])
     if "imported" in report:
         lines += import_summary(report["imported"])
     if "erased" in report:

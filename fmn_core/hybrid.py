@@ -20,12 +20,13 @@ from .concept import Concept, concept_columns
 from .errors import ForgetError
 from .fast import Edit, Task
 from .hosts.base import DiffusionHost, Prompts
+from .log import phase
 from .lora import CrossAttentionLoRA
 from .losses import mean_attention_loss
 from .paraphrases import NEAR_TEMPLATES, fill
 from .patch import Patch, make_patch
 from .pictures import prepare_pictures
-from .resteering import MAX_GRAD_NORM, PROBES, add_noise, draw, region_of, sample_pairs
+from .resteering import MAX_GRAD_NORM, PROBES, add_noise, draw, region_of, sample_pairs, unfinished
 from .sampling import AT_ONCE, sampling_calls
 from .settings import ForgetSettings
 
@@ -151,7 +152,8 @@ def gather(
     turns = [divmod(i, len(own)) for i in range(max(settings.num_pictures, len(own)))]
     rows = [own[concept][turn % len(own[concept])] for turn, concept in turns]  # every concept gets one before a second
     places = join([texts.places[texts.template[row]] for row in rows])
-    latents = sample(host, places if of_places else texts.asked.take(rows), texts.empty, settings, generator)
+    with phase("forget.pictures", count=len(rows)):
+        latents = sample(host, places if of_places else texts.asked.take(rows), texts.empty, settings, generator)
     return Pictures(latents, [texts.concept[row] for row in rows], None, host.decode(latents))
 
 
@@ -338,6 +340,21 @@ def finish(
     report["warnings"] = [*(found if diverged else []), *edit.report["warnings"], *warnings(readings["after"])]
     factors = {target: (up * strength, down) for target, (up, down) in lora.factors().items()}
     return make_patch(host, factors, concepts, asdict(settings), report, edit.moments)
+
+
+def unfinished_patch(
+    host: DiffusionHost,
+    lora: CrossAttentionLoRA,
+    concepts: tuple[Concept, ...],
+    settings: ForgetSettings,
+    edit: Edit,
+    losses: list[float],
+    steps: int,
+) -> Patch:
+    """The patch of a LoRA whose training was stopped; nothing is measured, since whoever stops it wants to go on."""
+    told = unfinished(losses, steps)
+    report = edit.report | told | {"warnings": [*told["warnings"], *edit.report["warnings"]]}
+    return make_patch(host, lora.factors(), concepts, asdict(settings), report, edit.moments)
 
 
 def warnings(after: Reading) -> list[str]:

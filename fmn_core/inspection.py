@@ -163,6 +163,12 @@ def readable(report: object) -> dict:
     for key, wanted in (("conflicts", {"share"}), ("responses", {"added", "jointly"})):
         if key in report:  # of a stacked patch
             found[key] = rows(report[key], wanted)
+    imported = report.get("imported")
+    if isinstance(imported, dict) and isinstance(imported.get("worst"), dict):
+        plain, worst = numbers(imported), {"error": 0.0} | numbers(imported["worst"])
+        if {"rest", "rank", "projections", "error"} <= plain.keys():
+            named = {key: str(imported.get(key, "")) for key in ("file", "kind")}
+            found["imported"] = plain | named | {"worst": worst | {"projection": str(imported["worst"].get("projection"))}}
     evaluation = report.get("evaluation")
     if isinstance(evaluation, dict) and isinstance(evaluation.get("summary"), str):
         means = evaluation.get("prompt_drift")

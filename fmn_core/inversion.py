@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from .checkpoint import Checkpoint, State
 from .concept import make_concepts
 from .errors import ForgetError
 from .hosts.base import DiffusionHost, WordVectors
+from .log import logger, phase, plain
 from .losses import predicted_x0
+from .memory import out_of_memory_told
 from .pictures import prepare_pictures
 from .resteering import diffuse, draw, sample_pairs
 from .sampling import AT_ONCE, sampling_calls
@@ -55,17 +58,28 @@ def invert_pictures(
     images: Tensor | None = None,
     mask: Tensor | None = None,
     concept: str = "",
+    checkpoint: Checkpoint | None = None,
 ) -> Inversion:
     """Words for what pictures show: `images` [P, H, W, 3] in 0..1, or pictures that the model makes of `concept`.
 
-    `mask` [1 or P, H, W] in 0..1 says where in them it is. Raises ForgetError for inputs that cannot work.
+    `mask` [1 or P, H, W] in 0..1 says where in them it is. Inside a `checkpoint`, which the caller has entered, the learning
+    goes on where an earlier run with the same inputs got to. Raises ForgetError for inputs that cannot work.
     """
-    images, mask = prepare_pictures(host, images, mask, settings.flip)
-    if images is None:
-        with host.one_bar(sampling_calls(settings.num_pictures, settings.sampling_steps) + settings.steps):
-            latents = make_latents(host, settings, concept)
-            return invert(host, latents, settings, pictures=host.decode(latents))
-    return invert(host, host.encode_images(images), settings, mask, images)
+    checkpoint = checkpoint or Checkpoint()
+    with out_of_memory_told(), phase("invert", seed=settings.seed) as told:
+        texts = ("" if images is not None else concept, settings.template, settings.initializers)
+        checkpoint.begin(host, texts, "invert", asdict(settings), images, mask)
+        images, mask = prepare_pictures(host, images, mask, settings.flip)
+        made = 0 if images is not None else sampling_calls(settings.num_pictures, settings.sampling_steps)
+        with host.one_bar(made + settings.steps):
+            latents = make_latents(host, settings, concept) if images is None else host.encode_images(images)
+            shown = host.decode(latents) if images is None else images
+            inversion = invert(host, latents, settings, mask, shown, checkpoint)
+        checkpoint.done()
+        for warning in inversion.warnings:
+            logger.warning("invert.warning %s", plain(warning))
+        told |= {"steps": len(inversion.losses), "before": inversion.before, "after": inversion.after}
+    return inversion
 
 
 def make_latents(host: DiffusionHost, settings: InvertSettings, concept: str) -> Tensor:
@@ -85,6 +99,7 @@ def invert(
     settings: InvertSettings,
     mask: Tensor | None = None,
     pictures: Tensor | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Inversion:
     """Learns vectors with which the model denoises latents [P, C, h, w] best, all else frozen.
 
@@ -100,14 +115,17 @@ def invert(
     first = first_vectors(host, settings, norms, generator)
     weight = None if mask is None else error_weight(mask, latents)
     show = None if pictures is None else linear_decoder(latents, pictures)
-    losses, warnings = [], []
+    warnings, checkpoint = [], checkpoint or Checkpoint()
     probe = diffuse(host, latents[draw(len(latents), PROBES, generator)], generator)
     with host.training((settings.batch_size, *latents.shape[1:]), text=True):
         vectors = {name: v.to(host.device).requires_grad_() for name, v in first.items()}
         before = probe_error(host, probe, named.templates[0], vectors)
-        good = {name: v.detach().clone() for name, v in vectors.items()}
         optimizer = torch.optim.AdamW(vectors.values(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY)
-        for step in range(settings.steps):
+        last = [v.detach().clone() for v in vectors.values()]  # with which the error was finite
+        state = State([*vectors.values()], optimizer, generator, tensors={"good": last})
+        losses = state.losses
+        host.skip(checkpoint.resume(state, lambda: unfinished(state, [*vectors], settings.steps, before)))
+        while len(losses) < settings.steps:
             host.check_interrupt()
             shown = draw(len(latents), settings.batch_size, generator)
             (row,) = draw(len(named.templates), 1, generator)
@@ -122,17 +140,19 @@ def invert(
             gradients = torch.autograd.grad(error.sum(), list(vectors.values()))
             if not all(torch.isfinite(x).all() for x in (error, *gradients)):
                 break
-            good = {name: v.detach().clone() for name, v in vectors.items()}
+            last[:] = [v.detach().clone() for v in vectors.values()]
             for vector, gradient in zip(vectors.values(), gradients, strict=True):
                 vector.grad = gradient
             optimizer.step()
             if settings.norm_decay:
                 pull_norms(vectors, norms, NORM_PULL)
             losses.append(error.mean().item())
+            checkpoint.keep()
             x0 = predicted_x0(x_t[:1], epsilon[:1], host.alphas_cumprod.to(x_t)[t[:1]])
-            host.progress(step + 1, settings.steps, show and show(x0))
-        else:
-            good = {name: v.detach() for name, v in vectors.items()}
+            host.progress(len(losses), settings.steps, show and show(x0))
+        whole = len(losses) == settings.steps
+        good = dict(zip(vectors, state.parameters if whole else last, strict=True))
+        good = {name: v.detach() for name, v in good.items()}
         after = probe_error(host, probe, named.templates[0], good)
     if not losses:
         raise ForgetError("The loss is not finite at step 1: look for broken pictures or a broken model.")
@@ -144,6 +164,14 @@ def invert(
     elif not after < before:
         warnings.append("Nothing was learned: lower the learning rate, or take more steps.")
     return Inversion({name: v.cpu() for name, v in good.items()}, losses, before, after, warnings)
+
+
+def unfinished(state: State, names: list[str], steps: int, before: float) -> Inversion:
+    """What was learned by a training that was stopped; how well is not measured."""
+    learned = dict(zip(names, state.parameters, strict=True))
+    told = f"Unfinished: stopped after step {len(state.losses)} of {steps}. Queued again, the same inputs go on from there."
+    vectors = {name: v.detach().cpu().clone() for name, v in learned.items()}
+    return Inversion(vectors, state.losses, before, state.losses[-1], [told])
 
 
 @torch.no_grad()

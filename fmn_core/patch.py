@@ -15,15 +15,17 @@ from torch import Tensor
 
 from . import __version__
 from .concept import Concept
-from .errors import ForgetError
-from .files import require_new, write_new
+from .errors import ForgetError, brief
+from .files import write_all_new
 from .hosts.base import FAMILIES, MATRICES, DiffusionHost
 from .lora import LoRAs, balanced
 from .moments import Moments
+from .weights_file import UNREADABLE, read_small
 
 SCHEMA = 1
 DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
 KNOWN = {"concept": str, "settings": dict, "report": dict, "version": str}  # of every patch's info
+MOST_BYTES, MOST_TOLD = 1 << 29, 1 << 26  # of a file: SDXL's at rank 128 has 300 million; characters of its metadata
 MODULE = re.compile(r"^(?P<layer>lora_unet_\w+_attn2)_to_(q|k|v|out_0)$")
 
 
@@ -118,7 +120,7 @@ def metadata(patch: Patch, name: str, tensors: dict[str, Tensor]) -> dict[str, s
     taken = info["settings"] | {key: info["report"][key] for key in ("steps",) if key in info["report"]}
     training = {f"ss_{key}": str(taken[key]) for key in written if key in taken}
     title, digest = f"Forget {info['concept']}", tensor_hash(tensors)
-    return {
+    said = {
         "ss_base_model_version": version,
         "ss_v2": str(base["family"].startswith("sd2")),
         "ss_network_module": "networks.lora",
@@ -136,6 +138,7 @@ def metadata(patch: Patch, name: str, tensors: dict[str, Tensor]) -> dict[str, s
         "modelspec.hash_sha256": "0x" + digest,
         "sshs_model_hash": digest,
     }
+    return {key: value.encode(errors="replace").decode() for key, value in said.items()}  # a file may say half a character
 
 
 def serialize(patch: Patch, name: str) -> bytes:
@@ -168,7 +171,7 @@ def with_sorted_header(raw: bytes) -> bytes:
 
 
 def save_patch(patch: Patch, path: Path) -> list[Path]:
-    """Writes a patch under a name that must be new, whole or not at all, and its rest, if it has one, beside it as
+    """Writes a patch under a name that must be new, whole or not at all, and with it its rest, if it has one, beside it as
     `<name>-rest`; returns the files.
 
     Raises ForgetError where a name is taken or a file cannot be written.
@@ -177,10 +180,7 @@ def save_patch(patch: Patch, path: Path) -> list[Path]:
     if patch.rest:
         beside = path.with_stem(f"{path.stem}-rest")
         files[beside] = serialize_rest(patch, beside.stem)
-    for file in files:
-        require_new(file)
-    for file, data in files.items():
-        write_new(data, file)
+    write_all_new(files)
     return list(files)
 
 
@@ -200,14 +200,17 @@ def read_patch(path: Path) -> Patch:
             stored = (file.metadata() or {}).get("fmn.patch")
             if stored is None:
                 raise ForgetError(f"{path.name} is no forget patch: use the host's Load LoRA for ordinary LoRA files.")
-            patch = Patch({key: file.get_tensor(key) for key in file.keys()}, json.loads(stored))
+        tensors, told = read_small(path, MOST_BYTES)
+        if len(stored) > MOST_TOLD:
+            raise ValueError(f"it says {len(stored):,} characters about itself, and {MOST_TOLD:,} are the most")
+        patch = Patch(tensors, json.loads(told["fmn.patch"]))
     except FileNotFoundError:
         raise ForgetError(f"{path.name} is not there any more: refresh the list of patches and choose again.") from None
     except ForgetError:
         raise
-    except (SafetensorError, ValueError, RecursionError, OSError) as error:
+    except (*UNREADABLE, RecursionError) as error:
         raise ForgetError(
-            f"{path.name} cannot be read ({error}): it is damaged or no safetensors file; copy it anew."
+            f"{path.name} cannot be read ({brief(error)}): it is damaged or no safetensors file; copy it anew."
         ) from error
     check_patch(patch, path.name)
     return patch
@@ -225,6 +228,9 @@ def check_patch(patch: Patch, name: str) -> None:
     told = all(isinstance(info.get(key), kind) for key, kind in KNOWN.items())
     if not known or not told:
         raise ForgetError(f"{name} does not say what it forgets or for which model: it is damaged; copy it anew.")
+    concepts = info.get("concepts")
+    if concepts is not None and not (isinstance(concepts, list) and all(map(is_concept, concepts))):
+        raise ForgetError(f"What {name} says of its concepts cannot be read: it is damaged; copy it anew.")
     modules = patch.modules
     expected = {module + suffix for module in modules for suffix in (DOWN, UP, ALPHA)}
     if not modules or set(patch) != expected or not all(MODULE.match(module) for module in modules):
@@ -239,6 +245,14 @@ def check_patch(patch: Patch, name: str) -> None:
             raise ForgetError(f"{name} is not fp16 with alpha = rank in {module}: it was edited; copy the original anew.")
         if not (torch.isfinite(up).all() and torch.isfinite(down).all()):
             raise ForgetError(f"{name} has values that are not finite in {module}: it is damaged; forget the concept anew.")
+
+
+def is_concept(value: object) -> bool:
+    """Whether this is a concept as `make_patch` writes it down."""
+    if not isinstance(value, dict) or not isinstance(value.get("type"), str):
+        return False
+    several = (value.get("names"), value.get("templates"))
+    return all(isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts) for texts in several)
 
 
 def check_fits(patch: Patch, shapes: dict[str, tuple[int, int]], model: str) -> None:

@@ -26,8 +26,15 @@ def read_images(folder: Path) -> Tensor:
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not files:
         raise ForgetError(f"There is no picture in {folder}: put PNG, JPEG or WebP files there.")
-    pictures = [ImageOps.exif_transpose(Image.open(file)).convert("RGB") for file in files]
-    fitted = [np.asarray(ImageOps.fit(picture, pictures[0].size)) for picture in pictures]
+    fitted, size = [], None
+    for file in files:
+        try:
+            with Image.open(file) as picture:
+                upright = ImageOps.exif_transpose(picture).convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ForgetError(f"{file} cannot be read ({error}): it is damaged or no picture; take it away.") from error
+        size = size or upright.size
+        fitted.append(np.asarray(ImageOps.fit(upright, size)))
     return torch.from_numpy(np.stack(fitted)).float() / 255
 
 

@@ -11,11 +11,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .attention import concept_mass, layer_size, tapped
+from .checkpoint import Checkpoint, State
 from .concept import Concept, concept_columns
 from .errors import ForgetError
 from .fast import word_moments
 from .heatmap import overlay
 from .hosts.base import DiffusionHost, Prompts
+from .log import phase
 from .lora import CrossAttentionLoRA, LoRAs
 from .losses import attention_resteering_loss, visual_denoising_loss
 from .patch import Patch, make_patch, rest_tensors
@@ -34,6 +36,7 @@ def forget_by_resteering(
     settings: ForgetSettings,
     images: Tensor | None = None,
     mask: Tensor | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[Patch, list[float]]:
     """Trains a patch that forgets concepts; returns it and the loss of each step.
 
@@ -58,7 +61,7 @@ def forget_by_resteering(
     with host.one_bar(calls + settings.steps):
         pairs = None
         if pictures_made:
-            with host.training((AT_ONCE, *host.latent_shape())):
+            with phase("forget.pictures", count=pictures_made), host.training((AT_ONCE, *host.latent_shape())):
                 rows = [i % len(prompts) for i in range(pictures_made)]
                 ignored = columns[rows] if settings.visual_weight else None
                 pairs = sample_pairs(host, prompts.take(rows), empty, ignored, settings, generator)
@@ -71,19 +74,26 @@ def forget_by_resteering(
             rest = LoRAs(host.other_layers() if whole else {}, settings.rank, generator).to(host.device)
             probe = make_probe(host, latents, prompts, columns, generator)
             mass_before = probe()
+
+            def patch_of(report: dict) -> Patch:
+                patch = make_patch(host, lora.factors(), concepts, asdict(settings), report, moments)
+                patch.rest = rest_tensors(rest)
+                return patch
+
             with lora.attached():
-                with rest.attached():
-                    both = nn.ModuleList([lora, rest])
-                    losses = resteer(host, both, prompts, columns, latents, mask, pairs, pictures, settings, generator)
+                with rest.attached(), phase("forget.train", preset="paper") as told:
+                    state = training_state(nn.ModuleList([lora, rest]), settings, generator)
+                    checkpoint = checkpoint or Checkpoint()
+                    host.skip(checkpoint.resume(state, lambda: patch_of(unfinished(state.losses, settings.steps))))
+                    losses = resteer(host, state, prompts, columns, latents, mask, pairs, pictures, settings, checkpoint)
                     mass_with_rest = probe()
+                    told["steps"] = len(losses)
                 mass = {"before": mass_before, "after": probe()}
             if rest:
                 mass["with rest"] = mass_with_rest
             report = {"attention_mass": mass, "loss": [losses[0], losses[-1]]}
             report["warnings"] = warnings(report, len(losses), settings) + unknown
-            patch = make_patch(host, lora.factors(), concepts, asdict(settings), report, moments)
-            patch.rest = rest_tensors(rest)
-            return patch, losses
+            return patch_of(report), losses
 
 
 def warnings(report: dict, steps: int, settings: ForgetSettings) -> list[str]:
@@ -122,9 +132,16 @@ def sample_pairs(
     return sample(), None if ignored is None else sample(ignored)
 
 
+def training_state(lora: nn.Module, settings: ForgetSettings, generator: torch.Generator) -> State:
+    """The state of a training that has not begun; `good`: the parameters with which the last loss was finite."""
+    parameters = [*lora.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate)
+    return State(parameters, optimizer, generator, tensors={"good": [p.detach().clone() for p in parameters]})
+
+
 def resteer(
     host: DiffusionHost,
-    lora: nn.Module,
+    state: State,
     prompts: Prompts,
     columns: Tensor,
     latents: Tensor,
@@ -132,14 +149,13 @@ def resteer(
     pairs: tuple[Tensor, Tensor | None] | None,
     pictures: Tensor | None,
     settings: ForgetSettings,
-    generator: torch.Generator,
+    checkpoint: Checkpoint,
 ) -> list[float]:
     """Algorithm 1: noise a picture to a random timestep, read the attention, step the LoRA against what attends to
-    the concept. Returns the loss of each step."""
-    layers = host.cross_attentions()
-    optimizer = torch.optim.AdamW(lora.parameters(), lr=settings.learning_rate)
-    losses, good = [], lora.state_dict()
-    for step in range(settings.steps):
+    the concept. Goes on from a state; returns the loss of each step."""
+    layers, generator = host.cross_attentions(), state.generator
+    parameters, losses, good = state.parameters, state.losses, state.tensors["good"]
+    while len(losses) < settings.steps:
         host.check_interrupt()
         shown = draw(len(latents), settings.batch_size, generator)
         rows = draw(len(prompts), settings.batch_size, generator)
@@ -153,16 +169,23 @@ def resteer(
         if not torch.isfinite(loss):
             if not losses:
                 raise ForgetError("The loss is not finite at step 1: look for broken pictures.")
-            lora.load_state_dict(good)
+            state.take(good)
             break
-        good = {name: value.clone() for name, value in lora.state_dict().items()}
+        good[:] = [p.detach().clone() for p in parameters]
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(lora.parameters(), MAX_GRAD_NORM)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
-        host.progress(step + 1, settings.steps, preview(maps, columns[rows], pictures, shown, x_t))
+        checkpoint.keep()
+        host.progress(len(losses), settings.steps, preview(maps, columns[rows], pictures, shown, x_t))
     return losses
+
+
+def unfinished(losses: list[float], steps: int) -> dict:
+    """The report of a patch whose training was stopped."""
+    told = f"Unfinished: stopped after step {len(losses)} of {steps}. Queued again, the same inputs go on from there."
+    return {"steps": len(losses), "loss": [losses[0], losses[-1]], "warnings": [told]}
 
 
 def visual_loss(

@@ -14,12 +14,25 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from .checkpoint import Checkpoint, State
 from .concept import Concept, find_tokens
 from .errors import ForgetError
 from .fast import Edit, Task, edit_factors, make_edit
-from .hosts.base import MATRICES, DiffusionHost, placeholder_texts
-from .hybrid import Pictures, Texts, finish, gather, gather_calls, make_batch, make_probe, sample, train_step
+from .hosts.base import MATRICES, DiffusionHost, Token, WordVectors, placeholder_texts
+from .hybrid import (
+    Pictures,
+    Texts,
+    finish,
+    gather,
+    gather_calls,
+    make_batch,
+    make_probe,
+    sample,
+    train_step,
+    unfinished_patch,
+)
 from .inversion import invert
+from .log import phase
 from .lora import CrossAttentionLoRA
 from .patch import Patch
 from .resteering import preview
@@ -37,6 +50,7 @@ def forget_robust(
     settings: ForgetSettings,
     images: Tensor | None = None,
     mask: Tensor | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[Patch, list[float]]:
     """A patch in closed form, trained on pictures in rounds against learned words; returns it and the loss of each step.
 
@@ -55,41 +69,53 @@ def forget_robust(
         shape = pictures.latents.shape[1:]
         pictures = replace(pictures, near=sample(host, near, texts.empty, settings, generator, shape))
         shape = (3 * settings.batch_size, *shape)  # the concept's prompts, near ones on its pictures and on their own
-        losses, errors, diverged = [], [], False
+        diverged, steps = False, settings.steps * (settings.rounds + 1)
         with host.training(shape):
             lora = start(host, edit, settings, generator)
             probe = make_probe(host, lora, texts, pictures, settings, ETA, generator)
             readings = {"before": probe(0.0), "fast": probe(1.0)}
-            optimizer = torch.optim.AdamW(lora.parameters(), lr=settings.learning_rate, weight_decay=0)
+        state, checkpoint = training_state(lora, settings, generator), checkpoint or Checkpoint()
+        losses, errors = state.losses, state.figures["errors"]
+        checkpoint.resume(state, lambda: unfinished_patch(host, lora, concepts, settings, edit, losses, steps))
+        host.skip(len(losses) + len(errors) * LEARNED_STEPS)
         for round in range(settings.rounds + 1):
             if round:
-                texts, error = attack(host, lora, edit.task, texts, pictures, (settings.seed + round) % 2**64)
-                errors.append(error)
-            with host.training(shape):
-                for _ in range(settings.steps):
+                texts = attack(host, lora, edit.task, texts, pictures, round, settings, state, checkpoint)
+            with host.training(shape), phase("forget.train", preset="robust", round=round) as told:
+                while len(losses) < settings.steps * (round + 1):
                     host.check_interrupt()
                     batch = make_batch(host, texts, pictures, settings, settings.batch_size, ETA, generator)
-                    before = [parameter.detach().clone() for parameter in lora.parameters()]
-                    loss, maps = train_step(host, lora, optimizer, texts, pictures, batch)
+                    before = [parameter.detach().clone() for parameter in state.parameters]
+                    loss, maps = train_step(host, lora, state.optimizer, texts, pictures, batch)
                     diverged = not math.isfinite(loss)
                     if diverged:
                         break
-                    good = before
+                    state.tensors["good"][:] = before
                     losses.append(loss)
+                    checkpoint.keep()
                     shown = preview(maps, texts.columns[batch.rows], pictures.images, batch.shown, batch.x_t)
-                    host.progress(len(losses), settings.steps * (settings.rounds + 1), shown)
+                    host.progress(len(losses), steps, shown)
+                told["steps"] = len(losses)
             if diverged:
                 break
         if not losses:
             raise ForgetError("The loss is not finite at step 1: look for broken pictures.")
         with host.training(shape):
             if diverged:
-                with torch.no_grad():
-                    for parameter, value in zip(lora.parameters(), good, strict=True):
-                        parameter.copy_(value)
+                state.take(state.tensors["good"])
             readings["after"] = probe(1.0)
-            edit = replace(edit, report=edit.report | {"error with learned words": errors})
+            rounds = torch.tensor(errors, dtype=torch.float64).reshape(-1, texts.concepts).mean(1).tolist()
+            edit = replace(edit, report=edit.report | {"error with learned words": rounds})
             return finish(host, lora, concepts, settings, edit, readings, 1.0, losses, diverged), losses
+
+
+def training_state(lora: CrossAttentionLoRA, settings: ForgetSettings, generator: torch.Generator) -> State:
+    """The state of a training that has not begun: `words` learned in attacks, an encoder's after another's, the `errors` of
+    the noise estimates with them, and the `good` parameters, with which the last loss was finite."""
+    parameters = [*lora.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0)
+    good = [parameter.detach().clone() for parameter in parameters]
+    return State(parameters, optimizer, generator, figures={"errors": []}, tensors={"good": good, "words": []})
 
 
 def start(host: DiffusionHost, edit: Edit, settings: ForgetSettings, generator: torch.Generator) -> CrossAttentionLoRA:
@@ -104,27 +130,50 @@ def start(host: DiffusionHost, edit: Edit, settings: ForgetSettings, generator: 
 
 
 def attack(
-    host: DiffusionHost, lora: CrossAttentionLoRA, task: Task, texts: Texts, pictures: Pictures, seed: int
-) -> tuple[Texts, float]:
-    """The prompts with words learned for each concept, in every template, on the patched model; and the mean error of its
-    noise estimates with them."""
+    host: DiffusionHost,
+    lora: CrossAttentionLoRA,
+    task: Task,
+    texts: Texts,
+    pictures: Pictures,
+    round: int,
+    settings: ForgetSettings,
+    state: State,
+    checkpoint: Checkpoint,
+) -> Texts:
+    """The prompts with words learned for each concept, in every template, on the patched model. The words and the mean
+    errors of its noise estimates with them go into the state; those that an earlier run has learned are taken from it."""
     inverting = InvertSettings(
         concept_type=task.type,
         initializers="|".join(["<rand-1>"] * WORDS),
         steps=LEARNED_STEPS,
         learning_rate=LEARNED_RATE,
         batch_size=LEARNED_BATCH,
-        seed=seed,
+        seed=(settings.seed + round) % 2**64,
     )
-    errors, sought = [], host.tokenize(placeholder_texts("{}", WORDS)[0])
+    sought = host.tokenize(placeholder_texts("{}", WORDS)[0])
+    words, errors, encoders = state.tensors["words"], state.figures["errors"], sorted(host.word_vectors("a"))
     for concept in range(len(task.names)):
-        with lora.attached():
-            inversion = invert(host, pictures.of(concept), inverting)
-        errors.append(inversion.after)
-        with host.training((1, *host.latent_shape()), text=True), torch.no_grad():
-            for index, template in enumerate(task.asked):
-                prompt = host.encode_vectors(template, inversion.vectors)
-                columns = torch.zeros(prompt.embeddings.shape[1], dtype=torch.bool)
-                columns[find_tokens(prompt.tokens[0], sought)[0]] = True
-                texts = texts.with_row(prompt, columns, concept, index)
-    return texts, sum(errors) / len(errors)
+        number = (round - 1) * len(task.names) + concept
+        if number == len(errors):
+            with lora.attached(), phase("forget.attack", round=round, concept=concept) as told:
+                inversion = invert(host, pictures.of(concept), inverting)
+                told["error"] = inversion.after
+            words += [inversion.vectors[name] for name in encoders]
+            errors.append(inversion.after)
+            checkpoint.keep(now=True)
+        own = words[number * len(encoders) : (number + 1) * len(encoders)]
+        texts = with_words(host, texts, task, dict(zip(encoders, own, strict=True)), concept, sought)
+    return texts
+
+
+def with_words(
+    host: DiffusionHost, texts: Texts, task: Task, vectors: WordVectors, concept: int, sought: tuple[Token, ...]
+) -> Texts:
+    """The prompts with those of a concept's learned words in every template."""
+    with host.training((1, *host.latent_shape()), text=True), torch.no_grad():
+        for index, template in enumerate(task.asked):
+            prompt = host.encode_vectors(template, vectors)
+            columns = torch.zeros(prompt.embeddings.shape[1], dtype=torch.bool)
+            columns[find_tokens(prompt.tokens[0], sought)[0]] = True
+            texts = texts.with_row(prompt, columns, concept, index)
+    return texts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 
-from .concept import TEMPLATES
+from .concept import TEMPLATES, require_text
 from .errors import ForgetError
 
 LEARNING_RATES = {"fast": 0.0, "paper": 5e-3, "balanced": 3e-3, "robust": 3e-3}  # of each preset
@@ -28,6 +28,8 @@ def check(settings) -> None:
     """Raises ForgetError for a value that is not among its field's choices or is out of its bounds."""
     for f in fields(settings):
         value, limits = getattr(settings, f.name), f.metadata
+        if isinstance(value, str):
+            require_text(value)
         if limits["choices"] and value not in limits["choices"]:
             raise ForgetError(f"`{value}` is no {f.name}: choose one of {', '.join(limits['choices'])}.")
         if limits["min"] is not None and not limits["min"] <= value <= limits["max"]:

@@ -170,7 +170,13 @@ def mixture(down: Tensor, ranks: Sequence[int], moments: Sequence[Moments | None
     own = [torch.zeros_like(kept) if each is None else OWN * squares(Z @ each.keys.T) for each in moments]
     parts = torch.arange(len(Z)).split(list(ranks))
     wanted = torch.cat([(G + kept)[rows] for G, rows in zip(own, parts, strict=True)])
-    return wanted @ torch.linalg.pinv(sum(own) + kept, hermitian=True, rtol=CLEAR) * size[:, None] / size
+    try:
+        solved = torch.linalg.pinv(sum(own) + kept, hermitian=True, rtol=CLEAR)
+    except torch.linalg.LinAlgError:
+        raise ForgetError(
+            "What the patches remember of their words cannot be solved for together: one of them is damaged; leave it out."
+        ) from None
+    return wanted @ solved * size[:, None] / size
 
 
 def squares(x: Tensor) -> Tensor:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
 from torch import Tensor
 
-from .errors import ForgetError
+from .errors import ForgetError, brief
 
 # What a folder of diffusers or PEFT calls its file of weights.
 IN_FOLDER = ("unet/diffusion_pytorch_model", "diffusion_pytorch_model", "adapter_model", "pytorch_lora_weights")
@@ -37,17 +41,35 @@ class WeightsFile:
     def read(self, key: str) -> Tensor:
         """A tensor; raises ForgetError for one that is no weight, or has values that are not finite."""
         try:
-            tensor = self.file.get_tensor(key)
+            tensor = self.file.get_tensor(key).clone()  # the file is mapped, and may be written over
             if not tensor.is_floating_point():
                 raise TypeError(tensor.dtype)
             finite = torch.isfinite(tensor.float()).all()
         except (SafetensorError, AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise ForgetError(
-                f"{self.path.name} holds {key} in a form that cannot be read as a weight ({error}): save it as fp16 or fp32."
+                f"{self.path.name} holds {brief(key)} in a form that is no weight ({brief(error)}): save it as fp16 or fp32."
             ) from error
         if not finite:
-            raise ForgetError(f"{self.path.name} has values that are not finite in {key}: it is damaged; get it anew.")
+            raise ForgetError(
+                f"{self.path.name} has values that are not finite in {brief(key)}: it is damaged; get it anew."
+            )
         return tensor
+
+
+UNREADABLE = (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError)  # of `read_small`
+
+
+def read_small(path: Path, most: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file of at most `most` bytes, in memory of their own: a mapped file that somebody writes
+    over takes the process down, or changes what was read. Raises one of UNREADABLE."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise ValueError(f"it has {size:,} bytes, and {most:,} are the most that it may have")
+        raw = file.read(most)
+    tensors = load(raw)
+    header = json.loads(raw[8 : 8 + struct.unpack("<Q", raw[:8])[0]])
+    return tensors, header.get("__metadata__") or {}
 
 
 @contextmanager
@@ -64,7 +86,7 @@ def open_weights(path: Path) -> Iterator[WeightsFile]:
         raise ForgetError(f"{path.name} is not there: choose another file.") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise ForgetError(
-            f"{path.name} cannot be read ({error}): it is damaged or no safetensors file; get it anew."
+            f"{path.name} cannot be read ({brief(error)}): it is damaged or no safetensors file; get it anew."
         ) from error
     with opened:
         yield weights

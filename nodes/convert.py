@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
-import folder_paths
 import torch
 from comfy_api.latest import io
 
 from ..fmn_core.exports import FORMATS, save_as
-from ..fmn_core.files import slug
+from ..fmn_core.file_names import slug
 from ..fmn_core.forget import summary
 from ..fmn_core.hosts.comfy import ComfyHost
 from ..fmn_core.imports import import_patch
 from ..fmn_core.settings import ImportSettings
-from .patch import as_patch, listed, new_path, require_file
+from .patch import as_patch, listed, new_path, require_file, written_at
 from .schema import LoraModel, schema, settings_inputs, shown
 
 FROM_MODEL = "the connected model"
@@ -78,8 +76,7 @@ class ImportPatch(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, file, base, **kwargs):
         names = [place(name) for name in (file, base) if isinstance(name, str) and name != FROM_MODEL]
-        paths = [folder_paths.get_full_path(kind, name) for name, kind in names]
-        return [path and Path(path).stat().st_mtime_ns for path in paths]
+        return [written_at(name, kind) for name, kind in names]
 
     @classmethod
     def execute(cls, model, clip, file, concept, base, **settings) -> io.NodeOutput:

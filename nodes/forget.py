@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import logging
+from pathlib import Path
 
 import torch
 from comfy_api.latest import io
 
+from ..fmn_core.file_names import slug
 from ..fmn_core.forget import forget, summary
 from ..fmn_core.hosts.comfy import ComfyHost
+from ..fmn_core.patch import Patch, save_patch
 from ..fmn_core.settings import ForgetSettings
+from .patch import new_path
 from .schema import LoraModel, LossMap, schema, settings_inputs, shown
+from .unfinished import checkpoint_for
 
 
 class ForgetConcept(io.ComfyNode):
@@ -68,8 +72,12 @@ class ForgetConcept(io.ComfyNode):
         with torch.inference_mode(False):  # the graph runs in inference mode, whose tensors autograd refuses
             images, mask = (None if x is None else x.clone() for x in (images, mask))
             host = ComfyHost(model, clip, vae, resolution=settings["resolution"])
-            patch, losses = forget(host, concept, ForgetSettings(**settings), images, mask)
-        text = summary(patch)
-        if patch.info["report"]["warnings"]:
-            logging.warning("Forget Concept: %s", text)
-        return io.NodeOutput(patch, {"loss": losses}, patch.rest, ui=shown(cls, text))
+            with checkpoint_for(cls, save_unfinished) as checkpoint:
+                patch, losses = forget(host, concept, ForgetSettings(**settings), images, mask, checkpoint)
+        return io.NodeOutput(patch, {"loss": losses}, patch.rest, ui=shown(cls, summary(patch)))
+
+
+def save_unfinished(patch: Patch) -> Path:
+    """Writes the patch of a training that was stopped beside the others; returns the file."""
+    path, _ = new_path("forget-%concept%-unfinished", slug(patch.info["concept"]))
+    return save_patch(patch, path)[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,11 +10,12 @@ import torch
 from comfy_api.latest import io
 
 from ..fmn_core.embedding import save_embedding
-from ..fmn_core.files import slug
+from ..fmn_core.file_names import slug
 from ..fmn_core.hosts.comfy import ComfyHost
-from ..fmn_core.inversion import invert_pictures
+from ..fmn_core.inversion import Inversion, invert_pictures
 from ..fmn_core.settings import InvertSettings
 from .schema import LossMap, schema, settings_inputs, shown
+from .unfinished import checkpoint_for
 
 
 class InvertConcept(io.ComfyNode):
@@ -68,11 +68,15 @@ class InvertConcept(io.ComfyNode):
         with torch.inference_mode(False):  # the graph runs in inference mode, whose tensors autograd refuses
             images, mask = (None if x is None else x.clone() for x in (images, mask))
             host = ComfyHost(model, clip, vae, resolution=settings.resolution)
-            inversion = invert_pictures(host, settings, images, mask, concept)
-            path = new_embedding(concept)
-            save_embedding(inversion.vectors, path, asdict(settings))
-        if inversion.warnings:
-            logging.warning("Invert Concept: %s", inversion.summary)
+
+            def save(inversion: Inversion, concept: str = concept) -> Path:
+                path = new_embedding(concept)
+                save_embedding(inversion.vectors, path, asdict(settings))
+                return path
+
+            with checkpoint_for(cls, lambda inversion: save(inversion, f"{concept} unfinished")) as checkpoint:
+                inversion = invert_pictures(host, settings, images, mask, concept, checkpoint)
+                path = save(inversion)
         text = f"{inversion.summary}\nSaved {path}"
         return io.NodeOutput(f"embedding:{path.stem}", {"loss": inversion.losses}, ui=shown(cls, text))
 

@@ -9,7 +9,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..fmn_core.errors import ForgetError
-from ..fmn_core.files import slug
+from ..fmn_core.file_names import folder_and_name, slug
 from ..fmn_core.hosts.comfy import apply_patch
 from ..fmn_core.patch import Patch, read_patch, save_patch
 from .schema import LoraModel, schema, shown
@@ -35,11 +35,31 @@ def listed(kind: str = "loras") -> list[str]:
 
 
 def require_file(name: str, kind: str = "loras") -> Path:
-    """Where a file of the host's folders is; raises ForgetError where it is in none of them."""
-    path = folder_paths.get_full_path(kind, name)
+    """Where a file of the host's folders is; raises ForgetError where it is in none of them, or is unsafe to read."""
+    path = find_file(name, kind)
     if path is None:
         raise ForgetError(f"{name} is in none of the host's folders: press R to refresh, and choose again.")
-    return Path(path)
+    if path.suffix != ".safetensors":
+        raise ForgetError(f"{name} is no .safetensors file, and no other is read: convert it to that first.")
+    return path
+
+
+def find_file(name: str, kind: str) -> Path | None:
+    """Where a file of the host's folders is, or None; the host itself keeps names inside its folders."""
+    try:
+        path = folder_paths.get_full_path(kind, name)
+    except (OSError, ValueError):  # no file system has such a name
+        return None
+    return path and Path(path)
+
+
+def written_at(name: str, kind: str) -> int | None:
+    """When a file of the host's folders was written, or None where there is none."""
+    path = find_file(name, kind)
+    try:
+        return path and path.stat().st_mtime_ns
+    except OSError:  # taken away in between
+        return None
 
 
 def patch_input() -> io.Combo.Input:
@@ -64,8 +84,7 @@ def choose(patch: str, lora) -> tuple[Patch, Path | None]:
 
 def changed_at(patch) -> int | None:
     """When the chosen file was written: a node runs anew where it was replaced."""
-    path = folder_paths.get_full_path("loras", patch) if isinstance(patch, str) and patch != FROM_INPUT else None
-    return path and Path(path).stat().st_mtime_ns
+    return written_at(patch, "loras") if isinstance(patch, str) and patch != FROM_INPUT else None
 
 
 class SavePatch(io.ComfyNode):
@@ -106,8 +125,8 @@ def new_path(prefix: str, concept: str) -> tuple[Path, str]:
     Raises ForgetError for a prefix that leads elsewhere.
     """
     root = Path(folder_paths.get_output_directory(), "loras")
-    prefix = prefix.replace("%concept%", concept)
-    if not Path(prefix).name or prefix.endswith(("/", "\\")):
+    prefix = folder_and_name(prefix.replace("%concept%", concept), root)
+    if not prefix or prefix.endswith("/"):
         prefix += f"forget-{concept}"
     path = numbered(root, prefix, "safetensors", lambda name: folder_paths.get_full_path("loras", name) is not None)
     return path, str(path.relative_to(root))
@@ -118,8 +137,7 @@ def numbered(root: Path, prefix: str, suffix: str, taken: Callable[[str], bool] 
 
     Raises ForgetError for a prefix that leads elsewhere.
     """
-    if not prefix.isprintable():
-        raise ForgetError(f"{prefix!r} holds characters that no file name should: use letters, digits and hyphens.")
+    prefix = folder_and_name(prefix, root)
     try:
         root.mkdir(parents=True, exist_ok=True)
         folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, str(root))

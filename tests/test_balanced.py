@@ -182,9 +182,9 @@ def test_robust_learns_words_in_rounds_and_trains_against_them(host, monkeypatch
     settings, asked = replace(QUICK, preset="robust", rounds=2, steps=2), []
     attack = robust.attack
 
-    def watched(host, lora, task, texts, pictures, seed):
-        result = attack(host, lora, task, texts, pictures, seed)
-        asked.append((len(texts.asked), len(result[0].asked), lora.adapter(*lora.targets[0]).up.detach().clone()))
+    def watched(host, lora, task, texts, *others):
+        result = attack(host, lora, task, texts, *others)
+        asked.append((len(texts.asked), len(result.asked), lora.adapter(*lora.targets[0]).up.detach().clone()))
         return result
 
     monkeypatch.setattr(robust, "attack", watched)

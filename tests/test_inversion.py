@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from demo.judge import Judge
 from fmn_core.embedding import add_embedding, read_embedding, save_embedding
 from fmn_core.errors import ForgetError
-from fmn_core.inversion import error_weight, first_vectors, invert, invert_pictures, linear_decoder
+from fmn_core.inversion import Inversion, error_weight, first_vectors, invert, invert_pictures, linear_decoder
 from fmn_core.lora import CrossAttentionLoRA
 from fmn_core.sampling import sample_ddim
 from fmn_core.settings import InvertSettings
@@ -196,10 +196,12 @@ def test_pictures_are_mirrored_with_their_masks(host, monkeypatch):
     images, mask = torch.rand(2, 128, 128, 3), torch.zeros(1, 128, 128)
     mask[:, :, :64] = 1
     seen = {}
-    monkeypatch.setattr(
-        "fmn_core.inversion.invert",
-        lambda host, latents, settings, mask, pictures: seen.update(mask=mask, pictures=pictures),
-    )
+
+    def look(host, latents, settings, mask, pictures, checkpoint):
+        seen.update(mask=mask, pictures=pictures)
+        return Inversion({}, [], 0.0, 0.0)
+
+    monkeypatch.setattr("fmn_core.inversion.invert", look)
     invert_pictures(host, QUICK, images, mask)
     assert torch.equal(seen["pictures"], torch.cat([images, images.flip(2)]))
     assert seen["mask"].shape == (4, 128, 128)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from fmn_core.errors import ForgetError
-from fmn_core.files import slug
+from fmn_core.file_names import slug
 from fmn_core.forget import forget
 from fmn_core.moments import Moments, leading
 from fmn_core.patch import ALPHA, DOWN, UP, Patch, read_patch, save_patch, serialize

@@ -14,6 +14,7 @@ from ..errors import ForgetError
 
 MATRICES = ("to_q", "to_k", "to_v", "to_out")
 ENCODED_AT_ONCE = 64  # prompts
+SAMPLES = 1024  # values of each weight that tell models apart
 
 # Family of a model -> (ss_base_model_version, modelspec.architecture): what LoRA loaders sort files by.
 FAMILIES = {
@@ -101,6 +102,12 @@ def placeholder_texts(template: str, count: int) -> list[str]:
     return [" ".join(template.replace("{}", f" {' '.join([letter] * count)} ").split()) for letter in PLACEHOLDERS]
 
 
+def sampled(weight: Tensor) -> list[object]:
+    """A weight's type and shape and some of its values, all over it: enough to tell it from another model's."""
+    flat = weight.detach().reshape(-1)
+    return [str(weight.dtype), *weight.shape, flat[:: -(-len(flat) // SAMPLES) or 1].cpu()]
+
+
 class DiffusionHost(ABC):
     """A text-to-image model with cross-attention inside a host; latents are those the UNet sees."""
 
@@ -164,6 +171,10 @@ class DiffusionHost(ABC):
     def weight(self, layer: str, matrix: str) -> Tensor:
         """A projection's weight [out, in] without the LoRAs that are on the model."""
 
+    def identity(self) -> object:
+        """Plain values and tensors that are the same for the same model, with all that is on it, from run to run."""
+        return [sampled(self.weight(layer, matrix)) for layer in self.cross_attentions() for matrix in MATRICES]
+
     @abstractmethod
     def training(self, shape: Sequence[int], text: bool = False) -> AbstractContextManager[None]:
         """A context in which autograd works on the host's own, frozen UNet; the host leaves it as it entered.
@@ -183,6 +194,12 @@ class DiffusionHost(ABC):
             step = done + 1
             self.bar_steps = (step, total)
         self.show_progress(step, total, preview)
+
+    def skip(self, steps: int) -> None:
+        """Counts steps of `one_bar` that an earlier run has done."""
+        if self.bar_steps:
+            done, total = self.bar_steps
+            self.bar_steps = (done + steps, total)
 
     @contextmanager
     def one_bar(self, total: int) -> Iterator[None]:

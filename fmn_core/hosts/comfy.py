@@ -23,6 +23,8 @@ from ..errors import ForgetError
 from ..patch import Patch, check_fits, model_shapes
 from . import comfy_words
 from .base import ENCODED_AT_ONCE, CrossAttention, DiffusionHost, Prompts, Token, WordVectors, placeholder_texts
+from .comfy_identity import identity
+from .comfy_training import differentiable_attention, require_loaded
 from .comfy_words import ShortClip, require_clip, tokenize
 from .ldm import (
     NATIVE_SIZE,
@@ -44,6 +46,7 @@ class ComfyHost(DiffusionHost):
         self.base = model.model
         self.resolution = resolution
         self.bar = None
+        self.trained_on = []  # the model patchers that have to stay loaded
         self.family = require_family(model.model)
 
     @property
@@ -186,6 +189,9 @@ class ComfyHost(DiffusionHost):
         backup = self.patcher.backup.get(key)  # where the host keeps what a LoRA was merged into
         return comfy.utils.get_attr(self.base, key) if backup is None else backup.weight
 
+    def identity(self) -> object:
+        return identity([self.patcher, *([] if self.clip is None else [self.clip.patcher])], self.clip)
+
     @cached_property
     def kohya_names(self) -> dict[str, str]:
         """Weight -> kohya name: sgm's block names for SDXL, diffusers' for the others, as sd-scripts writes them."""
@@ -206,7 +212,11 @@ class ComfyHost(DiffusionHost):
             if text:
                 stack.enter_context(ordinary_parameters(self.clip.cond_stage_model))
                 stack.enter_context(norms_of_copies(self.clip.cond_stage_model))
-            yield
+            outer, self.trained_on = self.trained_on, models
+            try:
+                yield
+            finally:
+                self.trained_on = outer
 
     def show_progress(self, step: int, total: int, preview: Tensor | None) -> None:
         if self.bar is None:
@@ -218,6 +228,7 @@ class ComfyHost(DiffusionHost):
 
     def check_interrupt(self) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
+        require_loaded(self.trained_on)
 
 
 def require_family(base) -> str:
@@ -245,8 +256,3 @@ def apply_patch(model, patch: Patch, strength: float):
     if strength == 0:
         return model
     return comfy.sd.load_lora_for_models(model, None, dict(patch), strength, 0)[0]
-
-
-def differentiable_attention(func, *args, **kwargs):
-    """The host's PyTorch attention in place of backends that have no backward (sage, flash, int8)."""
-    return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)

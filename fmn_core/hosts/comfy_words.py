@@ -7,6 +7,7 @@ from itertools import cycle
 import torch
 from torch import Tensor, nn
 
+from ..concept import require_text
 from ..errors import ForgetError
 from .base import Token, WordVectors
 from .ldm import learned_token
@@ -24,6 +25,7 @@ def tokenize(clip, text: str) -> tuple[Token, ...]:
     Raises ForgetError where there is no text encoder.
     """
     require_clip(clip)
+    require_text(text)
     chunks = next(iter(clip.tokenize(text, return_word_ids=True).values()))
     tokens = []
     for chunk in chunks:
@@ -60,6 +62,7 @@ class ShortClip(nn.Module):
 
 def word_vectors(clip, text: str) -> WordVectors:
     """Each encoder's input vectors [n, D], fp32, of the words in `text`, embeddings among them."""
+    require_text(text)
     with torch.inference_mode(False), torch.no_grad():
         clip.load_model()
         vectors = {}

@@ -22,6 +22,7 @@ from .base import (
     WordVectors,
     linear_name,
     placeholder_texts,
+    sampled,
 )  # fmt: skip
 
 PLACES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
@@ -230,6 +231,10 @@ class DiffusersHost(DiffusionHost):
     def weight(self, layer: str, matrix: str) -> Tensor:
         linear = self.unet.get_submodule(f"{layer}.{linear_name(matrix)}")
         return getattr(linear, "base_layer", linear).weight  # PEFT keeps the layer that it wraps
+
+    def identity(self) -> object:
+        modules = [self.unet, *(encoder for _, encoder in self.encoders)]
+        return [{name: sampled(weight) for name, weight in module.state_dict().items()} for module in modules]
 
     @contextmanager
     def training(self, shape: Sequence[int], text: bool = False) -> Iterator[None]:

@@ -73,7 +73,8 @@ def ordinary_parameters(module: nn.Module) -> Iterator[None]:
     """Context in which a module's parameters and buffers are ordinary frozen tensors on the very same memory.
 
     A model loaded while a graph runs has inference tensors, which autograd refuses to save. A second tensor on the
-    same storage is an ordinary one, costs nothing, and is never written to; the originals come back on leaving.
+    same storage is an ordinary one, costs nothing, and is never written to; the originals come back on leaving, but for
+    those in whose place, or at whose place in memory, the host has put others: it has unloaded the model meanwhile.
     """
     originals = []
     try:
@@ -81,14 +82,16 @@ def ordinary_parameters(module: nn.Module) -> Iterator[None]:
             for table in (part._parameters, part._buffers):
                 for name, tensor in table.items():
                     if type(tensor) in (nn.Parameter, Tensor):
-                        originals.append((table, name, tensor))
                         alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
                         alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
-                        table[name] = nn.Parameter(alias, requires_grad=False) if type(tensor) is nn.Parameter else alias
+                        alias = nn.Parameter(alias, requires_grad=False) if type(tensor) is nn.Parameter else alias
+                        originals.append((table, name, tensor, alias))
+                        table[name] = alias
         yield
     finally:
-        for table, name, tensor in originals:
-            table[name] = tensor
+        for table, name, tensor, alias in originals:
+            if table.get(name) is alias and (alias.device, alias.data_ptr()) == (tensor.device, tensor.data_ptr()):
+                table[name] = tensor
 
 
 @contextmanager

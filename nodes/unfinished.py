@@ -1,0 +1,24 @@
+"""What a node that trains leaves behind when it is stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from comfy_api.latest import io
+
+from ..fmn_core.checkpoint import Checkpoint
+from ..fmn_core.hosts.comfy_folders import checkpoints_folder
+from .schema import shown
+
+
+def checkpoint_for(node: type[io.ComfyNode], save: Callable[[object], Path]) -> Checkpoint:
+    """A checkpoint in the host's folder for them. `save` writes what is unfinished, and the node, which must have
+    io.Hidden.unique_id, says where."""
+
+    def rescue(result: object) -> Path:
+        path = save(result)
+        shown(node, f"Stopped. What was done so far is in {path}. Queue again with the same inputs to go on from there.")
+        return path
+
+    return Checkpoint(checkpoints_folder(), rescue)

@@ -1,0 +1,183 @@
+"""The state of a training in a file: whole, its own, found again, and never in the way."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+import torch
+
+from fmn_core import checkpoint as module
+from fmn_core.checkpoint import Checkpoint, State, digest
+from fmn_core.errors import ForgetError
+from fmn_core.files import LEFT_OVER, write_over
+
+
+class Host:
+    """What a checkpoint asks of a host."""
+
+    device = torch.device("cpu")
+
+    def word_vectors(self, text):
+        return {"clip_l": torch.ones(len(text), 2)}
+
+    def identity(self):
+        return [torch.ones(2, 2)]
+
+
+def make_state(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    parameters = [
+        torch.rand(3, 2, generator=generator),
+        torch.rand(4, generator=generator),
+        torch.rand(1, generator=generator),
+    ]
+    optimizer = torch.optim.AdamW(parameters, lr=0.1)
+    return State(parameters, optimizer, generator, figures={"totals": []}, tensors={"best": []})
+
+
+def step(state):
+    for parameter in state.parameters[:2]:  # the third never gets a gradient
+        parameter.grad = torch.randn(parameter.shape, generator=state.generator)
+    state.optimizer.step()
+    state.losses.append(state.parameters[0].sum().item())
+    state.figures["totals"].append(0.1)
+    state.tensors["best"] = [state.parameters[1].clone()]
+
+
+def train(folder, steps, stop=None, seed=0, **inputs):
+    """The state after training; `stop` raises after so many steps."""
+    checkpoint = Checkpoint(folder, every=0)
+    checkpoint.begin(Host(), ["cat"], seed, inputs)
+    state = make_state(seed)
+    with checkpoint:
+        begun = checkpoint.resume(state, lambda: state.losses)
+        while len(state.losses) < steps:
+            if len(state.losses) == stop:
+                raise KeyboardInterrupt
+            step(state)
+            checkpoint.keep()
+    return state, begun
+
+
+def same(one, other):
+    kept, others = one.stored(), other.stored()
+    return kept.keys() == others.keys() and all(torch.equal(kept[key], others[key]) for key in kept)
+
+
+def test_a_resumed_training_is_the_same_to_the_bit(tmp_path):
+    whole, _ = train(None, 7)
+    for stop in range(1, 7):
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, 7, stop)
+        resumed, begun = train(tmp_path, 7)
+        assert begun == stop and same(resumed, whole)
+        assert not tmp_path.exists() or not any(tmp_path.iterdir()), "the file stays after success"
+
+
+def test_other_inputs_begin_anew(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, 5, 3, lr=1)
+    assert train(tmp_path, 5, lr=2)[1] == 0 and train(tmp_path, 5, lr=1)[1] == 3
+
+
+@pytest.mark.parametrize(
+    "change", [lambda raw: raw[:-3], lambda raw: b"", lambda raw: b"x" * 99, lambda raw: raw[:8] + raw[9:]]
+)
+def test_a_damaged_checkpoint_is_as_good_as_none(tmp_path, change):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, 5, 3)
+    (file,) = tmp_path.glob("*.safetensors")
+    file.write_bytes(change(file.read_bytes()))
+    state, begun = train(tmp_path, 5)
+    assert begun == 0 and same(state, train(None, 5)[0])
+
+
+def test_values_that_are_no_numbers_are_not_taken(tmp_path):
+    from safetensors.torch import load, save
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, 5, 3)
+    (file,) = tmp_path.glob("*.safetensors")
+    kept = load(file.read_bytes())
+    file.write_bytes(save(kept | {"parameters.0": kept["parameters.0"] * float("nan")}))
+    state, begun = train(tmp_path, 5)
+    assert begun == 0 and same(state, train(None, 5)[0])
+
+
+def test_a_fault_in_the_middle_of_a_step_hands_over_the_whole_steps_before(tmp_path):
+    state, given = make_state(), []
+    with pytest.raises(ZeroDivisionError):
+        with Checkpoint(tmp_path, lambda result: given.append(result), every=1e9) as checkpoint:
+            checkpoint.begin(Host(), [])
+            checkpoint.resume(state, lambda: [parameter.clone() for parameter in state.parameters])
+            step(state)
+            checkpoint.keep()
+            good = [parameter.clone() for parameter in state.parameters]
+            state.parameters[0].add_(1)
+            1 / 0  # noqa: B018
+    assert all(torch.equal(a, b) for a, b in zip(given[0], good, strict=True)) and len([*tmp_path.iterdir()]) == 1
+
+
+def test_nothing_is_handed_over_before_the_first_step_or_after_the_end(tmp_path):
+    for done in (False, True):
+        given = []
+        with pytest.raises(ForgetError):
+            with Checkpoint(tmp_path, given.append, every=0) as checkpoint:
+                checkpoint.begin(Host(), [])
+                checkpoint.resume(state := make_state(), lambda: 1)
+                if done:
+                    step(state)
+                    checkpoint.keep()
+                    checkpoint.done()
+                raise ForgetError("strict")
+        assert not given and bool(list(tmp_path.glob("*.safetensors"))) == done
+
+
+def test_files_are_bounded_in_number_and_age(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MOST", 3)
+    for seed in range(6):
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, 5, 2, seed)
+    assert len([*tmp_path.glob("*.safetensors")]) == 4
+    old = time.time() - module.OLDEST - 9
+    for file in tmp_path.iterdir():
+        os.utime(file, (old, old))
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, 5, 2, 99)
+    assert len([*tmp_path.iterdir()]) == 1
+
+
+def test_what_a_killed_process_left_goes_when_it_is_old(tmp_path):
+    for name, age in (("old", LEFT_OVER + 9), ("new", 0)):
+        file = tmp_path / f".fmn-{name}.tmp"
+        file.touch()
+        os.utime(file, (time.time() - age,) * 2)
+    write_over(b"x", tmp_path / "x")
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".fmn-new.tmp", "x"]
+
+
+def test_keys_tell_inputs_apart():
+    image = torch.zeros(1, 8, 8, 3)
+    dot = image.clone()
+    dot[0, 7, 7, 2] = 1e-7
+    several = [
+        ("a", "b"), ("ab", ""), ("a", ["b"]), (1,), (1.0,), ("1",), (True,), (None,), ({"a": 1},), ({"a": 2},), (image,),
+        (dot,), (image.half(),), (image.reshape(1, 64, 3),), ([image, image],), ("\ud800",),
+    ]  # fmt: skip
+    assert len({digest(*values) for values in several}) == len(several)
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+
+
+def test_weights_that_do_not_show_their_values_cost_the_checkpoint_and_not_the_training(tmp_path):
+    class Sealed(Host):
+        def identity(self):
+            raise RuntimeError("no storage")
+
+    with Checkpoint(tmp_path, every=0) as checkpoint:
+        checkpoint.begin(Sealed(), [])
+        checkpoint.resume(state := make_state(), lambda: 1)
+        step(state)
+        checkpoint.keep()
+        assert not [*tmp_path.iterdir()]
