@@ -70,6 +70,8 @@ def train(
     optimizer = torch.optim.AdamW(ups, lr=settings.learning_rate, weight_decay=0)
     losses, totals, best, diverged = [], [first], [up.detach().clone() for up in ups], False
     for step in range(settings.steps):
+        if losses and host.stops():
+            break
         host.check_interrupt()
         batch = make_batch(host, texts, pictures, settings, settings.batch_size, 0.0, generator)
         loss, maps = train_step(host, lora, optimizer, texts, pictures, batch)

@@ -64,6 +64,8 @@ def summary(patch: Patch) -> str:
         if report["drift"]:
             word, share = max(report["drift"].items(), key=lambda one: one[1])  # a file sorts them by name
             lines.append(f"Of the near words `{word}` moves most, by {share:.1%} of that way.")
+    if "stopped" in report:
+        lines.append(f"Stopped after {report['steps']} steps, as asked; what it had learned by then is kept.")
     if "distance" in report:
         distance, drift = report["distance"]["after"], report["noise drift"]
         lines.append(

@@ -108,6 +108,9 @@ def invert(
         good = {name: v.detach().clone() for name, v in vectors.items()}
         optimizer = torch.optim.AdamW(vectors.values(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY)
         for step in range(settings.steps):
+            if losses and host.stops():
+                good = {name: v.detach() for name, v in vectors.items()}
+                break
             host.check_interrupt()
             shown = draw(len(latents), settings.batch_size, generator)
             (row,) = draw(len(named.templates), 1, generator)
@@ -136,7 +139,7 @@ def invert(
         after = probe_error(host, probe, named.templates[0], good)
     if not losses:
         raise ForgetError("The loss is not finite at step 1: look for broken pictures or a broken model.")
-    if len(losses) < settings.steps:
+    if len(losses) < settings.steps and not host.stops():
         warnings.append(
             f"The inversion diverged after step {len(losses)} of {settings.steps}, and the last good state was kept: lower "
             "the learning rate."

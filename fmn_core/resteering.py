@@ -80,6 +80,8 @@ def forget_by_resteering(
             if rest:
                 mass["with rest"] = mass_with_rest
             report = {"attention_mass": mass, "loss": [losses[0], losses[-1]]}
+            if host.stops():
+                report |= {"steps": len(losses), "stopped": True}
             report["warnings"] = warnings(report, len(losses), settings) + unknown
             patch = make_patch(host, lora.factors(), concepts, asdict(settings), report, moments)
             patch.rest = rest_tensors(rest)
@@ -89,7 +91,7 @@ def forget_by_resteering(
 def warnings(report: dict, steps: int, settings: ForgetSettings) -> list[str]:
     """A sentence for each figure of a report that says the patch does nothing, or was not finished."""
     found, mass = [], report["attention_mass"]
-    if steps < settings.steps:
+    if steps < settings.steps and "stopped" not in report:
         found.append(
             f"The training diverged after step {steps} of {settings.steps}, and the last good state was kept: lower the "
             "learning rate."
@@ -140,6 +142,8 @@ def resteer(
     optimizer = torch.optim.AdamW(lora.parameters(), lr=settings.learning_rate)
     losses, good = [], lora.state_dict()
     for step in range(settings.steps):
+        if losses and host.stops():
+            break
         host.check_interrupt()
         shown = draw(len(latents), settings.batch_size, generator)
         rows = draw(len(prompts), settings.batch_size, generator)

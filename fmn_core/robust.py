@@ -62,11 +62,15 @@ def forget_robust(
             readings = {"before": probe(0.0), "fast": probe(1.0)}
             optimizer = torch.optim.AdamW(lora.parameters(), lr=settings.learning_rate, weight_decay=0)
         for round in range(settings.rounds + 1):
+            if losses and host.stops():
+                break
             if round:
                 texts, error = attack(host, lora, edit.task, texts, pictures, (settings.seed + round) % 2**64)
                 errors.append(error)
             with host.training(shape):
                 for _ in range(settings.steps):
+                    if losses and host.stops():
+                        break
                     host.check_interrupt()
                     batch = make_batch(host, texts, pictures, settings, settings.batch_size, ETA, generator)
                     before = [parameter.detach().clone() for parameter in lora.parameters()]

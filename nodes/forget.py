@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..fmn_core.forget import forget, summary
 from ..fmn_core.hosts.comfy import ComfyHost
-from ..fmn_core.settings import ForgetSettings
+from ..fmn_core.settings import CONCEPT_HELP, ForgetSettings
 from .schema import LoraModel, LossMap, schema, settings_inputs, shown
 
 
@@ -30,8 +30,7 @@ class ForgetConcept(io.ComfyNode):
                     "concept",
                     default="cat",
                     multiline=True,
-                    tooltip="The name of what to forget, as a prompt would call it; other names of the same after commas. "
-                    "One concept a line: several are forgotten together.",
+                    tooltip=CONCEPT_HELP,
                 ),
                 *settings_inputs(ForgetSettings),
                 io.Image.Input(

@@ -198,6 +198,11 @@ class DiffusionHost(ABC):
     def check_interrupt(self) -> None:
         """Raises the host's own exception if the user has asked to stop."""
 
+    def stops(self) -> bool:
+        """Whether the user has asked to end the training here and keep what it has learned; from then on always. A host
+        without such a wish only breaks off, by `check_interrupt`."""
+        return False
+
     @abstractmethod
     def model_name(self) -> str:
         """What the host calls the model's architecture or file."""
