@@ -1,0 +1,1 @@
+"""AUTOMATIC1111 webui 1.10.1 as far as the extension uses it."""

@@ -1,0 +1,1 @@
+"""Forge's `modules` as far as the extension uses it."""

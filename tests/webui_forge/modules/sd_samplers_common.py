@@ -1,0 +1,8 @@
+from standin import strict
+
+
+class InterruptedException(BaseException):
+    pass
+
+
+strict(__name__)
