@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -27,8 +28,15 @@ BAR, CHART_WIDTH = 18, 330  # the least
 
 
 def font(size: int):
-    """Pillow's own font."""
-    return ImageFont.load_default(size)
+    """Pillow's own font; before Pillow 10.1 (the AUTOMATIC1111 webui has 9.5) that has one small size, and one of the
+    system's is taken where there is one."""
+    try:
+        return ImageFont.load_default(size)
+    except TypeError:
+        for name in ("DejaVuSans.ttf", "arial.ttf", "Helvetica.ttc"):
+            with suppress(OSError):
+                return ImageFont.truetype(name, size)
+        return ImageFont.load_default()
 
 
 def draw_report(evaluation: Evaluation) -> Tensor:

@@ -8,8 +8,8 @@ from .concept import TEMPLATES
 from .errors import ForgetError
 
 CONCEPT_HELP = (
-    "The name of what to forget, as a prompt would call it; other names of the same after commas. One concept a line: several "
-    "are forgotten together."
+    "The name of what to forget, as a prompt would call it; other names of the same after commas. One concept a line: "
+    "several are forgotten together."
 )
 LEARNING_RATES = {"fast": 0.0, "paper": 5e-3, "balanced": 3e-3, "robust": 3e-3}  # of each preset
 

@@ -45,7 +45,7 @@ class Wanted:
             raise ForgetError(f"The values of Forget-Me-Not cannot be read ({error}).") from error
         if wanted.layout not in LAYOUTS or wanted.colours not in COLOR_MAPS or not 0 <= wanted.opacity <= 1:
             raise ForgetError(
-                f"Heat maps have the layouts {', '.join(LAYOUTS)}, the colours {', '.join(COLOR_MAPS)} and an opacity of 0 to 1."
+                f"Heat maps have the layouts {', '.join(LAYOUTS)}, the colours {', '.join(COLOR_MAPS)} and opacities of 0..1."
             )
         return wanted
 

@@ -24,7 +24,7 @@ def patch_dropdown(label: str, id: str, info: str) -> gr.Dropdown:
 
 def refresh_button(dropdowns: list, id: str) -> gr.Button:
     """A button that lists the patches anew."""
-    button = gr.Button("Refresh the list", elem_id=f"fmn_{id}_refresh")
+    button = gr.Button("Refresh the list", elem_id=f"fmn_{id}_refresh", size="sm")
     button.click(
         lambda: one_or_all([gr.update(choices=["None", *patches()]) for _ in dropdowns]), [], dropdowns, queue=False
     )

@@ -16,9 +16,8 @@ from .work import submit_evaluate
 
 def evaluate_panel() -> Submit:
     """Builds the panel; to be called inside Blocks."""
-    with gr.Row():
-        patch = patch_dropdown("Patch", "evaluate_patch", "It is compared with the model without it, at equal seeds.")
-        refresh_button([patch], "evaluate")
+    patch = patch_dropdown("Patch", "evaluate_patch", "It is compared with the model without it, at equal seeds.")
+    refresh_button([patch], "evaluate")
     settings = components(EvaluateSettings, "evaluate", advanced=False)
     with gr.Accordion("Advanced", open=False):
         settings |= components(EvaluateSettings, "evaluate", advanced=True)

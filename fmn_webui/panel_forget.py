@@ -14,7 +14,7 @@ from fmn_core.settings import CONCEPT_HELP, ForgetSettings
 from .forms import folder_pictures, read_pictures, settings_of
 from .jobs import Job
 from .panel import Submit, submitted
-from .settings_ui import components
+from .settings_ui import component, components
 from .work import Asked, submit_forget
 
 
@@ -22,10 +22,10 @@ def forget_panel() -> Submit:
     """Builds the panel; to be called inside Blocks."""
     concept = gr.Textbox(label="Concept", info=CONCEPT_HELP, lines=2, placeholder="cat", elem_id="fmn_concept")
     settings: dict = {}
-    with gr.Row():
-        settings |= some(("concept_type", "preset", "mode"))
-    with gr.Row():
-        settings |= some(("replacement", "keep"))
+    settings |= some(("preset",))
+    for row in (("mode", "concept_type"), ("replacement", "keep")):
+        with gr.Row():
+            settings |= some(row)
     with gr.Accordion("Pictures of the concept", open=False):
         gr.Markdown(
             "For all presets but `fast`. Without them the model makes its own. A mask is white where the concept is: one "
@@ -69,8 +69,8 @@ def forget_panel() -> Submit:
 
 def some(names: tuple[str, ...]) -> dict:
     """Components of these settings alone, in this order."""
-    others = tuple(field.name for field in dataclasses.fields(ForgetSettings) if field.name not in names)
-    return components(ForgetSettings, "forget", advanced=False, without=others)
+    fields = {field.name: field for field in dataclasses.fields(ForgetSettings)}
+    return {name: component(fields[name], "forget") for name in names}
 
 
 def asked_of(concept: str, name: str, card: bool, files, folder: str, masks, **settings) -> Job:

@@ -87,7 +87,7 @@ class ForgetMeNotScript(scripts.Script):
                 )
             controls += [patch, strength]
             fields += [(patch, infotext.patch_of(row)), (strength, infotext.strength_of(row))]
-        refresh = gr.Button("Refresh the list", elem_id=self.elem_id("refresh"))
+        refresh = gr.Button("Refresh the list", elem_id=self.elem_id("refresh"), size="sm")
         refresh.click(lambda: [gr.update(choices=[NONE, *patches()])] * ROWS, [], controls[::2], queue=False)
         return controls, fields
 
@@ -113,8 +113,13 @@ class ForgetMeNotScript(scripts.Script):
         if self.wanted.patches and later is not None:
             make = extra_networks.ExtraNetworkParams
             later["lora"] = with_params(later.get("lora", []), self.rows, lambda items: make(items=items))
+
+    def process_before_every_sampling(self, p, *values, **kwargs):
         if self.wanted.heat_maps:
-            self.recorder.start(p, kwargs["prompts"])
+            try:
+                self.recorder.start(p)
+            except ForgetError as error:
+                comment(p, str(error))
 
     def postprocess_batch(self, p, *values, **kwargs):
         if self.wanted.heat_maps:

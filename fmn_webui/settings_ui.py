@@ -7,6 +7,7 @@ import dataclasses
 import gradio as gr
 
 SLIDES = 1000  # a range beyond it is typed
+RADIO = 4  # choices that are shown side by side
 
 
 def component(field: dataclasses.Field, id: str):
@@ -18,6 +19,8 @@ def component(field: dataclasses.Field, id: str):
         "value": field.default,
         "elem_id": f"fmn_{id}_{field.name}",
     }
+    if limits["choices"] and len(limits["choices"]) <= RADIO:
+        return gr.Radio(choices=[*limits["choices"]], **common)
     if limits["choices"]:
         return gr.Dropdown(choices=[*limits["choices"]], **common)
     if isinstance(field.default, bool):

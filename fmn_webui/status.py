@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import json
+import re
 from collections.abc import Iterable
 
 from PIL import Image
@@ -51,8 +52,8 @@ def queue_html(queued: list[Job]) -> str:
 
 def finished_html(job: Job) -> str:
     outcome = job.outcome or Outcome([])
-    lines = "".join(f"<p>{html.escape(line)}</p>" for line in outcome.lines)
-    lines += f'<p class="fmn-error">{html.escape(job.error)}</p>' if job.error else ""
+    lines = "".join(f"<p>{marked(line)}</p>" for line in outcome.lines)
+    lines += error_html(job.error) if job.error else ""
     picture = "" if job.kind == "evaluate" else picture_html(outcome.picture, "without and with the patch")
     return (
         f'<div class="fmn-job fmn-{job.state}"><b>{html.escape(job.title)}</b> '
@@ -63,7 +64,7 @@ def finished_html(job: Job) -> str:
 def report_html(job: Job) -> str:
     """An evaluation: its picture, what the figures say, and every figure."""
     outcome = job.outcome
-    lines = "".join(f"<p>{html.escape(line)}</p>" for line in outcome.lines)
+    lines = "".join(f"<p>{marked(line)}</p>" for line in outcome.lines)
     figures = html.escape(json.dumps(outcome.figures, indent=1))
     return (
         f'<div class="fmn-report">{picture_html(outcome.picture, "report", 92)}{lines}'
@@ -73,7 +74,12 @@ def report_html(job: Job) -> str:
 
 def error_html(text: str) -> str:
     """A sentence beside the button that it came from."""
-    return f'<p class="fmn-error">{html.escape(text)}</p>'
+    return f'<p class="fmn-error">{marked(text)}</p>'
+
+
+def marked(text: str) -> str:
+    """A sentence, escaped, with what stands between backticks as code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
 def picture_html(picture: Image.Image | None, title: str, quality: int = 85) -> str:

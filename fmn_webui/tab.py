@@ -28,9 +28,9 @@ def make_tab() -> list[tuple[gr.Blocks, str, str]]:
                         submits += stack_panel()
             with gr.Column(scale=2):
                 with gr.Row():
-                    interrupt = gr.Button("Interrupt", elem_id="fmn_interrupt")
-                    clear = gr.Button("Empty the queue", elem_id="fmn_clear")
-                    refresh = gr.Button("Refresh", elem_id="fmn_refresh")
+                    interrupt = gr.Button("Interrupt", elem_id="fmn_interrupt", size="sm", min_width=80)
+                    clear = gr.Button("Empty the queue", elem_id="fmn_clear", size="sm", min_width=80)
+                    refresh = gr.Button("Refresh", elem_id="fmn_refresh", size="sm", min_width=80)
                 status = gr.HTML(status_html(()), elem_id="fmn_status")
         shown = gr.State("")  # the id of the evaluation that is in the report
         asked = {"queue": False, "show_progress": "hidden"}
