@@ -20,16 +20,33 @@ NO_MODEL = "No model is loaded: choose a checkpoint at the top of the page, or p
 
 
 def current_host(resolution: int = 0) -> DiffusionHost:
-    """The adapter for the model that the running webui or Forge has loaded; loads the chosen one where it is lazy.
+    """The adapter for the model that the running webui or Forge has chosen; loads it where that is still to be done.
 
     `resolution` is the side of the pictures to train on, 0 for the model's own. Raises ForgetError where there is no
     model, or one that cannot forget.
     """
+    model = chosen_model()
+    if model is None:
+        raise ForgetError(NO_MODEL)
+    return adapt(model, resolution)
+
+
+def chosen_model():
+    """`shared.sd_model`; Forge loads a model when a picture is asked for, and has another or none there until then."""
+    from modules import sd_models, shared
+
+    if find_spec("modules_forge") is None or not hasattr(sd_models, "forge_model_reload"):
+        return shared.sd_model
+    try:
+        return sd_models.forge_model_reload()[0]
+    except (KeyError, ValueError) as error:  # nothing is chosen yet, or there is no checkpoint at all
+        raise ForgetError(NO_MODEL) from error
+
+
+def adapt(model, resolution: int = 0) -> DiffusionHost:
+    """The adapter for a loaded model: Forge's keep their parts behind patchers, the webui's in the model itself."""
     from modules import shared
 
-    model = shared.sd_model
-    if not hasattr(model, "sd_checkpoint_info"):
-        model = load_lazily()
     if hasattr(model, "forge_objects") and not hasattr(model, "model"):
         from .forge import ForgeHost
 
@@ -40,18 +57,6 @@ def current_host(resolution: int = 0) -> DiffusionHost:
             "with --medvram, or with neither."
         )
     return WebuiHost(model, resolution)
-
-
-def load_lazily():
-    """The model that Forge loads when the first picture is asked for, and has a stand-in for until then."""
-    if find_spec("modules_forge") is None:
-        raise ForgetError(NO_MODEL)
-    from modules import sd_models
-
-    try:
-        return sd_models.forge_model_reload()[0]
-    except (KeyError, ValueError) as error:  # nothing is chosen yet, or there is no checkpoint at all
-        raise ForgetError(NO_MODEL) from error
 
 
 class WebuiHost(WebuiBase):

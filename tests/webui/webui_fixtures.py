@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 import standin
 import torch
 from modules import processing, shared
 
 RESOLUTION = 128
+FORGE = find_spec("backend") is not None
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +30,7 @@ def reaches_for_nothing_else():
     """Fails a test in which something asked the webui for a name that it is not known to have."""
     standin.REACHED.clear()
     yield
-    assert standin.REACHED == []
+    assert not standin.REACHED, standin.REACHED
 
 
 @pytest.fixture
