@@ -22,22 +22,17 @@ from torch import Tensor, nn
 from ..errors import ForgetError
 from ..patch import Patch, check_fits, model_shapes
 from . import comfy_words
-from .base import (
-    ENCODED_AT_ONCE,
-    CrossAttention,
-    DiffusionHost,
-    Prompts,
-    Token,
-    WordVectors,
-    linear_name,
-    placeholder_texts,
-)
+from .base import ENCODED_AT_ONCE, CrossAttention, DiffusionHost, Prompts, Token, WordVectors, placeholder_texts
 from .comfy_words import ShortClip, require_clip, tokenize
-
-# What a training step holds beyond one forward of the host's own estimate: the activations that backward needs.
-TRAINING_MEMORY_FACTOR = 4
-PLACES = {"input_blocks": "down", "middle_block": "mid", "output_blocks": "up"}
-NATIVE_SIZE = {"sd1": 512, "sd2": 512, "sd2_v": 768, "sdxl": 1024}
+from .ldm import (
+    NATIVE_SIZE,
+    TRAINING_MEMORY_FACTOR,
+    cross_attentions,
+    norms_of_copies,
+    ordinary_parameters,
+    other_layers,
+    weight_key,
+)
 
 
 class ComfyHost(DiffusionHost):
@@ -71,14 +66,8 @@ class ComfyHost(DiffusionHost):
         return cross_attentions(self.base.diffusion_model)
 
     def other_layers(self) -> dict[str, nn.Module]:
-        return {
-            self.kohya_names[f"diffusion_model.{name}.weight"]: module
-            for name, module in self.base.diffusion_model.named_modules()
-            if isinstance(module, nn.Linear | nn.Conv2d)
-            and name.split(".")[0] in PLACES
-            and name != "input_blocks.0.0"  # the UNet's first convolution, no block
-            and ".attn2." not in name
-        }
+        layers = other_layers(self.base.diffusion_model)
+        return {self.kohya_names[f"diffusion_model.{name}.weight"]: module for name, module in layers.items()}
 
     def latent_shape(self) -> tuple[int, int, int]:
         native = getattr(self.base.model_config, "native_size", NATIVE_SIZE[self.family])
@@ -216,7 +205,7 @@ class ComfyHost(DiffusionHost):
             stack.enter_context(ordinary_parameters(self.base.diffusion_model))
             if text:
                 stack.enter_context(ordinary_parameters(self.clip.cond_stage_model))
-                stack.enter_context(comfy_words.norms_of_copies(self.clip.cond_stage_model))
+                stack.enter_context(norms_of_copies(self.clip.cond_stage_model))
             yield
 
     def show_progress(self, step: int, total: int, preview: Tensor | None) -> None:
@@ -229,20 +218,6 @@ class ComfyHost(DiffusionHost):
 
     def check_interrupt(self) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
-
-
-def weight_key(layer: str, matrix: str) -> str:
-    """The host's name of a projection's weight."""
-    return f"diffusion_model.{layer}.{linear_name(matrix)}.weight"
-
-
-def cross_attentions(unet: nn.Module) -> dict[str, CrossAttention]:
-    """Layer name -> cross-attention layer of a UNet with the ldm's block names; empty for other architectures."""
-    return {
-        name: CrossAttention(name, module, module.heads, PLACES[name.split(".")[0]])
-        for name, module in unet.named_modules()
-        if name.endswith("attn2") and name.split(".")[0] in PLACES
-    }
 
 
 def require_family(base) -> str:
@@ -275,26 +250,3 @@ def apply_patch(model, patch: Patch, strength: float):
 def differentiable_attention(func, *args, **kwargs):
     """The host's PyTorch attention in place of backends that have no backward (sage, flash, int8)."""
     return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
-
-
-@contextmanager
-def ordinary_parameters(module: nn.Module) -> Iterator[None]:
-    """Context in which a module's parameters and buffers are ordinary frozen tensors on the very same memory.
-
-    A model loaded while a graph runs has inference tensors, which autograd refuses to save. A second tensor on the
-    same storage is an ordinary one, costs nothing, and is never written to; the originals come back on leaving.
-    """
-    originals = []
-    try:
-        for part in module.modules():
-            for table in (part._parameters, part._buffers):
-                for name, tensor in table.items():
-                    if type(tensor) in (nn.Parameter, Tensor):
-                        originals.append((table, name, tensor))
-                        alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-                        alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
-                        table[name] = nn.Parameter(alias, requires_grad=False) if type(tensor) is nn.Parameter else alias
-        yield
-    finally:
-        for table, name, tensor in originals:
-            table[name] = tensor

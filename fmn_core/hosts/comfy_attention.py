@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from comfy.patcher_extension import CallbacksMP
 from comfy_execution.utils import get_executing_context
-from torch import Tensor
 
 from ..attention import AttentionRecording, attention_probabilities, layer_size
-from .comfy import cross_attentions, require_family, tokenize
+from .comfy import require_family, tokenize
+from .ldm import block_of, cross_attentions, is_text
 
 KEY = "forget_me_not.recording"
-# A context is the recorded text's if it is this near, relatively: the host casts it to the model's dtype on the way.
-SAME_TEXT = 0.02
 
 
 def record_attention(model, clip, text: str):
@@ -62,24 +60,7 @@ def record_attention(model, clip, text: str):
     return watched, recording
 
 
-def block_of(layer: str) -> tuple[str, int, int]:
-    """`input_blocks.4.1.transformer_blocks.0.attn2` -> ("input", 4, 0), as the host names it to patches."""
-    parts = layer.split(".")
-    number = 0 if parts[0] == "middle_block" else int(parts[1])
-    return parts[0].split("_")[0], number, int(parts[-2])
-
-
 def conditional_rows(batch: int, kinds: list[int]) -> list[int]:
     """Rows of the batch that are conditional, by the host's list: a chunk an entry, 0 for conditional."""
     chunk = batch // len(kinds)
     return [row for i, kind in enumerate(kinds) if kind == 0 for row in range(i * chunk, (i + 1) * chunk)]
-
-
-def is_text(context: Tensor, embedding: Tensor) -> bool:
-    """Whether a context [R * T, D] is the embedding [T, D], or that tiled R times to a length common to the batch."""
-    length, expected = len(context), len(embedding)
-    if length % expected or context.shape[1] != embedding.shape[1]:
-        return False
-    tiles = context.float().reshape(-1, *embedding.shape)
-    wanted = embedding.to(tiles)
-    return bool(((tiles - wanted).norm(dim=(1, 2)) <= SAME_TEXT * wanted.norm()).all())

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from itertools import cycle
 
 import torch
@@ -12,6 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import ForgetError
 from .base import Token, WordVectors
+from .ldm import learned_token
 
 
 def require_clip(clip) -> None:
@@ -36,8 +34,7 @@ def tokenize(clip, text: str) -> tuple[Token, ...]:
             if isinstance(id, int):
                 tokens.append(Token(id, clip.tokenizer.untokenize([(id, weight)])[0][1], kind))
             else:
-                digest = hashlib.sha256(id.detach().float().cpu().numpy().tobytes()).digest()
-                tokens.append(Token(-1 - int.from_bytes(digest[:6], "big"), "embedding", kind))
+                tokens.append(learned_token(id, kind))
     return tuple(tokens)
 
 
@@ -84,15 +81,3 @@ def with_vectors(clip, texts: list[str], vectors: WordVectors) -> dict[str, list
                 if isinstance(id, int) and id != elsewhere:
                     chunk[column] = (next(rows), weight)
     return tokens
-
-
-@contextmanager
-def norms_of_copies(module: nn.Module) -> Iterator[None]:
-    """Context in which layer norms see a copy of their input: the host's text encoder adds to it in place, and autograd
-    needs it as it was."""
-    with ExitStack() as stack:
-        for part in module.modules():
-            if isinstance(part, nn.LayerNorm):
-                hook = part.register_forward_pre_hook(lambda norm, args: (args[0].clone(), *args[1:]))
-                stack.callback(hook.remove)
-        yield

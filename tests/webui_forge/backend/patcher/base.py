@@ -5,7 +5,6 @@ import copy
 import torch
 from standin import strict
 
-
 CPU = torch.device("cpu")
 
 
