@@ -44,9 +44,8 @@ class Wanted:
         except (TypeError, ValueError) as error:
             raise ForgetError(f"The values of Forget-Me-Not cannot be read ({error}).") from error
         if wanted.layout not in LAYOUTS or wanted.colours not in COLOR_MAPS or not 0 <= wanted.opacity <= 1:
-            raise ForgetError(
-                f"Heat maps have the layouts {', '.join(LAYOUTS)}, the colours {', '.join(COLOR_MAPS)} and opacities of 0..1."
-            )
+            known = f"the layouts {', '.join(LAYOUTS)}, the colours {', '.join(COLOR_MAPS)}"
+            raise ForgetError(f"Heat maps have {known} and an opacity from 0 to 1.")
         return wanted
 
     def infotext(self) -> dict[str, str]:

@@ -67,7 +67,7 @@ class Jobs:
         self,
         turn: Callable[[Job], AbstractContextManager],
         interrupt: Callable[[], None],
-        tell: Callable[[Exception], str],
+        tell: Callable[[BaseException], str],
     ):
         self.turn, self.interrupt_host, self.tell = turn, interrupt, tell
         self.jobs: list[Job] = []
@@ -136,7 +136,7 @@ class Jobs:
                     job.state, job.started = "running", time.time()
                 outcome = job.work(job)
             self.end(job, "stopped" if outcome.stopped else "done", outcome=outcome)
-        except Exception as error:
+        except BaseException as error:  # the webui's interrupt is no Exception
             if job.asked_to_stop:
                 self.end(job, "stopped", error="Stopped before there was anything to keep.")
             else:

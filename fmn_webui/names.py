@@ -15,6 +15,7 @@ from fmn_core.patch import is_patch
 UNFIT = re.compile(r'[<>:="/\\|?*,\x00-\x1f\x7f]')
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 MOST = 100  # letters
+STACKS = "forget-me-not-stacks"  # a folder in the LoRA folder, of what the script stacked for a generation
 BESIDE = (".json", ".png")  # what a card is read from
 
 
@@ -41,7 +42,8 @@ def lora_files(folder: Path) -> dict[str, list[Path]]:
 
 
 class PatchList:
-    """The patches in the LoRA folder; whether a file is one is read once for each time that it was written."""
+    """The patches in the LoRA folder, without those made for one generation; whether a file is one is read once for each
+    time that it was written."""
 
     def __init__(self):
         self.known: dict[tuple[str, int], bool] = {}
@@ -53,7 +55,7 @@ class PatchList:
             for path in (path for path in paths if path.suffix == ".safetensors" and path.is_file()):
                 key = str(path), path.stat().st_mtime_ns
                 seen[key] = self.known.get(key) if key in self.known else is_patch(path)
-                if seen[key]:
+                if seen[key] and path.parent.name != STACKS:
                     found.setdefault(name, path)
         self.known = seen
         return dict(sorted(found.items(), key=lambda one: one[0].lower()))

@@ -16,7 +16,8 @@ from . import infotext
 from .heat_maps import to_images
 from .infotext import LAYOUTS, NONE, ROWS, Wanted
 from .recorder import Recorder
-from .stacks import joint, with_params, with_tags
+from .stacks import joint
+from .tags import with_params, with_tags
 from .work import find_patch, patches
 
 

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from fmn_core.hosts.webui import current_host
 from modules import call_queue, shared
 from PIL import Image
 from torch import Tensor
 
 from fmn_core.errors import ForgetError
 from fmn_core.hosts.base import DiffusionHost
+from fmn_core.hosts.webui import current_host
 
 from .jobs import Job
 
@@ -54,7 +54,7 @@ def interrupt() -> None:
     shared.state.interrupt()
 
 
-def tell(error: Exception) -> str:
+def tell(error: BaseException) -> str:
     """The sentence of an error; what nobody foresaw goes to the console whole."""
     if isinstance(error, ForgetError):
         return str(error)

@@ -68,7 +68,7 @@ def submit_forget(asked: Asked) -> Job:
         outcome = keep(patch, asked.name)
         outcome.stopped = "stopped" in patch.info["report"]
         if asked.card and not outcome.stopped:
-            add_picture(outcome, webui.host_for(job, keeps=False), patch)
+            add_picture(outcome, webui.host_for(job, keeps=False, resolution=asked.settings.resolution), patch)
         return outcome
 
     return JOBS.submit("forget", f"Forget {named}", work)
@@ -102,7 +102,7 @@ def add_picture(outcome: Outcome, host, patch: Patch) -> None:
         if outcome.picture is not None:
             outcome.files.append(write_picture(outcome.picture, outcome.files[0]))
             webui.refresh_loras()
-    except Exception as error:  # an interrupt among them
+    except BaseException as error:  # the webui's interrupt is no Exception
         logging.info("Forget-Me-Not: no picture for the card", exc_info=error)
         outcome.lines.append("The card has no picture: it could not be drawn, or was interrupted.")
 

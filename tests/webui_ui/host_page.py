@@ -1,6 +1,6 @@
 """A webui's page around the extension: its tab, its script in txt2img, its files in the head, its API.
 
-python tests/webui_ui/host_page.py PORT LORA_FOLDER [--api] [--api-auth U:P] [--gradio-auth U:P] [--nowebui]
+python tests/webui_ui/host_page.py PORT LORA_FOLDER [--api] [--api-auth U:P] [--gradio-auth U:P] [--nowebui] [--forge]
 
 Runs in the Gradio that is first on sys.path, with the stand-in for the webui's `modules` beside it.
 """
@@ -18,7 +18,10 @@ ROOT = Path(__file__).resolve().parents[2]
 os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
 
 HEAD = """
-function gradioApp() { const app = document.getElementsByTagName('gradio-app')[0]; return app?.shadowRoot ?? app ?? document }
+function gradioApp() {
+    const app = document.getElementsByTagName('gradio-app')[0]
+    return app?.shadowRoot ?? app ?? document
+}
 function onUiLoaded(callback) {
     const timer = setInterval(() => {
         if (gradioApp().querySelector('#txt2img_prompt')) { clearInterval(timer); callback() }
@@ -27,9 +30,9 @@ function onUiLoaded(callback) {
 """
 
 
-def import_standin() -> None:
+def import_standin(forge: bool) -> None:
     """The stand-in's `modules`, and beside its files those that only a page needs."""
-    sys.path[:0] = [str(ROOT / "tests/webui")]
+    sys.path[:0] = [str(ROOT / f"tests/{folder}") for folder in ("webui_forge",) * forge + ("webui",)]
     import huggingface_hub
     import modules
 
@@ -54,13 +57,11 @@ def load_extension():
     return found[0]()
 
 
-def set_options(options: argparse.Namespace) -> None:
+def set_options(lora_dir: Path, api=False, api_auth=None, nowebui=False, **_) -> None:
     from modules import shared
 
-    shared.cmd_opts.__dict__.update(
-        lora_dir=str(options.lora_dir), api=options.api, api_auth=options.api_auth, nowebui=options.nowebui,
-        hide_ui_dir_config=False,
-    )  # fmt: skip
+    flags = {"lora_dir": str(lora_dir), "api": api, "api_auth": api_auth, "nowebui": nowebui, "hide_ui_dir_config": False}
+    shared.cmd_opts.__dict__.update(flags)
     shared.opts.__dict__.update(sd_model_checkpoint="emoji-sd-128.safetensors", samples_format="png")
 
 
@@ -98,8 +99,8 @@ def inject(gradio) -> None:
 
 
 def serve(options: argparse.Namespace) -> None:
-    import_standin()
-    set_options(options)
+    import_standin(options.forge)
+    set_options(**vars(options))
     script = load_extension()
     from modules import script_callbacks
 
@@ -131,7 +132,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("port", type=int)
     parser.add_argument("lora_dir", type=Path)
-    for flag in ("--api", "--nowebui"):
+    for flag in ("--api", "--nowebui", "--forge"):
         parser.add_argument(flag, action="store_true")
     for value in ("--api-auth", "--gradio-auth"):
         parser.add_argument(value)
