@@ -26,7 +26,7 @@ def evaluate_panel() -> Submit:
             elem_id="fmn_evaluate_pictures",
         )  # fmt: skip
     save_as = gr.Textbox(
-        label="Save a copy with the report in it as", info="Empty: none is saved.", elem_id="fmn_evaluate_save"
+        "", label="Save a copy with the report in it as", info="Empty: none is saved.", elem_id="fmn_evaluate_save"
     )
     button = gr.Button("Evaluate", variant="primary", elem_id="fmn_evaluate")
     message = gr.HTML(elem_id="fmn_evaluate_message")

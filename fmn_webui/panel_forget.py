@@ -20,7 +20,7 @@ from .work import Asked, submit_forget
 
 def forget_panel() -> Submit:
     """Builds the panel; to be called inside Blocks."""
-    concept = gr.Textbox(label="Concept", info=CONCEPT_HELP, lines=2, placeholder="cat", elem_id="fmn_concept")
+    concept = gr.Textbox("", label="Concept", info=CONCEPT_HELP, lines=2, placeholder="cat", elem_id="fmn_concept")
     settings: dict = {}
     settings |= some(("preset",))
     for row in (("mode", "concept_type"), ("replacement", "keep")):
@@ -35,6 +35,7 @@ def forget_panel() -> Submit:
             files = gr.File(label="Pictures", file_count="multiple", file_types=["image"], elem_id="fmn_pictures")
             masks = gr.File(label="Masks", file_count="multiple", file_types=["image"], elem_id="fmn_masks")
         folder = gr.Textbox(
+            "",
             label="Or a folder on the server",
             info="Its pictures are used where none are uploaded.",
             elem_id="fmn_folder",
@@ -46,6 +47,7 @@ def forget_panel() -> Submit:
         settings |= components(ForgetSettings, "forget", advanced=True)
     with gr.Row():
         name = gr.Textbox(
+            "",
             label="Name of the patch",
             info="Of the LoRA file, as prompts call it. Empty: made of the concept. A name in use is never taken over.",
             elem_id="fmn_name",

@@ -23,7 +23,7 @@ def stack_panel() -> list[Submit]:
                 gr.Slider(-2.0, 2.0, value=1.0, step=0.01, label=f"Strength {row}", elem_id=f"fmn_stack_strength_{row}")
             )
     refresh_button(patches, "stack")
-    name = gr.Textbox(label="Name of the stacked patch", info="Empty: made of the concepts.", elem_id="fmn_stack_name")
+    name = gr.Textbox("", label="Name of the stacked patch", info="Empty: made of the concepts.", elem_id="fmn_stack_name")
     with gr.Row():
         report = gr.Button("Report", elem_id="fmn_stack_report")
         save = gr.Button("Stack and save", variant="primary", elem_id="fmn_stack_save")

@@ -25,7 +25,8 @@ class Recorder:
     def start(self, p) -> None:
         """Begins anew, right before a sampling; raises ForgetError for a model without such layers."""
         self.stop()
-        self.prompts = [*(p.hr_prompts if getattr(p, "is_hr_pass", False) else p.prompts)]
+        later = getattr(p, "hr_prompts", None) if getattr(p, "is_hr_pass", False) else None
+        self.prompts = [*(later or p.prompts)]
         self.recordings = {}
         for text in dict.fromkeys(self.prompts):
             self.recordings[text], end = record_attention(p, text)

@@ -46,6 +46,7 @@ class ForgetMeNotScript(scripts.Script):
                 heat_maps = gr.Checkbox(False, label="Heat maps of words", elem_id=self.elem_id("heat_maps"))
                 save = gr.Checkbox(False, label="Save the heat maps", elem_id=self.elem_id("save"))
             words = gr.Textbox(
+                "",
                 label="Words",
                 info="Words or phrases of the prompt, between commas. Empty: every word.",
                 elem_id=self.elem_id("words"),

@@ -76,7 +76,9 @@ def make_page(script):
             with gr.TabItem("txt2img", id="txt2img", elem_id="tab_txt2img"):
                 gr.Textbox("a photo of a cat", label="Prompt", elem_id="txt2img_prompt")
                 with gr.Group():
-                    script.ui(False)
+                    controls = script.ui(False)
+                generate, made = gr.Button("Generate", elem_id="txt2img_generate"), gr.JSON(elem_id="made")
+                generate.click(lambda *values: list(values), controls, made)
             for interface, label, id in tabs:
                 with gr.TabItem(label, id=id, elem_id=f"tab_{id}"):
                     interface.render()

@@ -34,3 +34,6 @@ class ScriptRunner:
                 own(p, *args, *self.values, **kwargs)
 
         return call
+
+    def postprocess_batch(self, p, images, **kwargs):
+        self.script.postprocess_batch(p, *self.values, images=images, **kwargs)
