@@ -37,13 +37,17 @@ def environment(flavour: str, comfyui: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path)), "FMN_COMFYUI": str(comfyui)}
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 class WebuiPage:
     """A running page with the extension, and its API."""
 
     def __init__(self, flavour: str, comfyui: Path, loras: Path, *flags: str):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url, self.loras, self.log = f"http://127.0.0.1:{self.port}", loras, loras.parent / f"{loras.name}.log"
         loras.mkdir(exist_ok=True)
         more = ["--forge"] if flavour == "forge" else []
