@@ -13,7 +13,7 @@ import torch
 
 from fmn_core.hosts.taesd import LATENT_CHANNELS, WIDTH
 
-from .host import CHECKPOINT
+from .host import CHECKPOINT, comfyui_folder
 from .recipe.autoencoder import SCALE
 from .recipe.checkpoint import read_checkpoint
 from .recipe.text_encoder import CONFIG as TEXT
@@ -103,6 +103,8 @@ def export_webui(folder: Path, checkpoint: Path = CHECKPOINT, autoencoder: str |
     folder.mkdir(parents=True, exist_ok=True)
     text = folder / checkpoint.stem
     make_tokenizer().save_pretrained(text)
+    for name in ("vocab.json", "merges.txt"):  # transformers 4, which the webui has, reads the vocabulary from these
+        shutil.copyfile(comfyui_folder() / "comfy/sd1_tokenizer" / name, text / name)
     make_text_encoder(read_checkpoint(checkpoint)[1]).save_pretrained(text)
     shutil.copyfile(checkpoint, folder / checkpoint.name)
     config = WEBUI_CONFIG.format(

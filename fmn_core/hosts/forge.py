@@ -85,23 +85,26 @@ class ForgeHost(WebuiBase):
         backup = self.base.lora_loader.backup.get(weight_key(layer, matrix))  # what LoRAs were merged into
         return self.unet.get_submodule(f"{layer}.{linear_name(matrix)}").weight if backup is None else backup
 
+    def patchers(self, objects, unet: bool, text: bool) -> list:
+        """The UNet's patcher, the text encoders', or both."""
+        return [objects.unet] * unet + [objects.clip.patcher] * text
+
     @contextmanager
-    def without_loras(self, text: bool = False) -> Iterator[None]:
+    def without_loras(self, unet: bool, text: bool) -> Iterator[None]:
         """The host merges LoRAs when it loads a patcher that has them, and takes them out when it loads another."""
         from backend import memory_management
 
-        used = self.sd_model.forge_objects
-        patchers = [(self.objects.unet, used.unet)]
-        patchers += [(self.objects.clip.patcher, used.clip.patcher)] if text else []
-        merged = [original.lora_loader.loaded_hash for original, _ in patchers]
+        used, originals = self.sd_model.forge_objects, self.patchers(self.objects, unet, text)
+        merged = [patcher.lora_loader.loaded_hash for patcher in originals]
         try:
             self.sd_model.forge_objects = self.objects.shallow_copy()
-            for original, _ in patchers:
-                memory_management.load_model_gpu(original)
+            for patcher in originals:
+                memory_management.load_model_gpu(patcher)
             yield
         finally:
             self.sd_model.forge_objects = used
-            for (_, patcher), names in zip(patchers, merged, strict=True):
+            patched = self.patchers(self.sd_model.forge_objects_after_applying_lora, unet, text)
+            for patcher, names in zip(patched, merged, strict=True):
                 if str(list(patcher.lora_patches)) == names:
                     patcher.refresh_loras()
 
@@ -113,9 +116,9 @@ class ForgeHost(WebuiBase):
             stack.callback(memory_management.soft_empty_cache)
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
-            stack.enter_context(self.without_loras(text))
+            stack.enter_context(self.without_loras(True, text))
             memory = self.base.memory_required(list(shape)) * TRAINING_MEMORY_FACTOR
-            patchers = [self.objects.unet, self.objects.clip.patcher] if text else [self.objects.unet]
+            patchers = self.patchers(self.objects, True, text)
             memory_management.load_models_gpu(patchers, memory_required=memory)
             for patcher in patchers:
                 stack.enter_context(ordinary_parameters(patcher.model))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from importlib.util import find_spec
 
@@ -123,23 +123,24 @@ class WebuiHost(WebuiBase):
         backup = getattr(linear, "network_weights_backup", None)  # what the Lora extension merged into
         return linear.weight if backup is None else backup
 
-    @contextmanager
-    def without_loras(self, text: bool = False) -> Iterator[None]:
-        with no_networks([self.unet, *(encoder for _, encoder in self.encoders)] if text else [self.unet]):
-            yield
+    def without_loras(self, unet: bool, text: bool) -> AbstractContextManager[None]:
+        return no_networks(self.parts(unet, text))
+
+    def parts(self, unet: bool, text: bool) -> list[nn.Module]:
+        """The UNet, the text encoders, or both."""
+        return [self.unet] * unet + [encoder for _, encoder in self.encoders] * text
 
     @contextmanager
     def training(self, shape: Sequence[int], text: bool = False) -> Iterator[None]:
         from modules import devices
 
         devices.torch_gc()
-        models = [self.unet, *(encoder for _, encoder in self.encoders)] if text else [self.unet]
         with ExitStack() as stack:
             stack.callback(devices.torch_gc)
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
-            stack.enter_context(self.without_loras(text))
-            for model in models:
+            stack.enter_context(self.without_loras(True, text))
+            for model in self.parts(True, text):
                 inference = any(parameter.is_inference() for parameter in model.parameters())  # as some forks leave them
                 stack.enter_context(ordinary_parameters(model) if inference else frozen(model))
             stack.enter_context(differentiable_attention(self.unet))

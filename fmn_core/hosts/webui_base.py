@@ -84,8 +84,8 @@ class WebuiBase(DiffusionHost):
         return [(engine, webui_text.text_model(engine)) for engine in self.engines]
 
     @abstractmethod
-    def without_loras(self, text: bool = False) -> AbstractContextManager[None]:
-        """Context in which the UNet, with `text` the text encoders, compute without the host's LoRAs."""
+    def without_loras(self, unet: bool, text: bool) -> AbstractContextManager[None]:
+        """Context in which the UNet or the text encoders or both compute without the host's LoRAs."""
 
     def model_name(self) -> str:
         return self.sd_model.sd_checkpoint_info.model_name
@@ -125,7 +125,7 @@ class WebuiBase(DiffusionHost):
         return context, None if vector is None else vector[0].clone().to(self.device, torch.float32)
 
     def encode(self, texts: list[str]) -> Prompts:
-        with torch.inference_mode(False), torch.no_grad(), self.without_loras(text=True), self.precision():
+        with torch.inference_mode(False), torch.no_grad(), self.without_loras(unet=False, text=True), self.precision():
             contexts, vectors = zip(*map(self.conditioning, texts), strict=True)
             tokens = [self.tokenize(text) for text in texts]
         # Prompts of unequal length become one batch by being tiled to a common one.
@@ -138,7 +138,7 @@ class WebuiBase(DiffusionHost):
         )
 
     def contexts(self, texts: list[str], columns: int) -> Tensor:
-        with torch.inference_mode(False), torch.no_grad(), self.without_loras(text=True), self.precision():
+        with torch.inference_mode(False), torch.no_grad(), self.without_loras(unet=False, text=True), self.precision():
             parts = []
             for start in range(0, len(texts), ENCODED_AT_ONCE):
                 some = texts[start : start + ENCODED_AT_ONCE]

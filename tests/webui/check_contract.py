@@ -2,11 +2,15 @@
 
 import pytest
 from test_host_contract import *  # noqa: F403 (its tests)
-from webui_fixtures import *  # noqa: F403
 
 del test_the_hosts_agree_on_the_embedded_model  # noqa: F821 (it wants two hosts in one process)
 
 
 @pytest.fixture
-def wordy_host(host):
-    return host
+def host(webui):
+    return webui
+
+
+@pytest.fixture
+def wordy_host(webui):
+    return webui

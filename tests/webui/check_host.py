@@ -12,24 +12,24 @@ from modules import sd_models, shared
 from modules.sd_samplers_common import InterruptedException
 from reference import SETTINGS, keys, reference
 from safetensors.torch import load_file, save_file
-from webui_fixtures import FORGE, draw, host, job, reaches_for_nothing_else, sd_model  # noqa: F401
+from webui_fixtures import FORGE
 
 from fmn_core.errors import ForgetError
 from fmn_core.forget import forget
 from fmn_core.hosts.webui import adapt, current_host
 from fmn_core.settings import ForgetSettings
 
-FEW_STEPS = ForgetSettings(preset="paper", steps=2, batch_size=1, num_pictures=1, sampling_steps=1)
+FEW_STEPS = ForgetSettings(preset="paper", steps=1, batch_size=1, num_pictures=1, sampling_steps=1)
 
 
-def parts(host):
-    return [host.unet, *(encoder for _, encoder in host.encoders)]
+def parts(webui):
+    return [webui.unet, *(encoder for _, encoder in webui.encoders)]
 
 
-def state(host):
+def state(webui):
     """Everything of a model that may not change: tensors and whose they are, flags, hooks, what layers carry."""
     found = []
-    for module in (module for part in parts(host) for module in part.modules()):
+    for module in (module for part in parts(webui) for module in part.modules()):
         tensors = {**module._parameters, **module._buffers}
         found.append((module, [(name, t, bits(t)) for name, t in tensors.items() if t is not None]))
     return found
@@ -39,27 +39,27 @@ def bits(tensor):
     return tensor.detach().cpu().numpy().tobytes(), tensor.requires_grad, tensor.is_inference(), tensor.grad is None
 
 
-def layers(host):
+def layers(webui):
     names = ("forward", "training", "checkpoint", "network_current_names")
-    modules = [module for part in parts(host) for module in part.modules()]
+    modules = [module for part in parts(webui) for module in part.modules()]
     return [[m.__dict__.get(n) for n in names] + [len(m._forward_hooks), len(m._forward_pre_hooks)] for m in modules]
 
 
 @pytest.fixture
-def unchanged(host):
+def unchanged(webui):
     """Fails unless all of the model is the very same tensors with the same bits after the test as before."""
-    host.encode([""])
-    before, about, dice = state(host), layers(host), torch.random.get_rng_state()
+    webui.encode([""])
+    before, about, dice = state(webui), layers(webui), torch.random.get_rng_state()
     yield
-    assert layers(host) == about and torch.equal(torch.random.get_rng_state(), dice)
-    for (module, tensors), (again, now) in zip(before, state(host), strict=True):
+    assert layers(webui) == about and torch.equal(torch.random.get_rng_state(), dice)
+    for (module, tensors), (again, now) in zip(before, state(webui), strict=True):
         assert module is again and len(tensors) == len(now)
         for (name, tensor, content), (_, after, content_after) in zip(tensors, now, strict=True):
             assert tensor is after and content == content_after, name
 
 
 @pytest.fixture(scope="module")
-def lora(host, tmp_path_factory):
+def lora(webui, tmp_path_factory):
     """A LoRA of the kind users put into prompts: on the UNet, other layers than ours among them, and the text encoder."""
     generator, tensors = torch.Generator().manual_seed(0), {}
 
@@ -68,10 +68,10 @@ def lora(host, tmp_path_factory):
         tensors[f"{name}.lora_up.weight"] = torch.randn(weight.shape[0], 2, generator=generator) * 0.3
         tensors[f"{name}.alpha"] = torch.tensor(2.0)
 
-    for layer, cross in host.cross_attentions().items():
+    for layer, cross in webui.cross_attentions().items():
         for matrix in ("to_k", "to_v"):
-            add(host.lora_key(layer, matrix), cross.linear(matrix).weight)
-    for name, module in host.other_layers().items():
+            add(webui.lora_key(layer, matrix), cross.linear(matrix).weight)
+    for name, module in webui.other_layers().items():
         if name.endswith("attn1_to_q"):
             add(name, module.weight)
     for i in range(2):
@@ -81,133 +81,127 @@ def lora(host, tmp_path_factory):
     return str(file)
 
 
-@pytest.fixture
-def with_lora(lora, draw):
-    """The LoRA loaded by a prompt and merged by a picture."""
-    networks.load_networks([lora])
-    yield draw("a cat")
-    networks.load_networks([])
-    draw("a cat")
-
-
 def deltas(patch):
     return {m: patch[f"{m}.lora_up.weight"].float() @ patch[f"{m}.lora_down.weight"].float() for m in patch.modules}
 
 
-def test_the_adapter_is_the_flavours(host, sd_model):
-    assert type(host).__name__ == ("ForgeHost" if FORGE else "WebuiHost")
+def test_the_adapter_is_the_flavours(webui, sd_model):
+    assert type(webui).__name__ == ("ForgeHost" if FORGE else "WebuiHost")
     assert type(sd_model).__module__ == ("backend.diffusion_engine.sd15" if FORGE else "ldm.models.diffusion.ddpm")
 
 
-def test_patches_are_those_of_comfyui(host, job, unchanged):
+def test_patches_are_those_of_comfyui(webui, job, unchanged):
     """The same estimates and, from the same settings and seed, the same patches, to rounding."""
-    theirs, ours = load_file(os.environ["FMN_REFERENCE"]), reference(host)
-    assert theirs.keys() == ours.keys() and {f"fast {key}" for key in keys(host)} > {k for k in ours if k[:4] == "fast"}
+    theirs, ours = load_file(os.environ["FMN_REFERENCE"]), reference(webui)
+    assert theirs.keys() == ours.keys() and {f"fast {key}" for key in keys(webui)} > {k for k in ours if k[:4] == "fast"}
     for name, tensor in theirs.items():
         assert (ours[name] - tensor).norm() <= 1e-2 * tensor.norm(), name
 
 
 @pytest.mark.parametrize("failure", [None, RuntimeError, InterruptedException])
-def test_the_model_is_left_as_it_was(host, job, unchanged, monkeypatch, failure):
+def test_the_model_is_left_as_it_was(webui, job, unchanged, monkeypatch, failure):
     def stop(step, total, preview):
         if failure is InterruptedException:
             shared.state.interrupt()
         elif failure is not None:
             raise failure
 
-    monkeypatch.setattr(host, "show_progress", stop)
+    monkeypatch.setattr(webui, "show_progress", stop)
     with contextlib.nullcontext() if failure is None else pytest.raises(failure):
-        forget(host, "cat", FEW_STEPS)
+        forget(webui, "cat", FEW_STEPS)
 
 
-def test_loras_of_the_last_prompt_stay_out_and_come_back(host, with_lora, draw, request):
-    networks.load_networks([])
-    draw("a cat")
-    plain = {name: deltas(forget(host, "cat", settings)[0]) for name, settings in (("paper", FEW_STEPS), SETTINGS_FAST)}
-    context = host.encode(["a cat"]).embeddings
-    networks.load_networks([request.getfixturevalue("lora")])
-    assert torch.equal(draw("a cat"), with_lora) and not torch.equal(draw("a dog"), with_lora)
-    merged = {name: layer.linear("to_k").weight.clone() for name, layer in host.cross_attentions().items()}
-    assert not any(torch.equal(host.weight(name, "to_k"), weight) for name, weight in merged.items())
-    assert torch.equal(host.encode(["a cat"]).embeddings, context)
-    for name, settings in (("paper", FEW_STEPS), SETTINGS_FAST):
-        patch = deltas(forget(host, "cat", settings)[0])
-        assert all(torch.equal(patch[module], plain[name][module]) for module in plain[name])
-    assert [network.name for network in networks.loaded_networks] == ["style"]
-    for name, layer in host.cross_attentions().items():
-        assert torch.equal(layer.linear("to_k").weight, merged[name])
-    assert torch.equal(draw("a cat"), with_lora)
+def without_loras(webui):
+    """What a LoRA could leak into: a prompt, a noise estimate, the weights and a patch made from them."""
+    x, prompts = torch.ones(1, *webui.latent_shape()), webui.encode(["a cat"])
+    with webui.training(x.shape), torch.no_grad():
+        found = [prompts.embeddings, webui.predict(x, torch.tensor([500]), prompts)]
+    found += [webui.contexts(["a cat"], 5), webui.word_vectors("cat")[webui.encoder_name]]
+    found += [webui.weight(layer, "to_v").clone() for layer in webui.cross_attentions()]
+    return [*found, *deltas(forget(webui, "cat", SETTINGS["fast"])[0]).values()]
 
 
-SETTINGS_FAST = ("fast", SETTINGS["fast"])
+def test_loras_of_the_last_prompt_stay_out_and_come_back(webui, lora, draw):
+    plain, bare = without_loras(webui), draw("a cat")
+    networks.load_networks([lora])
+    try:
+        with_lora = draw("a cat")
+        assert not torch.equal(with_lora, bare)
+        before = [bits(tensor) for part in parts(webui) for tensor in part.parameters()]
+        with webui.training((1, *webui.latent_shape())):
+            webui.encode(["a cat"])  # one context in another
+        assert [bits(tensor) for part in parts(webui) for tensor in part.parameters()] == before
+        same = [torch.equal(*two) for two in zip(without_loras(webui), plain, strict=True)]
+        assert all(same), same
+        assert [bits(tensor) for part in parts(webui) for tensor in part.parameters()] == before
+        assert [network.name for network in networks.loaded_networks] == ["style"]
+        assert torch.equal(draw("a cat"), with_lora)
+    finally:
+        networks.load_networks([])
+    assert torch.equal(draw("a cat"), bare)
 
 
-def test_loras_come_back_after_an_error(host, with_lora, draw):
-    before = {name: layer.linear("to_k").weight.clone() for name, layer in host.cross_attentions().items()}
-    with pytest.raises(ZeroDivisionError), host.training((1, *host.latent_shape()), text=True):
-        layer = next(iter(host.cross_attentions()))
-        assert torch.equal(host.cross_attentions()[layer].linear("to_k").weight, host.weight(layer, "to_k"))
-        raise ZeroDivisionError
-    for name, layer in host.cross_attentions().items():
-        assert torch.equal(layer.linear("to_k").weight, before[name])
-    assert torch.equal(draw("a cat"), with_lora)
+def test_loras_come_back_after_an_error(webui, lora, draw):
+    networks.load_networks([lora])
+    try:
+        with_lora = draw("a cat")
+        with pytest.raises(ZeroDivisionError), webui.training((1, *webui.latent_shape()), text=True):
+            raise ZeroDivisionError
+        assert torch.equal(draw("a cat"), with_lora)
+    finally:
+        networks.load_networks([])
+        draw("a cat")
 
 
-def test_pictures_are_the_same_after_forgetting(host, draw):
-    before = draw("a cat")
-    forget(host, "cat", FEW_STEPS)
-    assert torch.equal(draw("a cat"), before)
-
-
-def test_prompts_are_the_hosts_own(host, sd_model):
+def test_prompts_are_the_hosts_own(webui, sd_model):
     for text in ("a cat", "a (red:1.3) rose", "a cat BREAK a dog", "rose " * 100):
         theirs = sd_model.get_learned_conditioning([text])
-        assert torch.equal(host.encode([text]).embeddings, theirs.clone())
-        assert not host.encode([text]).embeddings.is_inference()
-    assert torch.allclose(host.contexts(["a (red:1.3) rose"], 7), host.encode(["a (red:1.3) rose"]).embeddings[:, :7])
+        assert torch.equal(webui.encode([text]).embeddings, theirs.clone())
+        assert not webui.encode([text]).embeddings.is_inference()
+    assert torch.allclose(webui.contexts(["a (red:1.3) rose"], 7), webui.encode(["a (red:1.3) rose"]).embeddings[:, :7])
 
 
-def test_chunks_begin_and_end(host):
-    kinds = [token.kind for token in host.tokenize("a cat BREAK " + "rose " * 75 + "end")]
+def test_chunks_begin_and_end(webui):
+    kinds = [token.kind for token in webui.tokenize("a cat BREAK " + "rose " * 75 + "end")]
     assert len(kinds) == 3 * 77 and [i for i, kind in enumerate(kinds) if kind == "start"] == [0, 77, 154]
     assert kinds[1:5] == ["word", "word", "end", "padding"] and kinds[76] == "padding"
     assert kinds[78:154] == ["word"] * 75 + ["end"]
     assert kinds[155:158] == ["word", "end", "padding"]
-    assert host.tokenize("")[1].kind == "end"
+    assert webui.tokenize("")[1].kind == "end"
 
 
-def test_learned_words_are_columns_of_their_own(host, sd_model):
+def test_learned_words_are_columns_of_their_own(webui, sd_model):
     from standin import Embedding
 
-    engine = host.engines[0]
-    vectors = host.word_vectors("cat dog")[host.encoder_name]
+    engine = webui.engines[0]
+    vectors = webui.word_vectors("cat dog")[webui.encoder_name]
     engine.database.register(Embedding("blorp", vectors), engine.tokenize(["blorp"])[0])
     try:
-        tokens, meant = host.tokenize("a blorp!"), host.tokenize("a cat dog!")
+        tokens, meant = webui.tokenize("a blorp!"), webui.tokenize("a cat dog!")
         assert [t.kind for t in tokens] == [t.kind for t in meant] and all(t.id < 0 for t in tokens[2:4])
-        assert tokens[2] != tokens[3] and host.tokenize("blorp")[1:3] == tokens[2:4]
-        assert torch.allclose(host.encode(["a blorp!"]).embeddings, host.encode(["a cat dog!"]).embeddings, atol=1e-5)
-        assert torch.allclose(host.contexts(["a blorp!"], 9), host.contexts(["a cat dog!"], 9), atol=1e-5)
-        assert torch.allclose(host.word_vectors("a blorp")[host.encoder_name][1:], vectors)
+        assert tokens[2] != tokens[3] and webui.tokenize("blorp")[1:3] == tokens[2:4]
+        assert torch.allclose(webui.encode(["a blorp!"]).embeddings, webui.encode(["a cat dog!"]).embeddings, atol=1e-5)
+        assert torch.allclose(webui.contexts(["a blorp!"], 9), webui.contexts(["a cat dog!"], 9), atol=1e-5)
+        assert torch.allclose(webui.word_vectors("a blorp")[webui.encoder_name][1:], vectors)
     finally:
         del engine.database.ids_lookup[engine.tokenize(["blorp"])[0][0]]
 
 
-def test_progress_and_preview_are_the_jobs(host, job):
-    host.progress(3, 10, torch.ones(8, 8, 3))
+def test_progress_and_preview_are_the_jobs(webui, job):
+    webui.progress(3, 10, torch.ones(8, 8, 3))
     assert (job.sampling_step, job.sampling_steps, job.job_count) == (3, 10, 1)
     assert job.id_live_preview == 1 and job.current_image.size == (8, 8) and job.current_image.getpixel((0, 0)) == (255,) * 3
-    host.check_interrupt()
+    webui.check_interrupt()
     job.interrupt()
     with pytest.raises(InterruptedException):
-        host.check_interrupt()
+        webui.check_interrupt()
 
 
-def test_encoding_pictures_leaves_the_dice_alone(host):
+def test_encoding_pictures_leaves_the_dice_alone(webui):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    host.encode_images(torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0)))
+    webui.encode_images(torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0)))
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -218,8 +212,8 @@ def test_a_model_of_another_kind_is_refused(sd_model, monkeypatch):
         current_host()
 
 
-def test_a_model_that_wants_a_picture_too_is_refused(host, monkeypatch):
-    monkeypatch.setattr(host.unet, "in_channels", 8)
+def test_a_model_that_wants_a_picture_too_is_refused(webui, monkeypatch):
+    monkeypatch.setattr(webui.unet, "in_channels", 8)
     with pytest.raises(ForgetError, match="takes a picture beside the prompt"):
         current_host()
 

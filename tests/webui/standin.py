@@ -1,7 +1,8 @@
-"""What the stand-ins of both webuis share: strict names, the embedded model's parts, chunks of prompts, a sampler."""
+"""What the stand-ins of both webuis share: strict names, the embedded model's parts, chunks of prompts."""
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import tempfile
@@ -90,15 +91,27 @@ class State:
 
 @lru_cache(None)
 def exported() -> tuple[Path, dict]:
-    """The embedded model's folder as the webui gets it, and its .yaml."""
+    """The embedded model's folder as the webui gets it, and its .yaml; FMN_WEBUI_MODEL names one that is there already."""
     import yaml
 
-    from demo.export import CHECKPOINT, export_webui
+    folder = Path(os.environ.get("FMN_WEBUI_MODEL") or tempfile.mkdtemp(prefix="fmn-webui-"))
+    if not any(folder.iterdir()):
+        export(folder)
+    return folder, yaml.safe_load(next(folder.glob("*.yaml")).read_text())
 
-    folder = Path(tempfile.mkdtemp(prefix="fmn-webui-"))
+
+def export(folder: Path) -> None:
+    from demo.export import export_webui
+
     with torch.no_grad():
         export_webui(folder, autoencoder="fmn_core.hosts.taesd.TAESD")
-    return folder, yaml.safe_load((folder / f"{CHECKPOINT.stem}.yaml").read_text())
+
+
+def text_model_named(transformer, weights: dict) -> dict:
+    """A checkpoint's weights with the text encoder's as this transformers calls them: since 5 it has no `text_model`."""
+    if hasattr(transformer, "text_model"):
+        return weights
+    return {key.replace(".transformer.text_model.", ".transformer."): weight for key, weight in weights.items()}
 
 
 def make_ldm_importable() -> None:
@@ -249,27 +262,6 @@ class Chunker:
             self.fixes_owner.fixes = [chunk.fixes for chunk in chunks]
             parts.append(self.process_tokens([c.tokens for c in chunks], [c.multipliers for c in chunks]))
         return torch.hstack(parts)
-
-
-def evenly_spaced_sigmas(alphas_cumprod, steps):
-    """Noise levels [steps + 1] from the schedule's highest to 0, at evenly spaced timesteps."""
-    sigmas = (1 / alphas_cumprod.float() - 1).sqrt()
-    at = torch.linspace(len(sigmas) - 1, 0, steps).round().long()
-    return torch.cat([sigmas[at], torch.zeros(1)]), at
-
-
-def euler(denoise, x, sigmas, state=None):
-    """Euler's method from x [B, C, h, w] at the first noise level to the last; denoise(x, sigma) is x0."""
-    for i in range(len(sigmas) - 1):
-        if state is not None:
-            state.sampling_step = i
-        slope = (x - denoise(x, sigmas[i])) / sigmas[i]
-        x = x + slope * (sigmas[i + 1] - sigmas[i])
-    return x
-
-
-def noise(shape, seeds):
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 def lora_modules(file: str, unet_names) -> dict[str, tuple]:

@@ -7,7 +7,27 @@ from dataclasses import dataclass, field
 import torch
 from modules import prompt_parser, shared
 from PIL import Image
-from standin import euler, evenly_spaced_sigmas, noise
+
+
+def evenly_spaced_sigmas(alphas_cumprod, steps):
+    """Noise levels [steps + 1] from the schedule's highest to 0, at evenly spaced timesteps."""
+    sigmas = (1 / alphas_cumprod.float() - 1).sqrt()
+    at = torch.linspace(len(sigmas) - 1, 0, steps).round().long()
+    return torch.cat([sigmas[at], torch.zeros(1)]), at
+
+
+def euler(denoise, x, sigmas, state=None):
+    """Euler's method from x [B, C, h, w] at the first noise level to the last; denoise(x, sigma) is x0."""
+    for i in range(len(sigmas) - 1):
+        if state is not None:
+            state.sampling_step = i
+        slope = (x - denoise(x, sigmas[i])) / sigmas[i]
+        x = x + slope * (sigmas[i + 1] - sigmas[i])
+    return x
+
+
+def noise(shape, seeds):
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 @dataclass

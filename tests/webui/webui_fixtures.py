@@ -1,4 +1,4 @@
-"""Fixtures for the files that run in a webui's process: the host, and a watch on what was asked of the webui."""
+"""A pytest plugin for the files that run in a webui's process: the host, and a watch on what was asked of the webui."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ FORGE = find_spec("backend") is not None
 
 
 @pytest.fixture(scope="session")
-def host():
+def webui():
+    """The webui's model as a DiffusionHost."""
     from fmn_core.hosts.webui import current_host
 
     return current_host(RESOLUTION)
 
 
 @pytest.fixture(scope="session")
-def sd_model(host):
+def sd_model(webui):
     return shared.sd_model
 
 

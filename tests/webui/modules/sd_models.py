@@ -4,9 +4,7 @@ import torch
 from ldm.util import instantiate_from_config
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
-from standin import CheckpointInfo, exported, make_ldm_importable, strict
-
-make_ldm_importable()
+from standin import CheckpointInfo, exported, strict, text_model_named
 
 
 class SdModelData:
@@ -26,8 +24,8 @@ def load_model():
     info = CheckpointInfo(next(folder.glob("*.safetensors")))
     with torch.random.fork_rng():
         model = instantiate_from_config(OmegaConf.create({"model": on_cpu(config["model"])}).model)
-    weights = {key: tensor.float() for key, tensor in load_file(info.filename).items()}
-    model.load_state_dict({k: w for k, w in weights.items() if not k.startswith("cond_stage_model.")}, strict=False)
+    weights = text_model_named(model.cond_stage_model.transformer, load_file(info.filename))
+    model.load_state_dict({key: tensor.float() for key, tensor in weights.items()}, strict=False)
     model = model.float().eval()  # --no-half
     model.is_sd1, model.is_sd2, model.is_sdxl, model.is_sd3 = True, False, False, False
     model.sd_checkpoint_info, model.sd_model_hash = info, info.shorthash

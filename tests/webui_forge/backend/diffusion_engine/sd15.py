@@ -5,15 +5,13 @@ from types import SimpleNamespace
 import torch
 from ldm.util import instantiate_from_config
 from safetensors.torch import load_file
-from standin import exported, make_ldm_importable, strict
+from standin import exported, strict, text_model_named
 
 from backend import memory_management
 from backend.modules.k_model import KModel
 from backend.nn import unet as forge_unet
 from backend.patcher.base import ModelPatcher
 from backend.text_processing.classic_engine import ClassicTextProcessingEngine
-
-make_ldm_importable()
 
 
 class ForgeObjects:
@@ -60,14 +58,16 @@ class StableDiffusion:
 
         _, config = exported()
         config = config["model"]["params"]
-        weights = {key: weight.float() for key, weight in load_file(file).items()}
+        encoder = torch.nn.Module()
         with torch.random.fork_rng():
             unet, vae = (instantiate_from_config(config[part]).eval() for part in ("unet_config", "first_stage_config"))
-        for part, prefix in ((unet, "model.diffusion_model."), (vae, "first_stage_model.")):
-            part.load_state_dict({k.removeprefix(prefix): w for k, w in weights.items() if k.startswith(prefix)})
-        text = config["cond_stage_config"]["params"]["version"]
-        encoder = torch.nn.Module()
-        encoder.transformer = CLIPTextModel.from_pretrained(text).float().eval()
+            text = config["cond_stage_config"]["params"]["version"]
+            encoder.transformer = CLIPTextModel.from_pretrained(text).float().eval()
+        weights = text_model_named(encoder.transformer, load_file(file))
+        parts = ((unet, "model.diffusion_model."), (vae, "first_stage_model."), (encoder, "cond_stage_model."))
+        for part, prefix in parts:
+            own = {k.removeprefix(prefix): w.float() for k, w in weights.items() if k.startswith(prefix)}
+            part.load_state_dict(own, strict=False)
         betas = torch.linspace(config["linear_start"] ** 0.5, config["linear_end"] ** 0.5, 1000, dtype=torch.float64) ** 2
         clip = CLIP(torch.nn.ModuleDict({"clip_l": encoder}), CLIPTokenizer.from_pretrained(text))
         model = KModel(forge_unet.make(unet), (1 - betas).cumprod(0))

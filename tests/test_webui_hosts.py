@@ -1,0 +1,44 @@
+"""The webui and Forge as hosts, each on its stand-in in a process of its own (tests/webui/README.md)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from safetensors.torch import save_file
+
+TESTS = ROOT / "tests"
+FLAVOURS = {"webui": [TESTS / "webui"], "forge": [TESTS / "webui_forge", TESTS / "webui"]}
+ALONE = {"webui": ["check_webui.py", "check_xl.py"], "forge": ["check_forge.py"]}
+EVERYWHERE = ["check_contract.py", "check_host.py", "check_attention.py"]
+
+
+@pytest.fixture(scope="module")
+def given(loaded, tmp_path_factory):
+    """Environment variables: the embedded model as the webui gets it, and a file of what ComfyUI makes of it."""
+    from fmn_core.hosts.comfy import ComfyHost
+
+    sys.path.insert(0, str(TESTS / "webui"))
+    try:
+        from reference import reference
+        from standin import export
+    finally:
+        sys.path.remove(str(TESTS / "webui"))
+    model, file = tmp_path_factory.mktemp("webui-model"), tmp_path_factory.mktemp("reference") / "comfyui.safetensors"
+    export(model)
+    save_file(reference(ComfyHost(*loaded)), file)
+    return {"FMN_WEBUI_MODEL": str(model), "FMN_REFERENCE": str(file)}
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_the_checks_pass_in_the_webuis_process(given, flavour):
+    path = os.pathsep.join(map(str, [*FLAVOURS[flavour], TESTS, ROOT]))
+    environment = {**os.environ, **given, "PYTHONPATH": path}
+    checks = [TESTS / "webui" / name for name in EVERYWHERE] + [FLAVOURS[flavour][0] / name for name in ALONE[flavour]]
+    options = ["-q", "-p", "webui_fixtures", "-p", "no:cacheprovider", "--import-mode=importlib"]
+    command = [sys.executable, "-m", "pytest", *options, *map(str, checks)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

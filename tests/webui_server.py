@@ -1,0 +1,110 @@
+"""A real AUTOMATIC1111 webui or Forge, installed by its user, as a server on a loopback port with this pack in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ON_THE_CPU = {
+    "a1111": ["--skip-prepare-environment", "--use-cpu", "all", "--no-half", "--precision", "full"],
+    "forge": ["--skip-prepare-environment", "--skip-install", "--always-cpu", "--all-in-fp32"],
+}
+QUIETLY = ["--skip-torch-cuda-test", "--skip-version-check", "--skip-python-version-check", "--no-download-sd-model"]
+
+
+class ServerError(RuntimeError):
+    """The server did not start, or refused: the message is the server's own."""
+
+
+class WebuiServer:
+    """The webui in `folder` with all that it writes below `work`, as a context manager.
+
+    Models are looked for in work/models/Stable-diffusion and work/models/Lora; the pack is the only extension beside the
+    built-in ones. With `page` the page is served too, else the API alone.
+    """
+
+    def __init__(self, kind: str, folder: Path, work: Path, page: bool = False):
+        self.kind, self.folder, self.work = kind, folder, work
+        self.log = work / "webui.log"
+        self.flags = ["--api", *([] if page else ["--nowebui"]), *ON_THE_CPU[kind], *QUIETLY]
+
+    def __enter__(self) -> WebuiServer:
+        (self.work / "models/Stable-diffusion").mkdir(parents=True, exist_ok=True)
+        (self.work / "extensions").mkdir(exist_ok=True)
+        link = self.work / "extensions/forget-me-not"
+        if not link.exists():
+            link.symlink_to(ROOT, target_is_directory=True)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        own = next((p for p in ("venv/bin/python", "venv/Scripts/python.exe") if (self.folder / p).exists()), None)
+        python = str(self.folder / own) if own else sys.executable
+        places = ["--data-dir", str(self.work), "--server-name", "127.0.0.1", "--port", str(port)]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}  # the .yaml names the pack's TAESD
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(
+                [python, "launch.py", *self.flags, *places], cwd=self.folder, stdout=log, stderr=log, env=environment
+            )
+        try:
+            self.wait()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def wait(self, seconds: float = 300) -> None:
+        """Returns when the API answers; raises ServerError with the end of the log where it never does."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                raise ServerError(f"The webui stopped while starting:\n{self.log.read_text()[-3000:]}")
+            try:
+                self.get("sdapi/v1/cmd-flags")
+                return
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(0.3)
+        raise ServerError(f"The webui did not answer within {seconds:.0f} s:\n{self.log.read_text()[-3000:]}")
+
+    def get(self, path: str):
+        """The JSON at a path of the API."""
+        with urllib.request.urlopen(f"{self.url}/{path}", timeout=60) as response:
+            return json.loads(response.read())
+
+    def post(self, path: str, **values):
+        """What the API answers to these values; raises ServerError with its words where it refuses them."""
+        request = urllib.request.Request(
+            f"{self.url}/{path}", json.dumps(values).encode(), {"Content-Type": "application/json"}, method="POST"
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=600) as response:
+                return json.loads(response.read())
+        except urllib.error.HTTPError as error:
+            raise ServerError(f"{error.code}: {error.read().decode()}") from error
+
+
+def installed(kind: str) -> Path:
+    """The folder of an installed webui; skips a test where FMN_A1111_DIR or FMN_FORGE_DIR names none."""
+    variable, name = {"a1111": ("FMN_A1111_DIR", "AUTOMATIC1111 webui (1.10.1)"), "forge": ("FMN_FORGE_DIR", "Forge")}[kind]
+    folder = Path(os.environ.get(variable) or "")
+    if not os.environ.get(variable) or not (folder / "launch.py").exists():
+        pytest.skip(f"{variable} names no installed {name}: set it to the folder that holds its launch.py.")
+    return folder.resolve()
