@@ -1,23 +1,22 @@
-"""Forgetting by the API of an installed AUTOMATIC1111 webui and of an installed Forge (see webui_ui/installed.py)."""
+"""Forgetting by the API of an installed AUTOMATIC1111 webui and of an installed Forge (FMN_A1111_DIR, FMN_FORGE_DIR)."""
 
 from __future__ import annotations
 
 import base64
 import io
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
-from webui_ui.gradio_page import VERSIONS
-from webui_ui.installed import InstalledWebui
 
 PICTURE = {"prompt": "a photo of a cat", "seed": 1, "steps": 4, "width": 128, "height": 128, "cfg_scale": 3}
+SMALL = {"resolution": 128, "sampling_steps": 2, "num_pictures": 1}
 
 
-@pytest.fixture(scope="module", params=VERSIONS)
-def webui(request, tmp_path_factory):
-    with InstalledWebui(request.param, tmp_path_factory.mktemp(request.param) / "Lora") as webui:
-        yield webui
+@pytest.fixture(scope="module", params=["a1111", "forge"])
+def webui(request):
+    return request.getfixturevalue(f"{request.param}_server")
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +24,18 @@ def draw(webui):
     """draw(key=value, ...) -> pictures as arrays, and the first one's infotext."""
 
     def draw(**options):
-        status, made = webui.ask("/sdapi/v1/txt2img", PICTURE | options)
-        assert status == 200, made
+        made = webui.post("sdapi/v1/txt2img", **PICTURE | options)
         opened = [Image.open(io.BytesIO(base64.b64decode(image))) for image in made["images"]]
         return [np.asarray(image) for image in opened], made["info"]
 
     return draw
+
+
+def finished(webui, job):
+    """The job, once it is over."""
+    while (now := webui.get(f"fmn/jobs/{job['id']}"))["state"] in ("queued", "running"):
+        time.sleep(0.2)
+    return now
 
 
 def script(*arguments):
@@ -39,9 +44,7 @@ def script(*arguments):
 
 def test_a_concept_is_forgotten_and_the_model_left_as_it_was(webui, draw):
     before, _ = draw()
-    status, job = webui.ask("/fmn/forget", {"concept": "cat", "name": "no cat", "resolution": 128, "sampling_steps": 2})
-    assert status == 202, job
-    job = webui.finished(job["id"], seconds=600)
+    job = finished(webui, webui.post("fmn/forget", concept="cat", name="no cat", **SMALL))
     assert job["state"] == "done" and "no cat.png" in job["files"], job["error"] or job["lines"]
     after, _ = draw()
     assert np.array_equal(before, after)
@@ -51,18 +54,18 @@ def test_a_concept_is_forgotten_and_the_model_left_as_it_was(webui, draw):
     assert np.array_equal(patched, outside) and not np.array_equal(before, patched) and "FMN patches" in info
     again, info = draw()
     assert np.array_equal(before, again) and "FMN patches" not in info
-    assert "no cat" in [each["name"] for each in webui.ask("/sdapi/v1/loras")[1]]
+    assert "no cat" in [each["name"] for each in webui.get("sdapi/v1/loras")]
 
 
 def test_training_can_be_stopped_and_leaves_the_model_as_it_was(webui, draw):
     before, _ = draw()
-    body = {"concept": "dog", "name": "stopped", "preset": "paper", "steps": 500, "card": False}
-    _, job = webui.ask("/fmn/forget", body | {"resolution": 128, "sampling_steps": 2, "num_pictures": 1})
-    while (now := webui.ask(f"/fmn/jobs/{job['id']}")[1])["step"] < 4 and now["state"] in ("queued", "running"):
-        pass
-    webui.ask(f"/fmn/jobs/{job['id']}/interrupt", {})
-    job = webui.finished(job["id"], seconds=600)
-    assert job["state"] == "stopped" and (webui.loras / "stopped.safetensors").exists(), job["error"]
+    wanted = {"name": "stopped", "preset": "paper", "steps": 500, "card": False}
+    job = webui.post("fmn/forget", concept="dog", **wanted, **SMALL)
+    while (now := webui.get(f"fmn/jobs/{job['id']}"))["step"] < 4 and now["state"] in ("queued", "running"):
+        time.sleep(0.05)
+    webui.post(f"fmn/jobs/{job['id']}/interrupt")
+    job = finished(webui, job)
+    assert job["state"] == "stopped" and "stopped.safetensors" in job["files"], job["error"]
     assert np.array_equal(before, draw()[0])
 
 
