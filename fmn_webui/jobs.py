@@ -127,20 +127,29 @@ class Jobs:
             self.run_one(job)
 
     def run_one(self, job: Job) -> None:
-        """Runs a job in its turn; whatever happens, it is over afterwards."""
+        """Runs a job in its turn; whatever happens, it is over before another has the model."""
         try:
             with self.turn(job):
                 with self.changed:
                     if job.over:  # taken out of the queue while a generation ran
                         return
                     job.state, job.started = "running", time.time()
-                outcome = job.work(job)
-            self.end(job, "stopped" if outcome.stopped else "done", outcome=outcome)
-        except BaseException as error:  # the webui's interrupt is no Exception
-            if job.asked_to_stop:
-                self.end(job, "stopped", error="Stopped before there was anything to keep.")
-            else:
-                self.end(job, "failed", error=self.tell(error))
+                try:
+                    outcome = job.work(job)
+                    self.end(job, "stopped" if outcome.stopped else "done", outcome=outcome)
+                except BaseException as error:  # the webui's interrupt is no Exception
+                    self.fail(job, error)
+        except Exception as error:  # of the host's own, before or after the work
+            self.fail(job, error)
+
+    def fail(self, job: Job, error: BaseException) -> None:
+        """Ends a job that an exception has ended, if it is not over already."""
+        if job.over:
+            return
+        if job.asked_to_stop:
+            self.end(job, "stopped", error="Stopped before there was anything to keep.")
+        else:
+            self.end(job, "failed", error=self.tell(error))
 
     def end(self, job: Job, state: str, *, outcome: Outcome | None = None, error: str = "") -> None:
         with self.changed:

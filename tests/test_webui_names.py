@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -32,6 +32,7 @@ def test_no_name_leaves_the_lora_folder(tmp_path, name):
         new_file(tmp_path, name, "cat")
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.text(min_size=1, max_size=40))
 def test_a_name_that_is_taken_is_one_file_in_the_folder(name):
     try:
@@ -42,6 +43,7 @@ def test_a_name_that_is_taken_is_one_file_in_the_folder(name):
     assert (folder / f"{checked}.safetensors").parent == folder and not set(checked) & set('/\\:<>,="|?*\0\n')
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.text(max_size=40))
 def test_a_concept_of_any_letters_makes_a_name(concept):
     path = new_file(Path("/nowhere"), "", concept)
@@ -133,8 +135,8 @@ def test_a_setting_that_is_wrong_is_told(name, value, said):
 
 
 def test_settings_take_their_own_types():
-    settings = settings_of(ForgetSettings, {"steps": 3.0, "learning_rate": 0, "seed": 2**64 - 1})
-    assert (settings.steps, settings.learning_rate, settings.seed) == (3, 0.0, 2**64 - 1) and isinstance(settings.steps, int)
+    taken = settings_of(ForgetSettings, {"steps": 3.0, "learning_rate": 0, "seed": 2**64 - 1})
+    assert (taken.steps, taken.learning_rate, taken.seed) == (3, 0.0, 2**64 - 1) and isinstance(taken.steps, int)
     assert settings_of(EvaluateSettings, {}) == EvaluateSettings()
 
 
