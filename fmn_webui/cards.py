@@ -1,0 +1,71 @@
+"""What the webui shows of a LoRA: the picture and the words on its card, from files beside it."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fmn_core.applied import applied
+from fmn_core.files import write_new
+from fmn_core.hosts.base import DiffusionHost
+from fmn_core.patch import Patch
+from fmn_core.sampling import sample_pictures
+
+from .webui import picture_of
+
+SIDE = 512  # pixels of a card's halves, at most
+STEPS, GUIDANCE = 20, 5.0
+VERSIONS = {"sd1": "SD1", "sd2": "SD2", "sd2_v": "SD2", "sdxl": "SDXL"}  # as the webui's card writes them
+
+
+def write_words(patch: Patch, path: Path, said: str) -> Path:
+    """The card's words, NAME.json beside NAME.safetensors: no trigger word, strength 1, and what the patch says of itself.
+
+    Raises ForgetError where it cannot be written.
+    """
+    words = {
+        "description": f"Makes the model forget `{patch.info['concept']}`. Hides it from prompts, deletes nothing.",
+        "sd version": VERSIONS[patch.info["base"]["family"]],
+        "activation text": "",
+        "preferred weight": 1.0,
+        "negative text": "",
+        "notes": said,
+    }
+    file = path.with_suffix(".json")
+    write_new(json.dumps(words, indent=4, ensure_ascii=False).encode(), file)
+    return file
+
+
+def write_picture(picture: Image.Image, path: Path) -> Path:
+    """The card's picture, NAME.png beside NAME.safetensors; raises ForgetError where it cannot be written."""
+    data, file = io.BytesIO(), path.with_suffix(".png")
+    picture.save(data, "png")
+    write_new(data.getvalue(), file)
+    return file
+
+
+def before_and_after(host: DiffusionHost, patch: Patch) -> Image.Image | None:
+    """The model's picture of the first concept, without the patch and with it, side by side; None where it cannot decode."""
+    concept = patch.info["concepts"][0]
+    prompt, empty = host.encode([concept["templates"][0].replace("{}", concept["names"][0])]), host.encode([""])
+    shape = host.latent_shape()
+    noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(host.device)
+    with host.one_bar(2 * STEPS), host.training((1, *shape)), torch.no_grad():
+
+        def sample() -> Tensor:
+            return sample_pictures(host, noise, prompt, empty, STEPS, GUIDANCE)
+
+        before = sample()
+        with applied(host, patch, 1.0):
+            after = sample()
+    pictures = host.decode(torch.cat([before, after]))
+    if pictures is None:
+        return None
+    both = picture_of(torch.cat([*pictures], dim=1))
+    both.thumbnail((2 * SIDE, SIDE))
+    return both

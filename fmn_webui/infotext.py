@@ -1,0 +1,104 @@
+"""The script's values in a picture's infotext, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fmn_core.errors import ForgetError
+from fmn_core.heatmap import COLOR_MAPS
+
+ROWS = 3
+NONE = "None"
+LAYOUTS = ("overlay", "side by side", "contact sheet")  # of the core's views
+PATCHES, JOINTLY, LAYOUT, WORDS, OPACITY, COLOURS = (
+    "FMN patches", "FMN patches jointly", "FMN heat maps", "FMN heat map words", "FMN heat map opacity",
+    "FMN heat map colours",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the script should do: patches by name and strength, solved jointly or added; heat maps of words."""
+
+    patches: tuple[tuple[str, float], ...] = ()
+    jointly: bool = True
+    heat_maps: bool = False
+    words: str = ""
+    layout: str = LAYOUTS[0]
+    opacity: float = 0.6
+    colours: str = "inferno"
+    save: bool = False
+
+    @classmethod
+    def of(cls, values: tuple) -> Wanted:
+        """From the components' values, in their order; raises ForgetError for what a request got wrong."""
+        names, strengths, rest = values[: 2 * ROWS : 2], values[1 : 2 * ROWS : 2], values[2 * ROWS :]
+        try:
+            rows = [(str(n).strip(), float(s)) for n, s in zip(names, strengths, strict=True) if n not in (None, "", NONE)]
+            jointly, heat_maps, words, layout, opacity, colours, save = rest
+            wanted = cls(
+                merged(rows), bool(jointly), bool(heat_maps), str(words or ""), str(layout), float(opacity), str(colours),
+                bool(save),
+            )  # fmt: skip
+        except (TypeError, ValueError) as error:
+            raise ForgetError(f"The values of Forget-Me-Not cannot be read ({error}).") from error
+        if wanted.layout not in LAYOUTS or wanted.colours not in COLOR_MAPS or not 0 <= wanted.opacity <= 1:
+            known = f"the layouts {', '.join(LAYOUTS)}, the colours {', '.join(COLOR_MAPS)}"
+            raise ForgetError(f"Heat maps have {known} and an opacity from 0 to 1.")
+        return wanted
+
+    def infotext(self) -> dict[str, str]:
+        """Key -> value of what differs from doing nothing."""
+        found = {}
+        if self.patches:
+            found[PATCHES] = ", ".join(f"{name}: {strength:g}" for name, strength in self.patches)
+        if len(self.patches) > 1:
+            found[JOINTLY] = str(self.jointly)
+        if self.heat_maps:
+            words = {WORDS: ", ".join(self.words.split("\n"))} if self.words.strip() else {}
+            found |= {LAYOUT: self.layout} | words | {OPACITY: f"{self.opacity:g}", COLOURS: self.colours}
+        return found
+
+
+def merged(rows: list[tuple[str, float]]) -> tuple[tuple[str, float], ...]:
+    """Rows with each name once, at the sum of its strengths, and none at 0."""
+    sums: dict[str, float] = {}
+    for name, strength in rows:
+        sums[name] = sums.get(name, 0.0) + strength
+    return tuple((name, strength) for name, strength in sums.items() if strength)
+
+
+def patch_of(row: int) -> Callable[[dict], str]:
+    """What reads a row's patch from an infotext's values: none where the picture was made without."""
+    return lambda params: rows_of(params)[row][0]
+
+
+def strength_of(row: int) -> Callable[[dict], float]:
+    """What reads a row's strength."""
+    return lambda params: rows_of(params)[row][1]
+
+
+def rows_of(params: dict) -> list[tuple[str, float]]:
+    """(name, strength) of every row of the script."""
+    rows = []
+    for part in str(params.get(PATCHES, "")).split(","):
+        name, colon, strength = part.strip().rpartition(":")
+        try:
+            if colon:
+                rows.append((name.strip(), float(strength)))
+        except ValueError:
+            continue
+    return (rows + ROWS * [(NONE, 1.0)])[:ROWS]
+
+
+def restored(key: str, default, read: Callable = str) -> Callable[[dict], object]:
+    """What reads a value from an infotext, or gives the default where it has none or nonsense."""
+
+    def value(params: dict):
+        try:
+            return read(params[key]) if key in params else default
+        except ValueError:
+            return default
+
+    return value

@@ -1,0 +1,158 @@
+"""Jobs: one after the other in a thread of the server's own, so that no browser has to wait for them."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+KEPT = 50  # finished jobs that are remembered
+ENDS = ("done", "stopped", "failed")
+
+
+@dataclass
+class Outcome:
+    """What a job leaves: sentences for people, files, a picture, figures, and whether it was stopped early."""
+
+    lines: list[str]
+    files: list[Path] = field(default_factory=list)
+    picture: Image.Image | None = None
+    figures: dict | None = None
+    stopped: bool = False
+
+
+@dataclass
+class Job:
+    """A piece of work: `queued`, `running`, `done`, `stopped` (by the user) or `failed` (with its sentence)."""
+
+    kind: str
+    title: str
+    work: Callable[[Job], Outcome]
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    state: str = "queued"
+    step: int = 0
+    steps: int = 0
+    preview: Image.Image | None = None
+    outcome: Outcome | None = None
+    error: str = ""
+    asked_to_stop: bool = False
+    started: float = 0.0
+    ended: float = 0.0
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.state in ENDS
+
+    @property
+    def seconds(self) -> float:
+        """How long it has run."""
+        return (self.ended or time.time()) - self.started if self.started else 0.0
+
+
+class Jobs:
+    """A queue of jobs, worked off by one thread.
+
+    `turn` gives a context in which a job may have the model: the host's lock. `interrupt` tells the host that the running
+    job should stop. `tell` makes a sentence of an exception.
+    """
+
+    def __init__(
+        self,
+        turn: Callable[[Job], AbstractContextManager],
+        interrupt: Callable[[], None],
+        tell: Callable[[BaseException], str],
+    ):
+        self.turn, self.interrupt_host, self.tell = turn, interrupt, tell
+        self.jobs: list[Job] = []
+        self.changed = threading.Condition()
+        self.thread: threading.Thread | None = None
+
+    def __iter__(self) -> Iterator[Job]:
+        """All remembered jobs, in the order in which they came."""
+        with self.changed:
+            return iter([*self.jobs])
+
+    def find(self, id: str) -> Job | None:
+        """The job of this id."""
+        return next((job for job in self if job.id == id), None)
+
+    def submit(self, kind: str, title: str, work: Callable[[Job], Outcome]) -> Job:
+        """Puts work into the queue and returns at once."""
+        job = Job(kind, title, work)
+        with self.changed:
+            over = [old for old in self.jobs if old.over]
+            for old in over[: max(len(over) - KEPT, 0)]:
+                self.jobs.remove(old)
+            self.jobs.append(job)
+            if self.thread is None or not self.thread.is_alive():
+                self.thread = threading.Thread(target=self.run, name="forget-me-not", daemon=True)
+                self.thread.start()
+            self.changed.notify_all()
+        return job
+
+    def interrupt(self, id: str) -> Job | None:
+        """Stops a job: a queued one never starts, a running one ends soon and keeps what it can."""
+        with self.changed:
+            job = next((job for job in self.jobs if job.id == id), None)
+            if job is not None and not job.over:
+                job.asked_to_stop = True
+                if job.state == "running":
+                    self.interrupt_host()
+                else:
+                    self.end(job, "stopped", error="Taken out of the queue before it began.")
+        return job
+
+    def wait(self, id: str, timeout: float) -> Job | None:
+        """The job, once it is over or the time in seconds is."""
+        job = self.find(id)
+        with self.changed:
+            self.changed.wait_for(lambda: job is None or job.over, timeout)
+        return job
+
+    def run(self) -> None:
+        """The thread: takes the oldest queued job, and ends where there is none."""
+        while True:
+            with self.changed:
+                job = next((job for job in self.jobs if job.state == "queued"), None)
+                if job is None:
+                    self.thread = None
+                    return
+            self.run_one(job)
+
+    def run_one(self, job: Job) -> None:
+        """Runs a job in its turn; whatever happens, it is over before another has the model."""
+        try:
+            with self.turn(job):
+                with self.changed:
+                    if job.over:  # taken out of the queue while a generation ran
+                        return
+                    job.state, job.started = "running", time.time()
+                try:
+                    outcome = job.work(job)
+                    self.end(job, "stopped" if outcome.stopped else "done", outcome=outcome)
+                except BaseException as error:  # the webui's interrupt is no Exception
+                    self.fail(job, error)
+        except Exception as error:  # of the host's own, before or after the work
+            self.fail(job, error)
+
+    def fail(self, job: Job, error: BaseException) -> None:
+        """Ends a job that an exception has ended, if it is not over already."""
+        if job.over:
+            return
+        if job.asked_to_stop:
+            self.end(job, "stopped", error="Stopped before there was anything to keep.")
+        else:
+            self.end(job, "failed", error=self.tell(error))
+
+    def end(self, job: Job, state: str, *, outcome: Outcome | None = None, error: str = "") -> None:
+        with self.changed:
+            job.state, job.outcome, job.error, job.preview, job.ended = state, outcome, error, None, time.time()
+            job.work = None  # it holds the pictures that were given
+            self.changed.notify_all()

@@ -1,0 +1,84 @@
+"""Names of patches: what may become a file's name in the LoRA folder, and which files there are patches."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from pathlib import Path
+
+from fmn_core.errors import ForgetError
+from fmn_core.file_names import DEVICES, slug
+from fmn_core.patch import is_patch
+
+# A prompt calls a LoRA `<lora:NAME:WEIGHT>`, where `=` is for named weights; lists have commas; Windows refuses the others.
+UNFIT = re.compile(r'[<>:="/\\|?*,\x00-\x1f\x7f]')
+MOST = 100  # letters
+STACKS = "forget-me-not-stacks"  # a folder in the LoRA folder, of what the script stacked for a generation
+BESIDE = (".json", ".png")  # what a card is read from
+
+
+def check_name(name: str) -> str:
+    """The name, if it can be a patch's; raises ForgetError for one that leads out of the folder or suits no prompt."""
+    name = name.strip().removesuffix(".safetensors")
+    bad = UNFIT.search(name) or not name.isprintable() or name.startswith(".") or name.endswith((".", " "))
+    if bad or not name or len(name) > MOST or name.split(".")[0].strip().upper() in DEVICES | {"NONE"}:
+        raise ForgetError(
+            f"`{name[:MOST]}` cannot be a patch's name: use letters, digits, spaces and hyphens, {MOST} at most, without "
+            "folders, colons and commas."
+        )
+    return name
+
+
+def lora_files(folder: Path) -> dict[str, list[Path]]:
+    """Name -> LoRA files of that name in the folder and those below it, as the host finds them."""
+    found: dict[str, list[Path]] = {}
+    for parent, _, files in os.walk(folder, followlinks=True):
+        for path in (Path(parent, file) for file in sorted(files)):
+            if path.suffix.lower() in (".safetensors", ".pt", ".ckpt"):
+                found.setdefault(path.stem, []).append(path)
+    return found
+
+
+class PatchList:
+    """The patches in the LoRA folder, without those made for one generation; whether a file is one is read once for each
+    time that it was written."""
+
+    def __init__(self):
+        self.known: dict[tuple[str, int], bool] = {}
+
+    def __call__(self, folder: Path) -> dict[str, Path]:
+        """Name -> file of every patch, in the order of names."""
+        seen, found = {}, {}
+        for name, paths in lora_files(folder).items():
+            for path in (path for path in paths if path.suffix == ".safetensors" and path.is_file()):
+                key = str(path), path.stat().st_mtime_ns
+                seen[key] = self.known.get(key) if key in self.known else is_patch(path)
+                if seen[key] and path.parent.name != STACKS:
+                    found.setdefault(name, path)
+        self.known = seen
+        return dict(sorted(found.items(), key=lambda one: one[0].lower()))
+
+
+def new_file(folder: Path, name: str, concept: str) -> Path:
+    """Where a new patch goes: under its name, which no LoRA may have, or numbered under the concept's.
+
+    Raises ForgetError for a name that cannot be or is taken.
+    """
+    taken = {other.lower() for other in lora_files(folder)}
+    taken |= {path.stem.lower() for path in folder.glob("*") if path.suffix in BESIDE}  # of a LoRA that is gone
+
+    def is_free(stem: str) -> bool:
+        return stem.lower() not in taken and f"{stem}-rest".lower() not in taken
+
+    if name.strip():
+        stem = check_name(name)
+        if not is_free(stem):
+            raise ForgetError(
+                f"`{stem}` is in the LoRA folder already, and files are never overwritten: choose another name."
+            )
+    else:
+        stem = f"forget-{slug(concept)}"
+        numbered = itertools.chain([stem], (f"{stem}-{n}" for n in itertools.count(2)))
+        stem = next(each for each in numbered if is_free(each))
+    return folder / f"{stem}.safetensors"

@@ -1,0 +1,45 @@
+"""What the tab's panels share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import gradio as gr
+
+from fmn_core.errors import ForgetError
+
+from .jobs import Job
+from .status import error_html
+from .work import patches
+
+# A panel's button, what it calls, its inputs, and where a sentence about them goes.
+Submit = tuple[gr.Button, Callable[..., str], list, gr.HTML]
+
+
+def patch_dropdown(label: str, id: str, info: str) -> gr.Dropdown:
+    """A choice between the patches in the LoRA folder; names that came since are taken too."""
+    names = ["None", *patches()]
+    return gr.Dropdown(choices=names, value="None", label=label, info=info, elem_id=f"fmn_{id}", allow_custom_value=True)
+
+
+def refresh_button(dropdowns: list, id: str) -> gr.Button:
+    """A button that lists the patches anew."""
+    button = gr.Button("Refresh the list", elem_id=f"fmn_{id}_refresh", size="sm")
+    button.click(
+        lambda: one_or_all([gr.update(choices=["None", *patches()]) for _ in dropdowns]), [], dropdowns, queue=False
+    )
+    return button
+
+
+def one_or_all(updates: list):
+    """What Gradio takes for one output or for several."""
+    return updates[0] if len(updates) == 1 else updates
+
+
+def submitted(submit: Callable[..., Job], *arguments, **named) -> str:
+    """What a panel says beside its button: where the job stands, or why there is none."""
+    try:
+        job = submit(*arguments, **named)
+    except ForgetError as error:
+        return error_html(str(error))
+    return f'<p class="fmn-faint">Queued: {job.kind}. It goes on when this page is closed.</p>'

@@ -1,0 +1,164 @@
+"""The script beside every generation: patches outside the prompt's text, and heat maps of its words."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import gradio as gr
+from modules import extra_networks, images, scripts, shared
+
+from fmn_core.errors import ForgetError
+from fmn_core.file_names import slug
+from fmn_core.heatmap import COLOR_MAPS
+
+from . import infotext
+from .heat_maps import to_images
+from .infotext import LAYOUTS, NONE, ROWS, Wanted
+from .recorder import Recorder
+from .stacks import joint
+from .tags import with_params, with_tags
+from .work import find_patch, patches
+
+
+class ForgetMeNotScript(scripts.Script):
+    def __init__(self):
+        super().__init__()
+        self.recorder, self.wanted, self.rows, self.maps = Recorder(), Wanted(), [], []
+
+    def title(self):
+        return "Forget-Me-Not"
+
+    def show(self, is_img2img):
+        return scripts.AlwaysVisible
+
+    def ui(self, is_img2img):
+        """The controls, whose order is that of the API's `args`."""
+        with gr.Accordion("Forget-Me-Not", open=False, elem_id=self.elem_id("accordion")):
+            rows, fields = self.patch_rows()
+            jointly = gr.Checkbox(
+                True,
+                label="Solve several jointly",
+                info="Each does what it does alone. Off: they are simply added.",
+                elem_id=self.elem_id("jointly"),
+            )
+            with gr.Row():
+                heat_maps = gr.Checkbox(False, label="Heat maps of words", elem_id=self.elem_id("heat_maps"))
+                save = gr.Checkbox(False, label="Save the heat maps", elem_id=self.elem_id("save"))
+            words = gr.Textbox(
+                "",
+                label="Words",
+                info="Words or phrases of the prompt, between commas. Empty: every word.",
+                elem_id=self.elem_id("words"),
+            )
+            with gr.Row():
+                layout = gr.Radio([*LAYOUTS], value=LAYOUTS[0], label="Layout", elem_id=self.elem_id("layout"))
+                opacity = gr.Slider(0.0, 1.0, value=0.6, step=0.05, label="Opacity", elem_id=self.elem_id("opacity"))
+                colours = gr.Dropdown([*COLOR_MAPS], value="inferno", label="Colours", elem_id=self.elem_id("colours"))
+        self.infotext_fields = [
+            *fields,
+            (jointly, infotext.restored(infotext.JOINTLY, True, lambda text: text != "False")),
+            (heat_maps, lambda params: infotext.LAYOUT in params),
+            (words, infotext.restored(infotext.WORDS, "")),
+            (layout, infotext.restored(infotext.LAYOUT, LAYOUTS[0])),
+            (opacity, infotext.restored(infotext.OPACITY, 0.6, float)),
+            (colours, infotext.restored(infotext.COLOURS, "inferno")),
+        ]
+        self.paste_field_names = [
+            infotext.PATCHES, infotext.JOINTLY, infotext.LAYOUT, infotext.WORDS, infotext.OPACITY, infotext.COLOURS,
+        ]  # fmt: skip
+        controls = [*rows, jointly, heat_maps, words, layout, opacity, colours, save]
+        for control in controls:
+            control.do_not_save_to_config = True  # a patch chosen once would be on after every start
+        return controls
+
+    def patch_rows(self):
+        """Components of the rows, a patch and its strength each, and what restores them."""
+        names, controls, fields = [NONE, *patches()], [], []
+        for row in range(ROWS):
+            with gr.Row():
+                patch = gr.Dropdown(
+                    names,
+                    value=NONE,
+                    label=f"Patch {row + 1}",
+                    allow_custom_value=True,
+                    elem_id=self.elem_id(f"patch_{row}"),
+                )
+                strength = gr.Slider(
+                    -2.0, 2.0, value=1.0, step=0.01, label=f"Strength {row + 1}", elem_id=self.elem_id(f"strength_{row}")
+                )
+            controls += [patch, strength]
+            fields += [(patch, infotext.patch_of(row)), (strength, infotext.strength_of(row))]
+        refresh = gr.Button("Refresh the list", elem_id=self.elem_id("refresh"), size="sm")
+        refresh.click(lambda: [gr.update(choices=[NONE, *patches()])] * ROWS, [], controls[::2], queue=False)
+        return controls, fields
+
+    def process(self, p, *values):
+        """Once for each generation: what is wanted, into the infotext too."""
+        self.recorder.stop()
+        self.wanted, self.rows, self.maps = Wanted(), [], []
+        try:
+            wanted = Wanted.of(values)
+            several = wanted.jointly and len(wanted.patches) > 1
+            self.rows = joint(wanted.patches) if several else checked(wanted.patches)
+            self.wanted = wanted
+            p.extra_generation_params.update(wanted.infotext())
+        except ForgetError as error:
+            comment(p, str(error))
+
+    def before_process_batch(self, p, *values, **kwargs):
+        prompts = kwargs["prompts"]
+        prompts[:] = [with_tags(prompt, self.rows) for prompt in prompts]
+
+    def process_batch(self, p, *values, **kwargs):
+        later = getattr(p, "hr_extra_network_data", None)  # hires fix takes its tags from prompts of its own
+        if self.wanted.patches and later is not None:
+            make = extra_networks.ExtraNetworkParams
+            later["lora"] = with_params(later.get("lora", []), self.rows, lambda items: make(items=items))
+
+    def process_before_every_sampling(self, p, *values, **kwargs):
+        if self.wanted.heat_maps:
+            try:
+                self.recorder.start(p)
+            except ForgetError as error:
+                comment(p, str(error))
+
+    def postprocess_batch(self, p, *values, **kwargs):
+        if self.wanted.heat_maps:
+            try:
+                self.maps += self.recorder.pictures(to_images(kwargs["images"]), self.wanted)
+            except ForgetError as error:
+                comment(p, str(error))
+            finally:
+                self.recorder.stop()
+
+    def postprocess(self, p, processed, *values):
+        """The heat maps go to the end of the gallery, each with its picture's infotext."""
+        first = processed.index_of_first_image
+        for number, tiles in enumerate(self.maps):
+            texts, at = processed.infotexts, first + number
+            text = texts[at] if at < len(texts) else ""
+            for phrase, picture in tiles:
+                processed.images.append(picture)
+                processed.infotexts.append(f"{text}, FMN heat map of: {json.dumps(phrase, ensure_ascii=False)}")
+                if self.wanted.save:
+                    seed, prompt = processed.all_seeds[number], processed.all_prompts[number]
+                    suffix = {"p": p, "suffix": f"-heat-{slug(phrase)}"}
+                    images.save_image(
+                        picture, p.outpath_samples, "", seed, prompt, shared.opts.samples_format, info=text, **suffix
+                    )
+        self.maps = []
+
+
+def checked(rows) -> list[tuple[str, float]]:
+    """The rows; raises ForgetError for a patch that is not there."""
+    for name, _ in rows:
+        find_patch(name)
+    return [*rows]
+
+
+def comment(p, text: str) -> None:
+    """A sentence under the picture, where the host has a place for it, and in the console."""
+    logging.warning("Forget-Me-Not: %s", text)
+    if hasattr(p, "comment"):
+        p.comment(text)

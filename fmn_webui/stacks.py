@@ -1,0 +1,33 @@
+"""Several patches for a generation as one file, solved jointly."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from fmn_core.forget import summary
+from fmn_core.members import Member
+from fmn_core.patch import read_patch, save_patch, tensor_hash
+from fmn_core.stack import stack
+
+from . import webui
+from .cards import write_words
+from .names import STACKS
+from .work import find_patch
+
+
+def joint(rows: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    """The rows as one LoRA at strength 1, in a file that is made once for these patches at these strengths.
+
+    Raises ForgetError as `stack` does.
+    """
+    members = [Member(read_patch(find_patch(name)), strength) for name, strength in rows]
+    key = sorted((tensor_hash(dict(member.patch)), member.strength) for member in members)
+    path = webui.lora_folder() / STACKS / f"fmn-stack-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.safetensors"
+    if not path.exists():
+        patch = stack(members)
+        save_patch(patch, path)
+        if not path.with_suffix(".json").exists():
+            write_words(patch, path, summary(patch))
+        webui.refresh_loras()
+    return [(path.stem, 1.0)]

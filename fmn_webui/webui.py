@@ -1,0 +1,90 @@
+"""What the pack asks of the webui: its lock and state, its folders, its list of LoRAs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from modules import call_queue, shared
+from PIL import Image
+from torch import Tensor
+
+from fmn_core.errors import ForgetError
+from fmn_core.hosts.base import DiffusionHost
+from fmn_core.hosts.webui import current_host
+
+from .jobs import Job
+
+
+def lora_folder() -> Path:
+    """Where the webui looks for LoRAs."""
+    return Path(shared.cmd_opts.lora_dir)
+
+
+def refresh_loras() -> None:
+    """Tells the Lora extension, where it is there, that a file came."""
+    listed = getattr(sys.modules.get("networks"), "list_available_networks", None)
+    if listed is not None:
+        listed()
+
+
+def model_name() -> str:
+    """The chosen checkpoint's name, without loading it."""
+    return str(shared.opts.sd_model_checkpoint or "none chosen")
+
+
+@contextmanager
+def turn(job: Job) -> Iterator[None]:
+    """Context in which the job has the model: generations wait, and the host shows that it is at work."""
+    with call_queue.queue_lock:
+        shared.state.begin(job=f"forget-me-not-{job.kind}")
+        try:
+            yield
+        finally:
+            shared.state.end()
+            shared.state.interrupted = False
+
+
+def interrupt() -> None:
+    """Asks what has the model now to stop, as the host's own button does."""
+    shared.state.interrupt()
+
+
+def tell(error: BaseException) -> str:
+    """The sentence of an error; what nobody foresaw goes to the console whole."""
+    if isinstance(error, ForgetError):
+        return str(error)
+    logging.error("Forget-Me-Not: a job failed", exc_info=error)
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return (
+            "The GPU's memory is full: take a smaller resolution, close other programs, or start the webui with --medvram."
+        )
+    return f"{type(error).__name__}: {error}. The console shows where; please report it."
+
+
+def host_for(job: Job, resolution: int = 0) -> DiffusionHost:
+    """The loaded model, which tells the job how far it is, and whether the user has stopped it."""
+    host = current_host(resolution)
+    show, check = host.show_progress, host.check_interrupt
+
+    def show_progress(step: int, total: int, preview: Tensor | None) -> None:
+        job.step, job.steps = step, total
+        if preview is not None:
+            job.preview = picture_of(preview)
+        show(step, total, preview)
+
+    def check_interrupt() -> None:
+        job.asked_to_stop = job.asked_to_stop or shared.state.interrupted
+        check()
+
+    host.show_progress, host.check_interrupt = show_progress, check_interrupt
+    return host
+
+
+def picture_of(image: Tensor) -> Image.Image:
+    """A picture [H, W, 3] in 0..1 as Pillow's."""
+    return Image.fromarray((image.detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy())

@@ -1,0 +1,158 @@
+"""What the tab and the API can have done: forgetting, evaluating, stacking, each as a job."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fmn_core.checkpoint import BESIDE, Checkpoint
+from fmn_core.concept import make_concepts
+from fmn_core.errors import ForgetError
+from fmn_core.evaluate import evaluate, with_evaluation
+from fmn_core.forget import forget, summary
+from fmn_core.members import Member
+from fmn_core.patch import Patch, read_patch, save_patch
+from fmn_core.pictures import check_pictures
+from fmn_core.report_picture import draw_report
+from fmn_core.settings import EvaluateSettings, ForgetSettings
+from fmn_core.stack import stack
+
+from . import webui
+from .cards import before_and_after, write_picture, write_words
+from .jobs import Job, Jobs, Outcome
+from .names import PatchList, check_name, new_file
+
+JOBS = Jobs(webui.turn, webui.interrupt, webui.tell)
+PATCHES = PatchList()
+
+
+def patches() -> dict[str, Path]:
+    """Name -> file of the patches in the LoRA folder."""
+    return PATCHES(webui.lora_folder())
+
+
+def find_patch(name: str) -> Path:
+    """The file of a patch; raises ForgetError where there is none of that name."""
+    found = patches().get(str(name))
+    if found is None:
+        raise ForgetError(f"There is no patch `{name}` in {webui.lora_folder()}: refresh the list and choose again.")
+    return found
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be forgotten, and how; `name` of the file, or empty for one made of the concept."""
+
+    concept: str
+    settings: ForgetSettings
+    name: str = ""
+    images: Tensor | None = None
+    mask: Tensor | None = None
+    card: bool = True
+
+
+def submit_forget(asked: Asked) -> Job:
+    """Queues the making of a patch; raises ForgetError at once for what cannot work."""
+    concepts = make_concepts(asked.concept, asked.settings.concept_type, asked.settings.template)
+    check_pictures(asked.images, asked.mask)
+    named = ", ".join(concept.name for concept in concepts)
+    new_file(webui.lora_folder(), asked.name, named)
+
+    def work(job: Job) -> Outcome:
+        host = webui.host_for(job, asked.settings.resolution)
+        rescued: list[Outcome] = []
+
+        def rescue(patch: Patch) -> Path:
+            rescued.append(keep(patch, asked.name))
+            return rescued[0].files[0]
+
+        try:
+            with Checkpoint(webui.lora_folder() / BESIDE, rescue) as checkpoint:
+                patch, _ = forget(host, asked.concept, asked.settings, asked.images, asked.mask, checkpoint)
+                outcome = keep(patch, asked.name)
+        except BaseException as error:  # the webui's interrupt is no Exception
+            if not rescued:
+                raise
+            if not job.asked_to_stop:
+                raise ForgetError(f"{webui.tell(error)} {rescued[0].lines[0]}") from error
+            rescued[0].stopped = True
+            return rescued[0]
+        if asked.card:
+            add_picture(outcome, host, patch)
+        return outcome
+
+    return JOBS.submit("forget", f"Forget {named}", work)
+
+
+def keep(patch: Patch, name: str) -> Outcome:
+    """Writes a patch into the LoRA folder, with its card's words. Where its name was taken while it was made, it gets
+    another: what was learned is not thrown away."""
+    folder = webui.lora_folder()
+    try:
+        path = new_file(folder, name, patch.info["concept"])
+    except ForgetError:
+        path = new_file(folder, "", f"{name} {patch.info['concept']}")
+    said = summary(patch)
+    files = save_patch(patch, path)
+    tags = " ".join(f"<lora:{file.stem}:1>" for file in files)
+    lines = [f"Saved {path.name}: {tags} in a prompt applies it.", *said.splitlines()]
+    try:
+        files.append(write_words(patch, path, said))
+    except ForgetError as error:
+        lines.append(str(error))
+    webui.refresh_loras()
+    return Outcome(lines, files)
+
+
+def add_picture(outcome: Outcome, host, patch: Patch) -> None:
+    """The card's picture; the patch is saved by now, so that whatever prevents it becomes a sentence."""
+    try:
+        with torch.inference_mode(False):
+            outcome.picture = before_and_after(host, patch)
+        if outcome.picture is not None:
+            outcome.files.append(write_picture(outcome.picture, outcome.files[0]))
+            webui.refresh_loras()
+    except BaseException as error:  # the webui's interrupt is no Exception
+        logging.info("Forget-Me-Not: no picture for the card", exc_info=error)
+        outcome.lines.append("The card has no picture: it could not be drawn, or was interrupted.")
+
+
+def submit_evaluate(name: str, settings: EvaluateSettings, images: Tensor | None = None, save_as: str = "") -> Job:
+    """Queues the measuring of a patch; `save_as` names a copy with the report in it."""
+    patch = read_patch(find_patch(name))
+    check_pictures(images, None)
+    if save_as.strip():
+        new_file(webui.lora_folder(), save_as, "")
+
+    def work(job: Job) -> Outcome:
+        host = webui.host_for(job, settings.resolution)
+        evaluation = evaluate(host, patch, settings, images=images)
+        saved = keep(with_evaluation(patch, evaluation.report), save_as) if save_as.strip() else Outcome([])
+        return Outcome(
+            [*saved.lines[:1], *evaluation.report["summary"].splitlines()],
+            saved.files,
+            webui.picture_of(draw_report(evaluation)),
+            evaluation.report,
+        )
+
+    return JOBS.submit("evaluate", f"Evaluate {name}", work)
+
+
+def submit_stack(rows: Sequence[tuple[str, float]], name: str, save: bool) -> Job:
+    """Queues the stacking of patches: a report, and with `save` a file."""
+    members = [Member(read_patch(find_patch(patch)), strength) for patch, strength in rows]
+    if not members:
+        raise ForgetError("There is no patch to stack: choose one.")
+    if save and name.strip():
+        new_file(webui.lora_folder(), check_name(name), "")
+
+    def work(job: Job) -> Outcome:
+        joint = stack(members)
+        return keep(joint, name) if save else Outcome(summary(joint).splitlines())
+
+    return JOBS.submit("stack", f"Stack {', '.join(patch for patch, _ in rows)}", work)

@@ -1,0 +1,76 @@
+"""Forgetting by the API of an installed AUTOMATIC1111 webui and of an installed Forge (FMN_A1111_DIR, FMN_FORGE_DIR)."""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+PICTURE = {"prompt": "a photo of a cat", "seed": 1, "steps": 4, "width": 128, "height": 128, "cfg_scale": 3}
+SMALL = {"resolution": 128, "sampling_steps": 2, "num_pictures": 1}
+
+
+@pytest.fixture(scope="module", params=["a1111", "forge"])
+def webui(request):
+    return request.getfixturevalue(f"{request.param}_server")
+
+
+@pytest.fixture(scope="module")
+def draw(webui):
+    """draw(key=value, ...) -> pictures as arrays, and the first one's infotext."""
+
+    def draw(**options):
+        made = webui.post("sdapi/v1/txt2img", **PICTURE | options)
+        opened = [Image.open(io.BytesIO(base64.b64decode(image))) for image in made["images"]]
+        return [np.asarray(image) for image in opened], made["info"]
+
+    return draw
+
+
+def finished(webui, job):
+    """The job, once it is over."""
+    while (now := webui.get(f"fmn/jobs/{job['id']}"))["state"] in ("queued", "running"):
+        time.sleep(0.2)
+    return now
+
+
+def script(*arguments):
+    return {"alwayson_scripts": {"Forget-Me-Not": {"args": arguments}}}
+
+
+def test_a_concept_is_forgotten_and_the_model_left_as_it_was(webui, draw):
+    before, _ = draw()
+    job = finished(webui, webui.post("fmn/forget", concept="cat", name="no cat", **SMALL))
+    assert job["state"] == "done" and "no cat.png" in job["files"], job["error"] or job["lines"]
+    after, _ = draw()
+    assert np.array_equal(before, after)
+
+    patched, _ = draw(prompt="a photo of a cat <lora:no cat:1>")
+    outside, info = draw(**script("no cat", 1.0))
+    assert np.array_equal(patched, outside) and not np.array_equal(before, patched) and "FMN patches" in info
+    again, info = draw()
+    assert np.array_equal(before, again) and "FMN patches" not in info
+    assert "no cat" in [each["name"] for each in webui.get("sdapi/v1/loras")]
+
+
+def test_training_can_be_stopped_and_leaves_the_model_as_it_was(webui, draw):
+    before, _ = draw()
+    wanted = {"name": "stopped", "preset": "paper", "steps": 500, "card": False}
+    job = webui.post("fmn/forget", concept="dog", **wanted, **SMALL)
+    while (now := webui.get(f"fmn/jobs/{job['id']}"))["step"] < 4 and now["state"] in ("queued", "running"):
+        time.sleep(0.05)
+    webui.post(f"fmn/jobs/{job['id']}/interrupt")
+    job = finished(webui, job)
+    assert job["state"] == "stopped" and "stopped.safetensors" in job["files"], job["error"]
+    assert np.array_equal(before, draw()[0])
+
+
+def test_heat_maps_come_with_the_picture_and_do_not_change_it(draw):
+    plain, _ = draw()
+    with_maps, info = draw(**script("None", 1, "None", 1, "None", 1, True, True, "cat"))
+    assert len(with_maps) == len(plain) + 1 and np.array_equal(plain[0], with_maps[0])
+    assert with_maps[-1].shape == plain[0].shape and "FMN heat map words: cat" in info

@@ -1,0 +1,149 @@
+"""The webui's jobs: a queue that no browser has to wait for."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fmn_webui.jobs import KEPT, Jobs, Outcome
+from fmn_webui.status import report_html, status_html
+
+SECONDS = 10
+
+
+class Host:
+    """A lock, and the wish to stop, as a webui has them."""
+
+    def __init__(self):
+        self.lock, self.interrupted = threading.Lock(), threading.Event()
+
+    @contextmanager
+    def turn(self, job):
+        with self.lock:
+            self.interrupted.clear()
+            yield
+
+
+@pytest.fixture
+def host():
+    return Host()
+
+
+@pytest.fixture
+def jobs(host):
+    return Jobs(host.turn, host.interrupted.set, lambda error: f"told: {error}")
+
+
+def over(jobs, *several):
+    for job in several:
+        assert jobs.wait(job.id, SECONDS).over
+    return [job.state for job in several]
+
+
+def test_two_jobs_run_one_after_the_other(jobs):
+    begun, go, order = threading.Event(), threading.Event(), []
+
+    def first(job):
+        begun.set()
+        assert go.wait(SECONDS)
+        order.append("first")
+        return Outcome(["done"])
+
+    one, two = (
+        jobs.submit("forget", "one", first),
+        jobs.submit("forget", "two", lambda job: order.append("second") or Outcome([])),
+    )
+    assert begun.wait(SECONDS) and (one.state, two.state) == ("running", "queued")
+    assert jobs.wait(two.id, 0.05).state == "queued"
+    go.set()
+    assert over(jobs, one, two) == ["done", "done"] and order == ["first", "second"]
+
+
+def test_a_job_waits_for_a_generation_and_can_be_taken_out_meanwhile(jobs, host):
+    ran = []
+    with host.lock:  # a generation
+        job = jobs.submit("forget", "it", lambda job: ran.append(1) or Outcome([]))
+        assert jobs.wait(job.id, 0.05).state == "queued"
+        jobs.interrupt(job.id)
+        assert not host.interrupted.is_set(), "the generation would have been stopped"
+    assert over(jobs, job, jobs.submit("forget", "next", lambda job: Outcome([]))) == ["stopped", "done"]
+    assert not ran and "queue" in job.error
+
+
+def test_an_interrupt_keeps_what_the_work_returns(jobs, host):
+    begun = threading.Event()
+
+    def work(job):
+        begun.set()
+        assert host.interrupted.wait(SECONDS)
+        return Outcome(["kept after 3 steps"], [Path("forget-cat.safetensors")], stopped=True)
+
+    job = jobs.submit("forget", "cat", work)
+    assert begun.wait(SECONDS)
+    jobs.interrupt(job.id)
+    assert over(jobs, job) == ["stopped"]
+    assert job.outcome.files and "kept after 3 steps" in status_html(jobs)
+
+
+class Interrupted(BaseException):
+    """As the webui's InterruptedException, which is no Exception."""
+
+
+@pytest.mark.parametrize("error, asked, state", [
+    (ValueError("the concept is empty"), False, "failed"),
+    (Interrupted(), False, "failed"),
+    (Interrupted(), True, "stopped"),
+])  # fmt: skip
+def test_an_error_shows_its_sentence_and_the_next_job_runs(jobs, error, asked, state):
+    def work(job):
+        job.asked_to_stop = asked
+        raise error
+
+    job = jobs.submit("forget", "cat", work)
+    assert over(jobs, job, jobs.submit("forget", "next", lambda job: Outcome([]))) == [state, "done"]
+    assert job.error == (f"told: {error}" if state == "failed" else "Stopped before there was anything to keep.")
+    assert job.error in status_html(jobs)
+
+
+def test_an_error_of_the_host_itself_ends_the_job(host):
+    @contextmanager
+    def broken(job):
+        raise RuntimeError("no model")
+        yield
+
+    jobs = Jobs(broken, host.interrupted.set, str)
+    job = jobs.submit("forget", "cat", lambda job: Outcome([]))
+    assert over(jobs, job) == ["failed"] and job.error == "no model"
+
+
+def test_a_page_that_comes_back_finds_its_job(jobs):
+    begun, go = threading.Event(), threading.Event()
+
+    def work(job):
+        job.step, job.steps, job.preview = 12, 35, Image.new("RGB", (8, 8))
+        begun.set()
+        assert go.wait(SECONDS)
+        return Outcome(["It is done."], picture=Image.new("RGB", (8, 8)), figures={"ua": 1.0})
+
+    job = jobs.submit("evaluate", "Evaluate <b>cat</b>", work)
+    assert begun.wait(SECONDS)
+    shown = status_html(jobs)
+    assert "step 12 of 35" in shown and "data:image/jpeg;base64," in shown and "fmn-busy" in shown and "<b>cat" not in shown
+    go.set()
+    assert over(jobs, job) == ["done"]
+    assert "It is done." in status_html(jobs) and "fmn-busy" not in status_html(jobs)
+    assert "&quot;ua&quot;: 1.0" in report_html(job) and jobs.find(job.id) is job and job.work is None
+
+
+def test_old_jobs_are_forgotten_and_unfinished_ones_never(jobs, host):
+    with host.lock:
+        waiting = jobs.submit("forget", "it", lambda job: Outcome([]))
+        for _ in range(KEPT + 5):
+            jobs.interrupt(jobs.submit("forget", "other", lambda job: Outcome([])).id)
+        assert jobs.find(waiting.id) and len([*jobs]) <= KEPT + 2
+    assert over(jobs, waiting) == ["done"]
+    assert jobs.find("nonsense") is None and jobs.interrupt("nonsense") is None

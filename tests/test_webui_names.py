@@ -1,0 +1,185 @@
+"""Names, tags, infotexts and forms: what users and requests write, before any model sees it."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fmn_core.errors import ForgetError
+from fmn_core.settings import EvaluateSettings, ForgetSettings
+from fmn_webui import infotext
+from fmn_webui.forms import decoded, folder_pictures, members_of, read_pictures, settings_of
+from fmn_webui.infotext import ROWS, Wanted
+from fmn_webui.names import MOST, PatchList, check_name, new_file
+from fmn_webui.tags import unet_weight, with_params, with_tags
+
+BAD = [
+    "../evil", "a/b", "a\\b", "/etc/passwd", "C:evil", "..", ".hidden", "x.", "nul", "COM1.x", "a:b", "a,b", "<lora>", "a=b",
+    "a\0b", "a\nb", "a\u202eb", "x" * (MOST + 1), "None", "a|b", "?", "~/../../x", "..\\..\\x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_no_name_leaves_the_lora_folder(tmp_path, name):
+    with pytest.raises(ForgetError, match="cannot be a patch's name"):
+        new_file(tmp_path, name, "cat")
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(min_size=1, max_size=40))
+def test_a_name_that_is_taken_is_one_file_in_the_folder(name):
+    try:
+        checked = check_name(name)
+    except ForgetError:
+        return
+    folder = Path("/loras")
+    assert (folder / f"{checked}.safetensors").parent == folder and not set(checked) & set('/\\:<>,="|?*\0\n')
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(max_size=40))
+def test_a_concept_of_any_letters_makes_a_name(concept):
+    path = new_file(Path("/nowhere"), "", concept)
+    assert path.parent == Path("/nowhere") and check_name(path.stem) == path.stem
+
+
+def test_names_in_use_anywhere_in_the_folder_are_not_taken_over(tmp_path):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below/Forget-Cat.safetensors").write_bytes(b"")
+    (tmp_path / "left.json").write_text("{}")
+    (tmp_path / "whole-rest.safetensors").write_bytes(b"")
+    assert new_file(tmp_path, "", "cat").name == "forget-cat-2.safetensors"
+    for name in ("forget-cat", "left", "whole", "forget-cat.safetensors"):
+        with pytest.raises(ForgetError, match="never overwritten"):
+            new_file(tmp_path, name, "")
+
+
+def test_only_patches_are_listed(tmp_path):
+    (tmp_path / "ordinary.safetensors").write_bytes(b"no lora")
+    (tmp_path / "gone.safetensors").symlink_to(tmp_path / "nowhere")
+    assert PatchList()(tmp_path) == {} == PatchList()(tmp_path / "no folder")
+
+
+@pytest.mark.parametrize("prompt, tag", [
+    ("a cat", "<lora:x:0.5>"),
+    ("a cat <lora:x:1>", "<lora:x:1.5>"),
+    ("a cat <lora:x>", "<lora:x:1.5>"),
+    ("<lora:x:0.2:0.3>a cat", "<lora:x:0.8>"),
+    ("a cat <lora:x:te=0.1:unet=2>", "<lora:x:2.5>"),
+    ("a <lora:x:1>cat <lora:x:1>", "<lora:x:2.5>"),
+])  # fmt: skip
+def test_a_patch_is_in_a_prompt_once_at_the_sum(prompt, tag):
+    found = with_tags(prompt, [("x", 0.5)])
+    assert found.count("<lora:") == 1 and found.endswith(tag) and "cat" in found
+
+
+def test_other_tags_stay():
+    assert (
+        with_tags("a <lora:xy:1> <lora:x (1):2>", [("x", 1.0), ("x (1)", 1.0)]) == "a <lora:xy:1> <lora:x:1><lora:x (1):3>"
+    )
+    assert with_tags("a cat", []) == "a cat" and unet_weight(["much"]) == 1.0
+
+
+def test_tags_taken_apart_are_summed_too():
+    class Params:
+        def __init__(self, items):
+            self.items = items
+
+    found = with_params([Params(["x", "1"]), Params(["y", "1"])], [("x", -0.25)], Params)
+    assert [each.items for each in found] == [["y", "1"], ["x", "0.75"]]
+
+
+def values(patches=(), *rest):
+    rows = [*patches, *[(infotext.NONE, 1.0)] * ROWS][:ROWS]
+    return (*(value for row in rows for value in row), *(rest or (True, False, "", "overlay", 0.6, "inferno", False)))
+
+
+def test_what_goes_into_an_infotext_comes_back_from_it():
+    wanted = Wanted.of(
+        values([("forget-cat", 1.0), ("b", 0.5), ("b", 0.25)], True, True, "cat, hat", "contact sheet", 0.4, "magma", True)
+    )
+    assert wanted.patches == (("forget-cat", 1.0), ("b", 0.75))
+    params = wanted.infotext()
+    assert [infotext.patch_of(row)(params) for row in range(ROWS)] == ["forget-cat", "b", infotext.NONE]
+    assert [infotext.strength_of(row)(params) for row in range(ROWS)] == [1.0, 0.75, 1.0]
+    assert params[infotext.WORDS] == "cat, hat" and infotext.restored(infotext.OPACITY, 0.6, float)(params) == 0.4
+    assert infotext.restored(infotext.OPACITY, 0.6, float)({infotext.OPACITY: "much"}) == 0.6
+    assert Wanted.of(values()).infotext() == {} and infotext.patch_of(0)({infotext.PATCHES: "x: much"}) == infotext.NONE
+
+
+@pytest.mark.parametrize("wrong", [
+    values([("x", "much")]), values()[:-1], values((), True, True, "", "spiral", 0.5, "inferno", False),
+    values((), True, True, "", "contact sheet", 7, "inferno", False),
+    values((), True, True, "", "contact sheet", math.nan, "inferno", False),
+])  # fmt: skip
+def test_a_request_that_is_wrong_is_told(wrong):
+    with pytest.raises(ForgetError):
+        Wanted.of(wrong)
+
+
+@pytest.mark.parametrize("name, value, said", [
+    ("stepz", 3, "no setting"), ("steps", "3", "whole number"), ("steps", 3.5, "whole number"), ("steps", 0, "use a value"),
+    ("steps", True, "whole number"), ("steps", None, "whole number"), ("steps", 10**400, "whole number"),
+    ("learning_rate", math.nan, "a number"), ("learning_rate", "x", "a number"), ("strict", 1, "true or false"),
+    ("keep", 7, "a text"), ("preset", "slow", "choose one"),
+])  # fmt: skip
+def test_a_setting_that_is_wrong_is_told(name, value, said):
+    with pytest.raises(ForgetError, match=said):
+        settings_of(ForgetSettings, {name: value})
+
+
+def test_settings_take_their_own_types():
+    taken = settings_of(ForgetSettings, {"steps": 3.0, "learning_rate": 0, "seed": 2**64 - 1})
+    assert (taken.steps, taken.learning_rate, taken.seed) == (3, 0.0, 2**64 - 1) and isinstance(taken.steps, int)
+    assert settings_of(EvaluateSettings, {}) == EvaluateSettings()
+
+
+def png(size=(4, 6), colour=255, mode="RGB"):
+    data = io.BytesIO()
+    Image.new(mode, size, (colour,) * 3 if mode == "RGB" else colour).save(data, "png")
+    return data.getvalue()
+
+
+def test_pictures_and_masks_come_in_the_first_ones_size():
+    images, mask = read_pictures([png((4, 6)), png((8, 8), 0)], [png((8, 12), 255, "L"), png((8, 8), 0, "L")])
+    assert images.shape == (2, 6, 4, 3) and mask.shape == (2, 6, 4)
+    assert mask[0].min() == 1 and mask[1].max() == 0 and images[0].min() == 1 and images[1].max() == 0
+    assert read_pictures([]) == (None, None) and read_pictures([png()])[1] is None
+    assert torch.equal(read_pictures([png(), png()], [png(mode="L")])[1], torch.ones(1, 6, 4))
+
+
+@pytest.mark.parametrize("pictures, masks, said", [
+    ([b"no picture"], [], "cannot be read"), ([], [b"x"], "no picture"), ([png()], [png(), png()], "one for each"),
+    ([png((4, 6))], [png((6, 4))], "picture's shape"),
+])  # fmt: skip
+def test_what_is_no_picture_is_told(pictures, masks, said):
+    with pytest.raises(ForgetError, match=said):
+        read_pictures(pictures, masks)
+
+
+def test_a_folder_has_to_be_there_and_have_pictures(tmp_path):
+    assert folder_pictures(" ", (".png",)) == []
+    for folder in (tmp_path / "none", tmp_path):
+        with pytest.raises(ForgetError, match="There is no"):
+            folder_pictures(str(folder), (".png",))
+    (tmp_path / "one.PNG").write_bytes(png())
+    assert folder_pictures(str(tmp_path), (".png",)) == [tmp_path / "one.PNG"]
+
+
+@pytest.mark.parametrize("texts", ["no list", [3], ["%%%"], {"a": 1}])
+def test_what_is_no_base64_is_told(texts):
+    with pytest.raises(ForgetError, match="base64"):
+        decoded(texts, "`images`")
+
+
+@pytest.mark.parametrize("rows", [3, ["x"], [["x"]], [["x", "much"]], [["x", math.inf]], [None]])
+def test_what_is_no_row_is_told(rows):
+    with pytest.raises(ForgetError):
+        members_of(rows)
