@@ -37,8 +37,3 @@ def test_at_least_one_step_is_taken_before_it_stops(host, monkeypatch):
     monkeypatch.setattr(host, "stops", lambda: True)
     _, losses = forget(host, "cat", replace(QUICK, preset="paper"))
     assert len(losses) == 1
-
-
-def test_without_the_wish_nothing_is_said_of_it(host):
-    patch, losses = forget(host, "cat", replace(QUICK, preset="paper", steps=2))
-    assert len(losses) == 2 and "stopped" not in patch.info["report"]
