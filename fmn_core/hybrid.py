@@ -333,7 +333,9 @@ def finish(
         "attention_mass": {when: readings[when].mass for when in ("before", "after")},
         "distance": {when: reading.distance for when, reading in readings.items()},
         "noise drift": readings["after"].drift,
-    } | ({"stopped": True} if host.stops() else {})
+    }
+    if host.stops():
+        report["stopped"] = True
     found = [f"The training diverged after {len(losses)} steps, and the best state was kept: lower the learning rate."]
     report["warnings"] = [*(found if diverged else []), *edit.report["warnings"], *warnings(readings["after"])]
     factors = {target: (up * strength, down) for target, (up, down) in lora.factors().items()}
