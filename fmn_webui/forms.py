@@ -78,13 +78,13 @@ def opened(source: Path | bytes) -> Image.Image:
     name = source.name if isinstance(source, Path) else "What was sent"
     try:
         picture = Image.open(source if isinstance(source, Path) else io.BytesIO(source))
-        if picture.width * picture.height > MOST_PIXELS:
-            raise ForgetError(f"{name} has {picture.width} x {picture.height} pixels: make it smaller.")
-        return ImageOps.exif_transpose(picture)
+        small = picture.width * picture.height <= MOST_PIXELS
+        turned = ImageOps.exif_transpose(picture) if small else None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        if isinstance(error, ForgetError):
-            raise
         raise ForgetError(f"{name} cannot be read as a picture: give PNG, JPEG or WebP.") from error
+    if turned is None:
+        raise ForgetError(f"{name} has {picture.width} x {picture.height} pixels: make it smaller.")
+    return turned
 
 
 def tensor_of(picture: Image.Image) -> Tensor:

@@ -109,13 +109,6 @@ class Jobs:
                     self.end(job, "stopped", error="Taken out of the queue before it began.")
         return job
 
-    def wait(self, id: str, timeout: float) -> Job | None:
-        """The job, once it is over or the time in seconds is."""
-        job = self.find(id)
-        with self.changed:
-            self.changed.wait_for(lambda: job is None or job.over, timeout)
-        return job
-
     def run(self) -> None:
         """The thread: takes the oldest queued job, and ends where there is none."""
         while True:

@@ -32,11 +32,6 @@ def refresh_loras() -> None:
         listed()
 
 
-def model_name() -> str:
-    """The chosen checkpoint's name, without loading it."""
-    return str(shared.opts.sd_model_checkpoint or "none chosen")
-
-
 @contextmanager
 def turn(job: Job) -> Iterator[None]:
     """Context in which the job has the model: generations wait, and the host shows that it is at work."""

@@ -38,9 +38,15 @@ def jobs(host):
     return Jobs(host.turn, host.interrupted.set, lambda error: f"told: {error}")
 
 
+def waited(jobs, job, seconds):
+    with jobs.changed:
+        jobs.changed.wait_for(lambda: job.over, seconds)
+    return job
+
+
 def over(jobs, *several):
     for job in several:
-        assert jobs.wait(job.id, SECONDS).over
+        assert waited(jobs, job, SECONDS).over
     return [job.state for job in several]
 
 
@@ -58,7 +64,7 @@ def test_two_jobs_run_one_after_the_other(jobs):
         jobs.submit("forget", "two", lambda job: order.append("second") or Outcome([])),
     )
     assert begun.wait(SECONDS) and (one.state, two.state) == ("running", "queued")
-    assert jobs.wait(two.id, 0.05).state == "queued"
+    assert waited(jobs, two, 0.05).state == "queued"
     go.set()
     assert over(jobs, one, two) == ["done", "done"] and order == ["first", "second"]
 
@@ -67,7 +73,7 @@ def test_a_job_waits_for_a_generation_and_can_be_taken_out_meanwhile(jobs, host)
     ran = []
     with host.lock:  # a generation
         job = jobs.submit("forget", "it", lambda job: ran.append(1) or Outcome([]))
-        assert jobs.wait(job.id, 0.05).state == "queued"
+        assert waited(jobs, job, 0.05).state == "queued"
         jobs.interrupt(job.id)
         assert not host.interrupted.is_set(), "the generation would have been stopped"
     assert over(jobs, job, jobs.submit("forget", "next", lambda job: Outcome([]))) == ["stopped", "done"]

@@ -63,6 +63,9 @@ def test_a_concept_is_forgotten_through_the_tab(page, tab, screenshots):  # noqa
     tab.locator("#fmn_name textarea, #fmn_name input").first.fill("my cat")
     tab.get_by_text("Advanced", exact=True).first.click()
     tab.locator("#fmn_forget_resolution input[type=number]").fill("128")
+    with_card = page.flavour == "webui"  # once is enough: it takes as long as the rest
+    if not with_card:
+        tab.locator("#fmn_card input").uncheck()
     tab.locator("#fmn_forget").click()
     tab.wait_for_selector("#fmn_status .fmn-running, #fmn_status .fmn-queued", timeout=30_000)
     open_tab(tab, page, "?__theme=dark")  # the browser was closed, and comes back
@@ -70,13 +73,14 @@ def test_a_concept_is_forgotten_through_the_tab(page, tab, screenshots):  # noqa
     tab.screenshot(path=screenshots / f"webui-{page.flavour}-forget.png")
     said = tab.inner_text("#fmn_status")
     assert "<lora:my cat:1>" in said and "of the way to what stands in its place" in said
-    assert tab.locator("#fmn_status img").first.evaluate("image => image.naturalWidth") == 256
+    if with_card:
+        assert tab.locator("#fmn_status img").first.evaluate("image => image.naturalWidth") == 256
+        assert Image.open(page.loras / "my cat.png").size == (256, 128)
 
     with safe_open(page.loras / "my cat.safetensors", "pt") as file:
         assert json.loads(file.metadata()["fmn.patch"])["concept"] == "cat" and file.metadata()["ss_output_name"] == "my cat"
     card = json.loads((page.loras / "my cat.json").read_text())
     assert card["sd version"] == "SD1" and card["preferred weight"] == 1.0 and card["activation text"] == ""
-    assert Image.open(page.loras / "my cat.png").size == (256, 128)
 
     choose_tab(tab, "Stack")
     tab.locator("#fmn_stack_report").click()

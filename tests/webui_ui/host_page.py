@@ -62,7 +62,7 @@ def set_options(lora_dir: Path, api=False, api_auth=None, nowebui=False, **_) ->
 
     flags = {"lora_dir": str(lora_dir), "api": api, "api_auth": api_auth, "nowebui": nowebui, "hide_ui_dir_config": False}
     shared.cmd_opts.__dict__.update(flags)
-    shared.opts.__dict__.update(sd_model_checkpoint="emoji-sd-128.safetensors", samples_format="png")
+    shared.opts.__dict__.update(samples_format="png")
 
 
 def make_page(script):
