@@ -62,8 +62,9 @@ class State:
     def load(self, kept: dict[str, Tensor]) -> None:
         """Takes over what `stored` gave; raises KeyError, ValueError or RuntimeError for what does not fit, half done."""
         given = [kept[f"parameters.{i}"] for i in range(len(self.parameters))]
-        if any(new.shape != own.shape or not new.isfinite().all() for new, own in zip(given, self.parameters, strict=True)):
-            raise ValueError("other shapes than the training's, or values that are not finite")
+        for new, own in zip(given, self.parameters, strict=True):
+            if (new.shape, new.dtype) != (own.shape, own.dtype) or not new.isfinite().all():
+                raise ValueError("other shapes or types than the training's, or values that are not finite")
         self.generator.set_state(kept["generator"])
         optimizer = self.optimizer.state_dict() | {"state": {}}
         for key, value in kept.items():

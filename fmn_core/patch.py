@@ -203,7 +203,7 @@ def read_patch(path: Path) -> Patch:
         tensors, told = read_small(path, MOST_BYTES)
         if len(stored) > MOST_TOLD:
             raise ValueError(f"it says {len(stored):,} characters about itself, and {MOST_TOLD:,} are the most")
-        patch = Patch(tensors, json.loads(told["fmn.patch"]))
+        patch = Patch(dict(sorted(tensors.items())), json.loads(told["fmn.patch"]))
     except FileNotFoundError:
         raise ForgetError(f"{path.name} is not there any more: refresh the list of patches and choose again.") from None
     except ForgetError:

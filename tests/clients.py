@@ -28,10 +28,10 @@ KINDS = [
 ]  # fmt: skip
 
 
-def two_clients(graphs: Graphs, jobs: int, seed: int) -> tuple[int, int]:
+def two_clients(graphs: Graphs, jobs: int, seed: int, kinds: list[tuple]) -> tuple[int, int]:
     """How many of `jobs` were answered, and how many of the answers were another job's."""
-    alone = [graphs.seen(graphs.wait(graphs.queue(graphs.forget(c, s, **more), "alone"))) for c, s, more in KINDS]
-    if len({picture for _, picture in alone}) != len(KINDS):
+    alone = [graphs.seen(graphs.wait(graphs.queue(graphs.forget(c, s, **more), "alone"))) for c, s, more in kinds]
+    if len({picture for _, picture in alone}) != len(kinds):
         raise AssertionError("the jobs cannot be told apart by their pictures")
     answered, mixed, lock, failed = [0], [0], threading.Lock(), []
 
@@ -39,8 +39,8 @@ def two_clients(graphs: Graphs, jobs: int, seed: int) -> tuple[int, int]:
         try:
             queued = []
             for _ in range(count):
-                kind = rng.randrange(len(KINDS))
-                concept, seed, more = KINDS[kind]
+                kind = rng.randrange(len(kinds))
+                concept, seed, more = kinds[kind]
                 queued.append((kind, graphs.queue(graphs.forget(concept, seed, **more), name)))
             for kind, id in queued:
                 said, picture = graphs.seen(graphs.wait(id, 3600))
@@ -71,7 +71,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work, ComfyServer(comfyui_folder(), Path(work)) as server:
         start = time.monotonic()
-        answered, mixed = two_clients(Graphs(server), options.jobs, options.seed)
+        answered, mixed = two_clients(Graphs(server), options.jobs, options.seed, KINDS)
     print(
         f"{options.jobs} jobs of two clients at one server, seed {options.seed}: {answered} answered, {mixed} mixed up, "
         f"{time.monotonic() - start:.0f} s"

@@ -17,6 +17,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -238,8 +239,8 @@ def one_fault(bench: Bench, kind: str, name: str, call: str, number: int) -> str
     return came + (", steps kept" if rescued else "")
 
 
-def in_child(work: Callable[[], None], seconds: float | None = None) -> int:
-    """Runs work in a forked process, killed after some seconds if given; returns its exit code, -9 for a killed one."""
+def in_child(work: Callable[[], None]) -> int:
+    """Runs work in a forked process; returns its exit code, -9 for a killed one."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -250,16 +251,23 @@ def in_child(work: Callable[[], None], seconds: float | None = None) -> int:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         finally:
             os._exit(code)
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def one_kill(bench: Bench, name: str, share: float, seconds: float) -> str:
-    """Kills a job after a share of its time, then does it again in a new process; both leave whole files only."""
+def one_kill(bench: Bench, name: str, after: int, seconds: float) -> str:
+    """Kills a job some seconds after it told of so many steps, then does it again in a new process; both leave whole files
+    only."""
     out = Path(tempfile.mkdtemp(dir=bench.folder))
-    code = in_child(lambda: bench.run(name, out), share * seconds)
+    timer = threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+    def doomed() -> None:
+        if after == 0:
+            timer.start()
+        bench.run(
+            name, out, watched(bench.host(JOBS[name]), lambda *call: timer.start() if call == ("progress", after) else None)
+        )
+
+    code = in_child(doomed)
     require_whole(out, killed=True)
     kept = list((out / "checkpoints").glob("*.safetensors"))
     finished = (out / "job.safetensors").exists()
@@ -267,6 +275,7 @@ def one_kill(bench: Bench, name: str, share: float, seconds: float) -> str:
     if kept:
         with safe_open(kept[0], "pt") as file:
             step = len(file.get_tensor("losses"))
+    assert code in (0, -signal.SIGKILL), f"{name} failed before it was killed"
     assert in_child(lambda: bench.again(name, out)) == 0, f"{name} does not come to the same file after kill -9"
     require_whole(out, killed=True)
     shutil.rmtree(out)
@@ -389,17 +398,16 @@ def suite(bench: Bench, runs: int, seed: int, names: list[str]) -> dict[str, Cou
     that leaves harm, after printing which it was."""
     rng, results, doing = random.Random(seed), {}, ""
     try:
-        seconds = {}
+        steps = {}
         for name in names:
             doing = f"undisturbed {name}"
             bench.reference(name)
-            start = time.monotonic()
-            assert in_child(lambda name=name: bench.again(name, Path(tempfile.mkdtemp(dir=bench.folder)))) == 0
-            seconds[name] = time.monotonic() - start
+            steps[name] = calls_of(bench, name)["progress"]
         for number in range(runs // 2):
-            name, share = rng.choice(names), rng.uniform(0.02, 1.02)
-            doing = f"kill -9, run {number}: {name} after {share:.3f} of {seconds[name]:.2f} s"
-            results.setdefault("kill -9", Counter())[one_kill(bench, name, share, seconds[name])] += 1
+            name = rng.choice(names)
+            after, seconds = rng.randint(0, steps[name]), rng.uniform(0, 0.2)
+            doing = f"kill -9, run {number}: {name}, {seconds:.3f} s after step {after} of {steps[name]}"
+            results.setdefault("kill -9", Counter())[one_kill(bench, name, after, seconds)] += 1
         full = [("limit", n) for n in (0, 1, 1 << 10, 1 << 14, 1 << 16, 1 << 20)]
         full += [(how, n) for how in ("fsync", "replace", "link") for n in (1, 2, 5, 8)]
         for number in range(max(runs // 10, 3)):

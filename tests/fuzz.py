@@ -315,8 +315,8 @@ class Fuzzer:
         self.ask("find a concept in a prompt", columns, given)
         self.ask("read a prompt", lambda: self.host.word_vectors(given), given)
         if whole:
-            settings = ForgetSettings(keep=text(self.rng, 3)) if self.rng.random() < 0.5 else ForgetSettings()
-            self.ask("forget", lambda: serialize(forget(self.host, given, settings)[0], "x"), given)
+            keep = text(self.rng, 3) if self.rng.random() < 0.5 else ""
+            self.ask("forget", lambda: serialize(forget(self.host, given, ForgetSettings(keep=keep))[0], "x"), (given, keep))
 
     def checkpoint(self) -> None:
         """A checkpoint that is damaged is as good as none, and changes nothing."""

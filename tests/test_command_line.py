@@ -40,6 +40,36 @@ def test_forget_and_inspect(run, model, tmp_path):
     assert json.loads(run("inspect", "--json", file).stdout)["settings"]["preset"] == "fast"
 
 
+def test_a_stopped_training_goes_on(run, model, tmp_path, monkeypatch):
+    from fmn_core.hosts.diffusers import DiffusersHost
+
+    settings = ["--preset", "paper", "--steps", "4", "--num-pictures", "1", "--sampling-steps", "2", "--resolution", "64"]
+    command = ["forget", "--model", model, "--concept", "cat", "--device", "cpu", *settings, "--out"]
+    whole, stopped = tmp_path / "whole/p.safetensors", tmp_path / "stopped/p.safetensors"
+    assert run(*command, whole).returncode == 0
+    show = DiffusersHost.show_progress
+
+    def stop(host, step, total, preview):
+        show(host, step, total, preview)
+        if step == 5:
+            raise KeyboardInterrupt  # Ctrl+C
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DiffusersHost, "show_progress", stop)
+        assert run(*command, stopped).returncode == 130
+    assert sorted(file.name for file in stopped.parent.iterdir()) == [".forget-me-not", "p-unfinished.safetensors"]
+    assert "after step 3 of 4" in run("inspect", stopped.with_name("p-unfinished.safetensors")).stdout
+    done = run("--log", *command, stopped)
+    assert done.returncode == 0 and stopped.read_bytes() == whole.read_bytes()
+    assert not (stopped.parent / ".forget-me-not").exists()
+
+
+def test_the_doctor_finds_this_machine_well(run):
+    done = run("doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ok  preset paper" in done.stdout and "the model: left as it was" in done.stdout
+
+
 def test_every_setting_is_an_option_and_bad_ones_get_a_sentence(run, model, tmp_path):
     help = run("forget", "--help").stdout
     for option in ("--preset", "--learning-rate", "--keep", "--strict"):

@@ -34,8 +34,7 @@ def test_a_fault_leaves_the_host_as_it_was_and_the_same_inputs_the_same_file(ben
 @pytest.mark.parametrize("name", ["paper", "inversion"])
 def test_a_killed_training_goes_on_where_it_was(bench, name):
     bench.reference(name)
-    for share in (0.6, 0.9):
-        one_kill(bench, name, share, 1.0)
+    assert one_kill(bench, name, 5, 0.0).startswith("resumed after step")
 
 
 @pytest.mark.parametrize(("how", "at"), [("limit", 1000), ("fsync", 2), ("link", 1)])
