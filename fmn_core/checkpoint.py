@@ -27,6 +27,7 @@ from .log import logger
 from .weights_file import UNREADABLE, read_small
 
 BESIDE = ".forget-me-not"  # the folder of checkpoints beside a file that is to be made
+ENDING = ".checkpoint"  # safetensors inside; hosts list what ends so, in any folder, as a LoRA
 EVERY = 10.0  # seconds between two writes
 MOST, OLDEST = 8, 14 * 86400  # files in a folder beside one's own, and the age in seconds at which they go
 ROOM = 64 << 20  # bytes that a file may have beyond what its parameters account for
@@ -71,7 +72,7 @@ class State:
             kind, _, name = key.partition(".")
             if kind == "optimizer":
                 index, _, name = name.partition(".")
-                optimizer["state"].setdefault(int(index), {})[name] = value
+                optimizer["state"].setdefault(int(index), {})[name] = value.clone()  # the optimiser steps in it
         self.optimizer.load_state_dict(optimizer)
         self.take(given)
         self.losses[:] = kept["losses"].tolist()
@@ -96,6 +97,7 @@ class Checkpoint:
         self.kept: dict[str, Tensor] | None = None  # after the last whole step
         self.state: State | None = None
         self.unfinished: Callable[[], object] | None = None
+        self.resumed = 0  # steps that an earlier run has done
         self.written = time.monotonic()
 
     def begin(self, host: DiffusionHost, texts: Iterable[str], *inputs: object) -> None:
@@ -108,12 +110,12 @@ class Checkpoint:
         except (RuntimeError, TypeError, AttributeError) as error:  # weights of a kind that does not show its values
             logger.warning("checkpoint.off why=%s", json.dumps(str(error)))
             return
-        self.file = self.folder / f"{digest(__version__, torch.__version__, known, inputs)}.safetensors"
+        self.file = self.folder / f"{digest(__version__, torch.__version__, known, inputs)}{ENDING}"
 
     def resume(self, state: State, unfinished: Callable[[], object]) -> int:
         """Brings a state to where the last run of the same training got to, and returns how many steps are done.
         `unfinished` makes the result of the steps done so far; it is asked only after an exception."""
-        self.state, self.unfinished, self.kept = state, unfinished, None
+        self.state, self.unfinished, self.kept, self.resumed = state, unfinished, None, 0
         self.written = time.monotonic()
         if self.file is None or not self.file.exists():
             return 0
@@ -126,12 +128,14 @@ class Checkpoint:
             logger.warning("checkpoint.unusable file=%s why=%s", self.file.name, json.dumps(str(error)))
             state.load(first)
             return 0
-        self.kept = kept
+        self.kept, self.resumed = kept, len(state.losses)
         logger.info("checkpoint.resumed file=%s step=%d", self.file.name, len(state.losses))
         return len(state.losses)
 
     def keep(self, now: bool = False) -> None:
         """After a whole step: remembers the state, and writes it if the last write is a while ago, or `now`."""
+        if self.file is None and self.rescue is None:
+            return
         self.kept = self.state.stored()
         if now or time.monotonic() - self.written >= self.every:
             self.write()
@@ -159,7 +163,7 @@ class Checkpoint:
             self.remove()
         elif self.kept is not None:
             self.write()
-            if self.rescue and self.unfinished and len(self.kept["losses"]):
+            if self.rescue and self.unfinished and len(self.kept["losses"]) > self.resumed:
                 self._rescue(error)
         self.state = self.unfinished = self.kept = None
 
@@ -208,7 +212,7 @@ def prune(folder: Path, own: Path) -> None:
     """Takes away checkpoints that are old or too many, one's own excepted, and what killed processes left half-written."""
     remove_left_over(folder)
     others = []
-    for file in folder.glob("*.safetensors"):
+    for file in folder.glob(f"*{ENDING}"):
         try:
             if file != own:
                 others.append((file.stat().st_mtime, file))

@@ -17,6 +17,16 @@ PREFIX, SUFFIX = ".fmn-", ".tmp"  # of files that are being written
 LEFT_OVER = 86400  # seconds after which a half-written file is one that a killed process left
 
 
+def mode_of_new_files() -> int:
+    """What the process gives to a file that it opens; the system tells it only while it sets it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+READABLE = mode_of_new_files()
+
+
 def describe(path: Path) -> str:
     """A file's name and size, for people."""
     return f"{path}  {path.stat().st_size:,} bytes"
@@ -88,6 +98,7 @@ def finish(file: BinaryIO) -> None:
     """Brings what was written to the disk, before a name says that it is there."""
     file.flush()
     os.fsync(file.fileno())
+    os.chmod(file.name, READABLE)  # a temporary file is its owner's alone
     file.close()
 
 

@@ -14,7 +14,7 @@ def out_of_memory_told() -> Iterator[None]:
     says what the user can do."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except torch.cuda.OutOfMemoryError as error:  # the name that torch 2.1 has as well
         raise type(error)(
             f"{error} There is not enough memory on the device: lower `batch_size` or `resolution`, or close what else uses "
             "it, and queue again."

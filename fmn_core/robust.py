@@ -58,6 +58,7 @@ def forget_robust(
     """
     if settings.mode == "correct":
         raise ForgetError("The preset `robust` removes or replaces, it cannot correct: choose `fast` or `balanced`.")
+    host.word_vectors("a")  # a host that cannot learn words says so now
     generator = torch.Generator().manual_seed(settings.seed)
     edit = make_edit(host, concepts, settings)
     texts = Texts.of(host, edit.task)

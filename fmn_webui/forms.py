@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fmn_core.errors import ForgetError
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # Pillow has others, of which EPS calls another program
 MOST_PIXELS = 64_000_000  # of a picture; more is no photograph
 
 
@@ -77,7 +78,7 @@ def opened(source: Path | bytes) -> Image.Image:
     """A picture, turned as its camera says; raises ForgetError for what is none."""
     name = source.name if isinstance(source, Path) else "What was sent"
     try:
-        picture = Image.open(source if isinstance(source, Path) else io.BytesIO(source))
+        picture = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS)
         small = picture.width * picture.height <= MOST_PIXELS
         turned = ImageOps.exif_transpose(picture) if small else None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from fmn_core.errors import ForgetError
 from fmn_core.file_names import DEVICES, slug
+from fmn_core.file_names import MOST as BYTES
 from fmn_core.patch import is_patch
 
 # A prompt calls a LoRA `<lora:NAME:WEIGHT>`, where `=` is for named weights; lists have commas; Windows refuses the others.
@@ -22,7 +24,13 @@ def check_name(name: str) -> str:
     """The name, if it can be a patch's; raises ForgetError for one that leads out of the folder or suits no prompt."""
     name = name.strip().removesuffix(".safetensors")
     bad = UNFIT.search(name) or not name.isprintable() or name.startswith(".") or name.endswith((".", " "))
-    if bad or not name or len(name) > MOST or name.split(".")[0].strip().upper() in DEVICES | {"NONE"}:
+    if (
+        bad
+        or not name
+        or len(name) > MOST
+        or len(name.encode()) > BYTES
+        or name.split(".")[0].strip().upper() in DEVICES | {"NONE"}
+    ):
         raise ForgetError(
             f"`{name[:MOST]}` cannot be a patch's name: use letters, digits, spaces and hyphens, {MOST} at most, without "
             "folders, colons and commas."
@@ -65,20 +73,23 @@ def new_file(folder: Path, name: str, concept: str) -> Path:
 
     Raises ForgetError for a name that cannot be or is taken.
     """
+    if not name.strip():
+        return free_file(folder, f"forget-{slug(concept)}")
+    stem = check_name(name)
+    if not is_free(folder)(stem):
+        raise ForgetError(f"`{stem}` is in the LoRA folder already, and files are never overwritten: choose another name.")
+    return folder / f"{stem}.safetensors"
+
+
+def free_file(folder: Path, stem: str) -> Path:
+    """The first of `stem`, `stem-2`, `stem-3` ... that no LoRA has."""
+    free = is_free(folder)
+    numbered = itertools.chain([stem], (f"{stem}-{n}" for n in itertools.count(2)))
+    return folder / f"{next(each for each in numbered if free(each))}.safetensors"
+
+
+def is_free(folder: Path) -> Callable[[str], bool]:
+    """What tells whether no LoRA has a name, nor its card or its `-rest`."""
     taken = {other.lower() for other in lora_files(folder)}
     taken |= {path.stem.lower() for path in folder.glob("*") if path.suffix in BESIDE}  # of a LoRA that is gone
-
-    def is_free(stem: str) -> bool:
-        return stem.lower() not in taken and f"{stem}-rest".lower() not in taken
-
-    if name.strip():
-        stem = check_name(name)
-        if not is_free(stem):
-            raise ForgetError(
-                f"`{stem}` is in the LoRA folder already, and files are never overwritten: choose another name."
-            )
-    else:
-        stem = f"forget-{slug(concept)}"
-        numbered = itertools.chain([stem], (f"{stem}-{n}" for n in itertools.count(2)))
-        stem = next(each for each in numbered if is_free(each))
-    return folder / f"{stem}.safetensors"
+    return lambda stem: stem.lower() not in taken and f"{stem}-rest".lower() not in taken

@@ -28,8 +28,11 @@ def lora_folder() -> Path:
 def refresh_loras() -> None:
     """Tells the Lora extension, where it is there, that a file came."""
     listed = getattr(sys.modules.get("networks"), "list_available_networks", None)
-    if listed is not None:
-        listed()
+    try:
+        if listed is not None:
+            listed()
+    except Exception as error:  # another file in the folder may be what it stumbles over; ours is saved
+        logging.warning("Forget-Me-Not: the list of LoRAs could not be refreshed", exc_info=error)
 
 
 @contextmanager
@@ -55,9 +58,7 @@ def tell(error: BaseException) -> str:
         return str(error)
     logging.error("Forget-Me-Not: a job failed", exc_info=error)
     if isinstance(error, torch.cuda.OutOfMemoryError):
-        return (
-            "The GPU's memory is full: take a smaller resolution, close other programs, or start the webui with --medvram."
-        )
+        return f"{error} Or start the webui with --medvram."
     return f"{type(error).__name__}: {error}. The console shows where; please report it."
 
 

@@ -14,6 +14,7 @@ from fmn_core.checkpoint import BESIDE, Checkpoint
 from fmn_core.concept import make_concepts
 from fmn_core.errors import ForgetError
 from fmn_core.evaluate import evaluate, with_evaluation
+from fmn_core.file_names import slug
 from fmn_core.forget import forget, summary
 from fmn_core.members import Member
 from fmn_core.patch import Patch, read_patch, save_patch
@@ -25,7 +26,7 @@ from fmn_core.stack import stack
 from . import webui
 from .cards import before_and_after, write_picture, write_words
 from .jobs import Job, Jobs, Outcome
-from .names import PatchList, check_name, new_file
+from .names import PatchList, check_name, free_file, new_file
 
 JOBS = Jobs(webui.turn, webui.interrupt, webui.tell)
 PATCHES = PatchList()
@@ -68,7 +69,8 @@ def submit_forget(asked: Asked) -> Job:
         rescued: list[Outcome] = []
 
         def rescue(patch: Patch) -> Path:
-            rescued.append(keep(patch, asked.name))
+            name = asked.name.strip() or f"forget-{slug(patch.info['concept'])}"
+            rescued.append(keep(patch, f"{name}-unfinished", numbered=True))
             return rescued[0].files[0]
 
         try:
@@ -79,7 +81,7 @@ def submit_forget(asked: Asked) -> Job:
             if not rescued:
                 raise
             if not job.asked_to_stop:
-                raise ForgetError(f"{webui.tell(error)} {rescued[0].lines[0]}") from error
+                raise ForgetError(" ".join([webui.tell(error), *rescued[0].lines[:2]])) from error
             rescued[0].stopped = True
             return rescued[0]
         if asked.card:
@@ -89,12 +91,12 @@ def submit_forget(asked: Asked) -> Job:
     return JOBS.submit("forget", f"Forget {named}", work)
 
 
-def keep(patch: Patch, name: str) -> Outcome:
-    """Writes a patch into the LoRA folder, with its card's words. Where its name was taken while it was made, it gets
-    another: what was learned is not thrown away."""
+def keep(patch: Patch, name: str, numbered: bool = False) -> Outcome:
+    """Writes a patch into the LoRA folder, with its card's words; `numbered`: under the next free name of the kind. Where
+    its name was taken while it was made, it gets another: what was learned is not thrown away."""
     folder = webui.lora_folder()
     try:
-        path = new_file(folder, name, patch.info["concept"])
+        path = free_file(folder, name) if numbered else new_file(folder, name, patch.info["concept"])
     except ForgetError:
         path = new_file(folder, "", f"{name} {patch.info['concept']}")
     said = summary(patch)

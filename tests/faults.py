@@ -207,7 +207,7 @@ def nan(answer):
 
 FAULTS = {
     "exception": (CALLS, lambda comfy: (_ for _ in ()).throw(Fault())),
-    "out of memory": (ALLOCATES, lambda comfy: (_ for _ in ()).throw(torch.OutOfMemoryError("Allocation failed."))),
+    "out of memory": (ALLOCATES, lambda comfy: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("Allocation failed."))),
     "interrupt": (("progress", "check_interrupt"), lambda comfy: comfy.model_management.interrupt_current_processing()),
     "NaN in a batch": (("predict",), lambda comfy: nan),
     "model unloaded": (("check_interrupt", "progress"), lambda comfy: comfy.model_management.unload_all_models()),
@@ -223,7 +223,7 @@ def one_fault(bench: Bench, kind: str, name: str, call: str, number: int) -> str
     came = "went through"
     try:
         bench.run(name, out, host)
-    except (Fault, torch.OutOfMemoryError, mm.InterruptProcessingException) as error:
+    except (Fault, torch.cuda.OutOfMemoryError, mm.InterruptProcessingException) as error:
         came = "stopped"
         if kind == "out of memory":
             assert "lower `batch_size`" in str(error)
@@ -269,7 +269,7 @@ def one_kill(bench: Bench, name: str, after: int, seconds: float) -> str:
 
     code = in_child(doomed)
     require_whole(out, killed=True)
-    kept = list((out / "checkpoints").glob("*.safetensors"))
+    kept = list((out / "checkpoints").glob("*.checkpoint"))
     finished = (out / "job.safetensors").exists()
     step = 0
     if kept:
@@ -350,7 +350,7 @@ def one_server_kill(work: Path) -> str:
                 graphs, graph = save(server)
                 graphs.queue(graph, "faults")
                 checkpoints = folder / "user/__forget_me_not/checkpoints"
-                while not list(checkpoints.glob("*.safetensors")):
+                while not list(checkpoints.glob("*.checkpoint")):
                     time.sleep(0.1)
                 server.process.kill()
                 server.process.wait()

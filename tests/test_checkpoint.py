@@ -88,7 +88,7 @@ def test_other_inputs_begin_anew(tmp_path):
 def test_a_damaged_checkpoint_is_as_good_as_none(tmp_path, change):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, 5, 3)
-    (file,) = tmp_path.glob("*.safetensors")
+    (file,) = tmp_path.glob("*.checkpoint")
     file.write_bytes(change(file.read_bytes()))
     state, begun = train(tmp_path, 5)
     assert begun == 0 and same(state, train(None, 5)[0])
@@ -99,7 +99,7 @@ def test_values_that_are_no_numbers_are_not_taken(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, 5, 3)
-    (file,) = tmp_path.glob("*.safetensors")
+    (file,) = tmp_path.glob("*.checkpoint")
     kept = load(file.read_bytes())
     file.write_bytes(save(kept | {"parameters.0": kept["parameters.0"] * float("nan")}))
     state, begun = train(tmp_path, 5)
@@ -120,6 +120,21 @@ def test_a_fault_in_the_middle_of_a_step_hands_over_the_whole_steps_before(tmp_p
     assert all(torch.equal(a, b) for a, b in zip(given[0], good, strict=True)) and len([*tmp_path.iterdir()]) == 1
 
 
+def test_a_resumed_training_that_fails_in_the_middle_of_a_step_leaves_the_state_before_it(tmp_path):
+    """The optimiser steps in place: not in what is kept for the file."""
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, 6, 3)
+    with pytest.raises(ZeroDivisionError):
+        with Checkpoint(tmp_path, every=0) as checkpoint:
+            checkpoint.begin(Host(), ["cat"], 0, {})
+            state = make_state()
+            assert checkpoint.resume(state, lambda: 1) == 3
+            step(state)
+            1 / 0  # noqa: B018
+    state, begun = train(tmp_path, 6)
+    assert begun == 3 and same(state, train(None, 6)[0])
+
+
 def test_nothing_is_handed_over_before_the_first_step_or_after_the_end(tmp_path):
     for done in (False, True):
         given = []
@@ -132,7 +147,7 @@ def test_nothing_is_handed_over_before_the_first_step_or_after_the_end(tmp_path)
                     checkpoint.keep()
                     checkpoint.done()
                 raise ForgetError("strict")
-        assert not given and bool(list(tmp_path.glob("*.safetensors"))) == done
+        assert not given and bool(list(tmp_path.glob("*.checkpoint"))) == done
 
 
 def test_files_are_bounded_in_number_and_age(tmp_path, monkeypatch):
@@ -140,7 +155,7 @@ def test_files_are_bounded_in_number_and_age(tmp_path, monkeypatch):
     for seed in range(6):
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, 5, 2, seed)
-    assert len([*tmp_path.glob("*.safetensors")]) == 4
+    assert len([*tmp_path.glob("*.checkpoint")]) == 4
     old = time.time() - module.OLDEST - 9
     for file in tmp_path.iterdir():
         os.utime(file, (old, old))

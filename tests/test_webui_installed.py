@@ -65,7 +65,7 @@ def test_training_can_be_stopped_and_leaves_the_model_as_it_was(webui, draw):
         time.sleep(0.05)
     webui.post(f"fmn/jobs/{job['id']}/interrupt")
     job = finished(webui, job)
-    assert job["state"] == "stopped" and "stopped.safetensors" in job["files"], job["error"]
+    assert job["state"] == "stopped" and "stopped-unfinished.safetensors" in job["files"], job["error"]
     assert np.array_equal(before, draw()[0])
 
 

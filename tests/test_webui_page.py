@@ -136,7 +136,7 @@ def test_an_interrupt_keeps_what_was_trained(page):
     page.ask(f"/fmn/jobs/{job['id']}/interrupt", {})
     job = page.finished(job["id"])
     assert job["state"] == "stopped" and "Unfinished: stopped after step" in " ".join(job["lines"]), job
-    with safe_open(page.loras / "stopped.safetensors", "pt") as file:
+    with safe_open(page.loras / "stopped-unfinished.safetensors", "pt") as file:
         assert 1 <= json.loads(file.metadata()["fmn.patch"])["report"]["steps"] < 1000
     assert not (page.loras / "waiting.safetensors").exists()
 

@@ -190,7 +190,7 @@ class ComfyHost(DiffusionHost):
         return comfy.utils.get_attr(self.base, key) if backup is None else backup.weight
 
     def identity(self) -> object:
-        return identity([self.patcher, *([] if self.clip is None else [self.clip.patcher])], self.clip)
+        return identity(self.patcher, self.clip, self.vae)
 
     @cached_property
     def kohya_names(self) -> dict[str, str]:

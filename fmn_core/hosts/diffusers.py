@@ -233,8 +233,10 @@ class DiffusersHost(DiffusionHost):
         return getattr(linear, "base_layer", linear).weight  # PEFT keeps the layer that it wraps
 
     def identity(self) -> object:
-        modules = [self.unet, *(encoder for _, encoder in self.encoders)]
-        return [{name: sampled(weight) for name, weight in module.state_dict().items()} for module in modules]
+        modules = [self.unet, *(encoder for _, encoder in self.encoders), *([] if self.vae is None else [self.vae])]
+        return [self.predicts_v, sampled(self.alphas_cumprod)] + [
+            {name: sampled(weight) for name, weight in module.state_dict().items()} for module in modules
+        ]
 
     @contextmanager
     def training(self, shape: Sequence[int], text: bool = False) -> Iterator[None]:

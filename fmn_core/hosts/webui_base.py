@@ -25,6 +25,7 @@ from .base import (
     WordVectors,
     linear_name,
     placeholder_texts,
+    sampled,
 )
 from .ldm import NATIVE_SIZE, cross_attentions, kohya_name, other_layers
 
@@ -53,6 +54,15 @@ class WebuiBase(DiffusionHost):
                 f"{self.model_name()} takes a picture beside the prompt, and nothing here gives it one: choose a checkpoint "
                 "that draws from the prompt alone, or an inpainting one."
             )
+
+    def identity(self) -> object:
+        from modules import shared
+
+        with self.without_loras(unet=True, text=True):
+            modules = [self.unet, *(encoder for _, encoder in self.encoders)]
+            weights = [{name: sampled(weight) for name, weight in module.state_dict().items()} for module in modules]
+        skipped = shared.opts.CLIP_stop_at_last_layers
+        return [weights, skipped, self.predicts_v, sampled(self.alphas_cumprod), self.model_name()]
 
     @property
     def device(self) -> torch.device:
