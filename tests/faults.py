@@ -164,7 +164,7 @@ def files(out: Path) -> dict[str, bytes]:
 def require_whole(out: Path, killed: bool = False) -> None:
     """Every file with a name is whole; only a killed process leaves half of one, and under no name."""
     for file in out.rglob("*"):
-        if file.is_file() and file.suffix == ".safetensors":
+        if file.is_file() and file.suffix in (".safetensors", ".checkpoint"):
             with safe_open(file, "pt") as opened:
                 assert opened.keys()
         elif file.is_file():
