@@ -226,8 +226,8 @@ def print_summary(report: dict, out: Path) -> None:
 
 def serve(server: ComfyServer) -> None:
     """Leaves the server up until it is stopped by Ctrl+C."""
-    print(f"\nOpen {server.url}/?template=forget-a-concept&source=forget-me-not   (Ctrl+C stops the server)", flush=True)
     try:
+        print(f"\nOpen {server.url}/?template=forget-a-concept&source=forget-me-not   (Ctrl+C stops the server)", flush=True)
         server.process.wait()
     except KeyboardInterrupt:
         pass
