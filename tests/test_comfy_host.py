@@ -145,3 +145,30 @@ def test_models_of_other_architectures_are_refused(comfy, loaded, other):
     ):
         with pytest.raises(ForgetError, match=f"SD1.x, SD2.x and SDXL, and this model is {other}"):
             use()
+
+
+def test_what_names_a_checkpoint_is_the_model_with_all_that_is_on_it(comfy, loaded):
+    """The same before and after the model was loaded; another with another noise schedule, a patch of another pack, LoRAs,
+    or without the VAE."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+    from fmn_core.checkpoint import digest
+    from fmn_core.hosts.comfy import ComfyHost
+
+    model, clip, vae = loaded
+
+    def name(model, vae=vae):
+        return digest(ComfyHost(model, clip, vae).identity())
+
+    with torch.inference_mode():
+        other = ModelSamplingDiscrete().patch(model, "v_prediction", True)[0]
+    watched = model.clone()
+    watched.set_model_attn2_patch(lambda n, context, value, extra: (n, context, value))
+    key = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    merged = model.clone()
+    merged.add_patches({key: (torch.ones(1),)}, 1.0)
+    names = {kind: name(one) for kind, one in {"plain": model, "v": other, "attn2": watched, "lora": merged}.items()}
+    assert len({*names.values(), name(model, None)}) == 5
+    comfy.model_management.load_models_gpu([other])
+    assert name(other) == names["v"] and name(model) == names["plain"]
+    comfy.model_management.load_models_gpu([model])
