@@ -17,7 +17,7 @@ def attention_probabilities(q: Tensor, k: Tensor, heads: int) -> Tensor:
     """softmax(Q K^T / sqrt(d)) in fp32: q [B, N, heads * d], k [B, T, heads * d] -> [B, heads, N, T]."""
     q = rearrange(q.float(), "b n (h d) -> b h n d", h=heads)
     k = rearrange(k.float(), "b t (h d) -> b h t d", h=heads)
-    return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
+    return (q / q.shape[-1] ** 0.5 @ k.transpose(-1, -2)).softmax(-1)
 
 
 @contextmanager

@@ -202,7 +202,9 @@ class AttentionRecording:
             probabilities = attention_probabilities(part, k, heads)[..., :columns]
             if not self.apart:
                 probabilities = probabilities.mean(1, keepdim=True)
-            maps = rearrange(probabilities, "b k (h w) (r t) -> b k h w r t", w=width, t=len(self.tokens)).sum(-2)
+            maps = rearrange(probabilities, "b k (h w) t -> b k h w t", w=width)
+            if maps.shape[-1] != len(self.tokens):
+                maps = rearrange(maps, "b k h w (r t) -> b k h w r t", t=len(self.tokens)).sum(-2)
             yield halve(maps, side)
 
     def make_room(self, layer: str, step: int, room: int, device: torch.device) -> Frame:
