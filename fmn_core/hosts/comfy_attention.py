@@ -119,11 +119,10 @@ class Watch:
 
     def look(self, context: Tensor, extra: dict) -> None:
         """Finds the step, and the rows of the prompt with their parts of the picture."""
-        sigma, schedule, numbers = (extra.get(key) for key in ("sigmas", "sample_sigmas", "uuids"))
-        given = (context, sigma, numbers)
-        if self.seen and all(one is other for one, other in zip(self.seen, given, strict=True)):
+        sigma, schedule, numbers = extra.get("sigmas"), extra.get("sample_sigmas"), extra.get("uuids")
+        if self.seen and self.seen[0] is context and self.seen[1] is sigma and self.seen[2] is numbers:
             return
-        self.seen, self.parts = given, []
+        self.seen, self.parts = (context, sigma, numbers), []
         if sigma is not None:
             now = float(sigma.flatten()[0])
             if not self.span[1] <= now <= self.span[0]:
