@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from .attention import attention_probabilities
 from .hosts.base import CrossAttention, Token
+from .log import logger
 from .settings import setting
 
 MEGABYTE = 2**20
@@ -128,7 +128,7 @@ class AttentionRecording:
     def end(self) -> None:
         """Brings what was recorded to the CPU: the sampling is over."""
         if self.halved:
-            logging.getLogger("forget_me_not").warning(
+            logger.warning(
                 "%d MB were too few for the attention maps of %d pictures: %d of %d layers are coarser, down to %d x %d. "
                 "Raise `memory`, record fewer pictures, or set `keep` to `mean`.",
                 self.settings.memory, self.sizes[self.layers[0]][0], len(self.halved), len(self.layers),
