@@ -107,8 +107,13 @@ def invert(
     are drawn to those of the text encoder's own words (the original's `clip_ti_decay`, which draws them to SD's 0.4).
     `mask` [1 or P, H, W] weights the error; `pictures` [P, H, W, 3] are what the latents encode, for the preview.
     What is hooked onto the model stays on it: a patched model learns what the patch has left.
-    Raises ForgetError for initialisers that cannot work, and where the first loss is not finite.
+    Raises ForgetError for initialisers that cannot work, and where the latents or the first loss are not finite.
     """
+    if not latents.isfinite().all():
+        raise ForgetError(
+            "The pictures' latents are not finite: look for broken pictures, or a model or VAE that overflows in half "
+            "precision."
+        )
     generator = torch.Generator().manual_seed(settings.seed)
     (named,) = make_concepts("{}", settings.concept_type, settings.template)
     norms = {name: v.norm(dim=-1).mean() for name, v in host.word_vectors(" ".join(NOUNS)).items()}

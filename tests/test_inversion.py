@@ -224,6 +224,11 @@ def test_a_mask_weights_the_error(host, latents):
     assert not torch.allclose(masked.vectors["clip_l"], plain.vectors["clip_l"], atol=1e-4)
 
 
+def test_latents_that_are_no_numbers_get_a_sentence(host, cats):
+    with pytest.raises(ForgetError, match="latents are not finite"):
+        invert(host, host.encode_images(cats) * float("nan"), QUICK, pictures=cats)
+
+
 def test_previews_show_the_pictures(host, cats, monkeypatch):
     latents = host.encode_images(cats)
     shown = linear_decoder(latents, cats)(latents[:1])
