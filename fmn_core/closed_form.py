@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,17 +24,17 @@ def leading_directions(columns: Tensor, tolerance: float) -> Tensor:
 @dataclass(frozen=True)
 class Erasure:
     """What an edit should do to a concept, as second moments [D, D]: E[x x^T] and E[(y - x) x^T] of its columns x and
-    their targets y. Two concepts together are the sum of the two."""
+    their targets y, summed over concepts."""
 
     gram: Tensor
     cross: Tensor
 
     @classmethod
-    def of(cls, columns: Tensor, targets: Tensor) -> Erasure:
-        return cls(second_moment(columns), (targets - columns).T @ columns / len(columns))
-
-    def __add__(self, other: Erasure) -> Erasure:
-        return Erasure(self.gram + other.gram, self.cross + other.cross)
+    def of(cls, concepts: Sequence[tuple[Tensor, Tensor]]) -> Erasure:
+        """Of concepts' columns [N, D] and targets [N, D], each concept at the same weight."""
+        x = torch.cat([columns / len(columns) ** 0.5 for columns, _ in concepts])
+        y = torch.cat([targets / len(targets) ** 0.5 for _, targets in concepts])
+        return cls(x.T @ x, (y - x).T @ x)
 
 
 def solve(erasure: Erasure, kept: Tensor, fixed: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -83,15 +83,11 @@ def find_tokens(tokens: tuple[Token, ...], sought: tuple[Token, ...]) -> list[li
 
     Reading on past special tokens finds a phrase that the tokenizer has split between two chunks of 77.
     """
-    words = [(column, token.id) for column, token in enumerate(tokens) if token.kind == "word"]
-    ids = [token.id for token in sought if token.kind == "word"]
-    if not ids:
-        return []
-    return [
-        [column for column, _ in words[start : start + len(ids)]]
-        for start in range(len(words) - len(ids) + 1)
-        if [id for _, id in words[start : start + len(ids)]] == ids
-    ]
+    columns = [column for column, token in enumerate(tokens) if token.kind == "word"]
+    ids = [tokens[column].id for column in columns]
+    wanted = [token.id for token in sought if token.kind == "word"]
+    starts = range(len(ids) - len(wanted) + 1) if wanted else ()
+    return [columns[start : start + len(wanted)] for start in starts if ids[start : start + len(wanted)] == wanted]
 
 
 def concept_columns(host: DiffusionHost, name: str, prompt: str, tokens: str) -> Tensor:

@@ -19,7 +19,7 @@ from .patch import Patch, make_patch
 from .settings import ForgetSettings
 
 NEIGHBOURS = 16
-TEMPLATES_IN_ALL = 160  # of many concepts each gets fewer, since every prompt has to be read
+TEMPLATES_IN_ALL = 160
 EXACT = 0.02  # of the largest singular value of the start and empty columns: directions above it do not move at all
 KEPT, NEAR, KEEP, EMPTY, RIDGE = 100.0, 10.0, 100.0, 100.0, 1e-3  # weights beside the concept's, which is 1
 ERASED = 0.8  # how much of the way from the concept to its target an edit is scaled to go
@@ -34,6 +34,7 @@ class Task:
     type: str
     mode: str
     templates: tuple[str, ...]
+    probes: tuple[str, ...]  # prompts that an edit is checked on, and not made from
     asked: tuple[str, ...]  # the few of them that are trained with
     names: dict[str, tuple[str, ...]]  # of each concept: what the user calls it, and words that mean the same
     also: list[str]  # the latter
@@ -50,7 +51,7 @@ class Task:
         """Every prompt that has to be read for it."""
         moved = [*self.forgotten, *([self.other] if self.other else [])]
         for templates, names in (
-            ((*self.templates, *PROBES[self.type]), moved),
+            ((*self.templates, *self.probes, *self.asked), moved),
             (NEAR_TEMPLATES[self.type], self.neighbours),
             (KEEP_TEMPLATES[self.type], self.keep),
         ):
@@ -98,15 +99,13 @@ def make_edit(host: DiffusionHost, concepts: tuple[Concept, ...], settings: Forg
     task = plan(lexicon, concepts, settings)
     words = Words.of(lexicon, task)
     columns, kept, empty = words.columns, words.kept, words.empty
-    erasure, *more = (Erasure.of(x, y) for x, y in columns.values())
-    erasure = sum(more, erasure)
+    erasure = Erasure.of(list(columns.values()))
     fixed = leading_directions(torch.cat([empty[:1] * len(empty), empty]), EXACT)
     up, down = solve(erasure, kept, fixed, min(settings.rank * len(columns), len(kept) - fixed.shape[1]))
     edit = Edit(up, down, task, {"also": task.also}, words.moments)
     done = sum(progress(edit, x, y) for x, y in columns.values()) / len(columns)
     edit = replace(edit, up=up * min(ERASED / done, MOST_SCALE)) if done > 0 else edit
-    probes = PROBES[task.type][: len(task.templates)]
-    return measured(edit, {name: concept_columns(lexicon, task, name, probes) for name in task.names}, words)
+    return measured(edit, {name: concept_columns(lexicon, task, name, task.probes) for name in task.names}, words)
 
 
 def word_moments(
@@ -140,7 +139,7 @@ class Words:
         lexicon.read(task.texts())
         near = {word: lexicon.columns(NEAR_TEMPLATES[task.type], word) for word in task.neighbours}
         held = {word: lexicon.columns(KEEP_TEMPLATES[task.type], word) for word in task.keep}
-        empty = lexicon.host.contexts([""], len(lexicon.host.tokenize("")))[0].cpu().double()
+        empty = lexicon.host.contexts([""], len(lexicon.tokenize("")))[0].cpu().double()
         kept = kept_moment(lexicon.kept(task.forgotten), near, held, empty)
         attended = sum(attended_moment(lexicon, task, name, len(empty)) for name in task.names)
         return cls(
@@ -169,14 +168,16 @@ def plan(lexicon: Lexicon, concepts: tuple[Concept, ...], settings: ForgetSettin
     alike = {n: set().union(*(lexicon.same(lexicon.likeness([other], type)) for other in subjects[n])) for n in subjects}
     also = {name: sorted(several - stay - known(subjects)) for name, several in alike.items()}
     names = {name: (*several, *also[name]) for name, several in subjects.items()}
-    # Of many concepts, each gets fewer neighbours.
     neighbours = (w for like in likeness.values() for w in lexicon.neighbours(like, max(2, NEIGHBOURS // len(names))))
     moving = {*stay, *(name for several in names.values() for name in several)}
     templates = concepts[0].templates if custom else TEMPLATES[type]
+    # Every prompt has to be read: of many concepts each gets fewer.
+    share = max(4, TEMPLATES_IN_ALL // len(names))
     return Task(
         type=type,
         mode=settings.mode,
-        templates=templates[: max(4, TEMPLATES_IN_ALL // len(names))],
+        templates=templates[:share],
+        probes=PROBES[type][: share // 2],
         asked=templates if custom else NEAR_TEMPLATES[type],
         names=names,
         also=[word for several in also.values() for word in several],
@@ -218,10 +219,10 @@ def concept_columns(lexicon: Lexicon, task: Task, name: str, templates: tuple[st
     without what they share with the dominant concept, so that another of its meanings comes through. Raises
     ForgetError where no prompt keeps the name whole.
     """
-    sought = [lexicon.host.tokenize(other) for other in task.names[name]]
+    sought = [lexicon.tokenize(other) for other in task.names[name]]
     found = []
     for template in templates:
-        bare = lexicon.host.tokenize(template.replace("{}", ""))
+        bare = lexicon.tokenize(template.replace("{}", ""))
         middle = lexicon.middle(template, task.type, task.neutral)
         theirs = lexicon.place(template, task.other) if task.other else middle
         if not (theirs and middle) or any(find_tokens(bare, name) for name in sought):

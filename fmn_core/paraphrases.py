@@ -122,6 +122,13 @@ class Reader:
 
     def __init__(self, host: DiffusionHost, known: MutableMapping[str, Reading]):
         self.host, self.known = host, known
+        self.tokens: dict[str, tuple[Token, ...]] = {}
+
+    def tokenize(self, text: str) -> tuple[Token, ...]:
+        """The host's tokens of a text, asked for once."""
+        if text not in self.tokens:
+            self.tokens[text] = self.host.tokenize(text)
+        return self.tokens[text]
 
     def read(self, texts: Iterable[str]) -> list[Reading]:
         """The reading of each prompt."""
@@ -129,7 +136,7 @@ class Reader:
         lengths: dict[int, dict[str, tuple[Token, ...]]] = {}
         for text in dict.fromkeys(texts):
             if text not in self.known:
-                tokens = self.host.tokenize(text)
+                tokens = self.tokenize(text)
                 end = [token.kind for token in tokens].index("end")
                 tokens = tokens[: end + 1 + PADDING]
                 lengths.setdefault(len(tokens), {})[text] = tokens
@@ -142,9 +149,9 @@ class Reader:
 
     def place(self, template: str, name: str) -> Place | None:
         """The columns of the template with the name in it; None where the tokenizer does not keep the name whole."""
-        sought, (reading,) = self.host.tokenize(name), self.read([fill(template, name)])
+        sought, (reading,) = self.tokenize(name), self.read([fill(template, name)])
         before = template.rsplit("{}", 1)[0].replace("{}", name)  # where the name may stand as well
-        index = len(find_tokens(self.host.tokenize(before), sought))
+        index = len(find_tokens(self.tokenize(before), sought))
         mentions = find_tokens(reading.tokens, sought)
         if index >= len(mentions):
             return None
@@ -230,6 +237,6 @@ class Lexicon(Reader):
 
     def kept(self, names: Sequence[str]) -> Tensor:
         """The columns [N, D] of all common prompts in which none of the names occurs."""
-        sought = [self.host.tokenize(name) for name in names]
+        sought = [self.tokenize(name) for name in names]
         kept = [r.columns for r in self.readings if not any(find_tokens(r.tokens, name) for name in sought)]
         return torch.cat(kept).double()

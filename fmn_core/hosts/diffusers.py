@@ -88,6 +88,10 @@ class DiffusersHost(DiffusionHost):
         return type(self.pipeline).__name__
 
     def cross_attentions(self) -> dict[str, CrossAttention]:
+        return dict(self.layers)
+
+    @cached_property
+    def layers(self) -> dict[str, CrossAttention]:
         return {
             name: CrossAttention(name, module, module.heads, PLACES[name.split(".")[0]])
             for place in PLACES
@@ -126,12 +130,11 @@ class DiffusersHost(DiffusionHost):
 
     def tokenize(self, text: str) -> tuple[Token, ...]:
         tokenizer = self.encoders[0][0]
-        ids, tokens = self.ids(tokenizer, [text])[0].tolist(), []
-        for place, id in enumerate(ids):
+        ids, words, tokens = self.ids(tokenizer, [text])[0].tolist(), tokenizer.vocab_size, []
+        for place, (id, piece) in enumerate(zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)):
             ended = bool(tokens) and tokens[-1].kind in ("end", "padding")
             kind = "start" if place == 0 else "padding" if ended else "end" if id == tokenizer.eos_token_id else "word"
-            learned = id >= tokenizer.vocab_size
-            tokens.append(Token(-1 - id if learned else id, tokenizer.convert_ids_to_tokens(id), kind))
+            tokens.append(Token(-1 - id if id >= words else id, piece, kind))
         return tuple(tokens)
 
     @torch.no_grad()
@@ -146,14 +149,15 @@ class DiffusersHost(DiffusionHost):
 
     def hidden_states(self, texts: list[str], columns: int | None) -> tuple[Tensor, Tensor | None]:
         """Embeddings [B, columns, D] in fp32 as the UNet takes them, and SDXL's pooled ones."""
-        parts, pooled = [], None
+        parts, pooled, two = [], None, len(self.encoders) > 1
         for tokenizer, encoder in self.encoders:
-            output = encoder(self.ids(tokenizer, texts)[:, :columns].to(encoder.device), output_hidden_states=True)
-            if len(self.encoders) == 1:
-                parts.append(output[0])
-            else:  # the last but one layer, without its norm (diffusers, encode_prompt of the XL pipeline)
+            ids = self.ids(tokenizer, texts)[:, :columns].to(encoder.device)
+            output = encoder(ids, output_hidden_states=two)
+            if two:  # the last but one layer, without its norm (diffusers, encode_prompt of the XL pipeline)
                 parts.append(output.hidden_states[-2])
                 pooled = output[0]
+            else:
+                parts.append(output[0])
         pooled = None if pooled is None else pooled.float().to(self.device)
         return torch.cat(parts, -1).float().to(self.device), pooled
 
