@@ -49,13 +49,25 @@ def projections(layers: dict[str, CrossAttention], take: Callable[[str, Tensor, 
         yield
 
 
+class AllTaken(Exception):
+    """Every map is there, and nobody asked for more."""
+
+
 @contextmanager
-def tapped(layers: dict[str, CrossAttention]) -> Iterator[dict[str, Tensor]]:
-    """Context whose dict holds, after a forward, each layer's map [B, heads, N, T], with its graph."""
+def tapped(layers: dict[str, CrossAttention], stop: bool = False) -> Iterator[dict[str, Tensor]]:
+    """Context whose dict holds, after a forward, each layer's map [B, heads, N, T], with its graph; with `stop` the forward
+    ends, by AllTaken, where the last one is made.
+
+    Of a forward that is computed again in the backward, which has to come within the context, the maps are not taken anew.
+    """
     maps: dict[str, Tensor] = {}
 
     def take(name, q, k, context):
-        maps[name] = attention_probabilities(q, k, layers[name].heads)
+        A = attention_probabilities(q, k, layers[name].heads)
+        if name not in maps:
+            maps[name] = A
+            if stop and len(maps) == len(layers):
+                raise AllTaken
 
     with projections(layers, take):
         yield maps

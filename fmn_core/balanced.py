@@ -26,12 +26,14 @@ from .hybrid import (
     gather,
     gather_calls,
     make_batch,
+    make_economy,
     make_probe,
     train_step,
     unfinished_patch,
 )
 from .log import phase
 from .lora import CrossAttentionLoRA
+from .memory import Economy
 from .patch import Patch
 from .resteering import preview
 from .settings import ForgetSettings
@@ -63,8 +65,9 @@ def forget_balanced(
             host.skip(
                 checkpoint.resume(state, lambda: unfinished_patch(host, lora, concepts, settings, edit, losses, steps))
             )
+            economy = make_economy(host, texts, pictures, settings, 2 * settings.batch_size, steps)
             with phase("forget.train", preset="balanced") as told:
-                diverged = train(host, lora, state, texts, pictures, settings, probe, checkpoint)
+                diverged = train(host, lora, state, texts, pictures, settings, probe, economy, checkpoint)
                 told["steps"] = len(losses)
             tried = {strength: probe(strength) for strength in STRENGTHS}
             strength = min(tried, key=lambda strength: tried[strength].total)
@@ -88,6 +91,7 @@ def train(
     pictures: Pictures,
     settings: ForgetSettings,
     probe: Callable[[float], Reading],
+    economy: Economy,
     checkpoint: Checkpoint,
 ) -> bool:
     """Trains the ups until the steps are up or the probe has not fallen for a while, and leaves the best of them.
@@ -98,7 +102,7 @@ def train(
     while len(losses) < settings.steps and min(totals) in totals[-PATIENCE:]:
         host.check_interrupt()
         batch = make_batch(host, texts, pictures, settings, settings.batch_size, 0.0, state.generator)
-        loss, maps = train_step(host, lora, state.optimizer, texts, pictures, batch)
+        loss, maps = train_step(host, lora, state, texts, pictures, batch, settings.gradient, economy)
         diverged = not math.isfinite(loss)
         if diverged:
             break

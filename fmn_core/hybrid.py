@@ -16,13 +16,16 @@ import torch
 from torch import Tensor
 
 from .attention import concept_mass, tapped
+from .checkpoint import State
 from .concept import Concept, concept_columns
 from .errors import ForgetError
 from .fast import Edit, Task
+from .gradient import differentiated
 from .hosts.base import DiffusionHost, Prompts
 from .log import phase
 from .lora import CrossAttentionLoRA
 from .losses import mean_attention_loss
+from .memory import Economy, rehearse
 from .paraphrases import NEAR_TEMPLATES, fill
 from .patch import Patch, make_patch
 from .pictures import prepare_pictures
@@ -227,13 +230,23 @@ def make_batch(
     return Batch(x_t, t, shown, rows, asked, target, y_t, u, near, host.predict(y_t, u, near))
 
 
+def make_economy(
+    host: DiffusionHost, texts: Texts, pictures: Pictures, settings: ForgetSettings, rows: int, steps: int
+) -> Economy:
+    """An Economy for so many steps, each on this many rows of a picture and a prompt."""
+    x_t, t = add_noise(host, pictures.latents[:1], torch.Generator().manual_seed(0))
+    return Economy.of(host, rehearse(host, x_t, t, texts.asked.take([0])), rows, rows * steps, settings.gradient)
+
+
 def train_step(
     host: DiffusionHost,
     lora: CrossAttentionLoRA,
-    optimizer: torch.optim.Optimizer,
+    state: State,
     texts: Texts,
     pictures: Pictures,
     batch: Batch,
+    gradient: str,
+    economy: Economy,
 ) -> tuple[float, dict[str, Tensor]]:
     """A step down the hybrid loss: |estimate - target|^2 for the concept, plus its attention, plus |change|^2 for what is
     near. Returns the loss and the attention maps; takes no step where the loss or its gradient is not finite.
@@ -246,26 +259,30 @@ def train_step(
         a = host.alphas_cumprod.to(batch.x_t)[t][:, None, None, None]
         return ((1 - a) / a).clamp(max=MOST)
 
-    with lora.attached():
-        with tapped(host.cross_attentions()) as maps:
+    def step() -> tuple[float, dict[str, Tensor], Sequence[Tensor]]:
+        # What is hooked on stays until the backward is done, which may compute the forwards again.
+        with lora.attached(), differentiated(host.unet, gradient), tapped(host.cross_attentions()) as maps:
             error = host.predict(batch.x_t, batch.t, batch.asked) - batch.target
-        change = host.predict(batch.y_t, batch.u, batch.near) - batch.kept
-    regions = None
-    if pictures.mask is not None:
-        regions = [region_of(pictures.mask, batch.shown, A.shape[2], batch.x_t) for A in maps.values()]
-    attention = mean_attention_loss(maps.values(), texts.columns[batch.rows], regions)
-    noise, drift = (weight(batch.t) * error.square()).mean(), (weight(batch.u) * change.square()).mean()
-    loss = noise + ATTENTION * attention + KEEP * drift
-    if torch.isfinite(loss):
-        parameters = optimizer.param_groups[0]["params"]
-        gradients = torch.autograd.grad(loss * SCALE, parameters)
-        if not all(gradient.isfinite().all() for gradient in gradients):
-            return math.nan, maps
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient / SCALE
+            change = host.predict(batch.y_t, batch.u, batch.near) - batch.kept
+            regions = None
+            if pictures.mask is not None:
+                regions = [region_of(pictures.mask, batch.shown, A.shape[2], batch.x_t) for A in maps.values()]
+            attention = mean_attention_loss(maps.values(), texts.columns[batch.rows], regions)
+            noise, drift = (weight(batch.t) * error.square()).mean(), (weight(batch.u) * change.square()).mean()
+            loss = noise + ATTENTION * attention + KEEP * drift
+            finite = torch.isfinite(loss)
+            return loss.item(), maps, torch.autograd.grad(loss * SCALE, parameters) if finite else ()
+
+    parameters = state.parameters
+    loss, maps, gradients = economy.take(step, state.generator)
+    if not all(own.isfinite().all() for own in gradients):
+        return math.nan, maps
+    if gradients:
+        for parameter, own in zip(parameters, gradients, strict=True):
+            parameter.grad = own / SCALE
         torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
-        optimizer.step()
-    return loss.item(), maps
+        state.optimizer.step()
+    return loss, maps
 
 
 class Reading(NamedTuple):

@@ -16,7 +16,7 @@ from .errors import ForgetError
 from .hosts.base import DiffusionHost, WordVectors
 from .log import logger, phase, plain
 from .losses import predicted_x0
-from .memory import out_of_memory_told
+from .memory import Economy, out_of_memory_told
 from .pictures import prepare_pictures
 from .resteering import diffuse, draw, sample_pairs
 from .sampling import AT_ONCE, sampling_calls
@@ -130,8 +130,8 @@ def invert(
         state = State([*vectors.values()], optimizer, generator, tensors={"good": last})
         losses = state.losses
         host.skip(checkpoint.resume(state, lambda: unfinished(state, [*vectors], settings.steps, before)))
-        while len(losses) < settings.steps:
-            host.check_interrupt()
+
+        def step() -> tuple:
             shown = draw(len(latents), settings.batch_size, generator)
             (row,) = draw(len(named.templates), 1, generator)
             x_t, t, noise = diffuse(host, latents[shown], generator)
@@ -143,6 +143,12 @@ def invert(
             # The sum's gradient, because half precision may round the mean's to zero; AdamW minds no scale. And only by
             # the vectors: whatever else is hooked onto the model must not gather gradients.
             gradients = torch.autograd.grad(error.sum(), list(vectors.values()))
+            return x_t, t, epsilon.detach(), error.detach(), gradients
+
+        economy = Economy(host)
+        while len(losses) < settings.steps:
+            host.check_interrupt()
+            x_t, t, epsilon, error, gradients = economy.take(step, generator)
             if not all(torch.isfinite(x).all() for x in (error, *gradients)):
                 break
             last[:] = [v.detach().clone() for v in vectors.values()]

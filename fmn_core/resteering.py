@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .attention import concept_mass, layer_size, tapped
+from .attention import AllTaken, concept_mass, layer_size, tapped
 from .checkpoint import Checkpoint, State
 from .concept import Concept, concept_columns
 from .errors import ForgetError
 from .fast import word_moments
+from .gradient import differentiated
 from .heatmap import overlay
 from .hosts.base import DiffusionHost, Prompts
 from .log import phase
 from .lora import CrossAttentionLoRA, LoRAs
 from .losses import attention_resteering_loss, visual_denoising_loss
+from .memory import Economy, rehearse
 from .patch import Patch, make_patch, rest_tensors
 from .pictures import prepare_pictures
 from .sampling import AT_ONCE, sample_pictures, sampling_calls
@@ -45,6 +50,8 @@ def forget_by_resteering(
     """
     if settings.mode != "remove":
         raise ForgetError(f"The preset `paper` removes, it cannot {settings.mode}: choose another preset.")
+    if settings.gradient != "whole" and settings.layers != "cross-attention":
+        raise ForgetError(f"`gradient: {settings.gradient}` leaves out what `layers: {settings.layers}` trains: choose one.")
     images, mask = prepare_pictures(host, images, mask, settings.flip)
     layers = host.cross_attentions()
     generator = torch.Generator().manual_seed(settings.seed)
@@ -74,6 +81,7 @@ def forget_by_resteering(
             rest = LoRAs(host.other_layers() if whole else {}, settings.rank, generator).to(host.device)
             probe = make_probe(host, latents, prompts, columns, generator)
             mass_before = probe()
+            rehearsal = rehearse(host, *add_noise(host, latents[:1], torch.Generator().manual_seed(0)), prompts.take([0]))
 
             def patch_of(report: dict) -> Patch:
                 patch = make_patch(host, lora.factors(), concepts, asdict(settings), report, moments)
@@ -85,7 +93,9 @@ def forget_by_resteering(
                     state = training_state(nn.ModuleList([lora, rest]), settings, generator)
                     checkpoint = checkpoint or Checkpoint()
                     host.skip(checkpoint.resume(state, lambda: patch_of(unfinished(state.losses, settings.steps))))
-                    losses = resteer(host, state, prompts, columns, latents, mask, pairs, pictures, settings, checkpoint)
+                    economy = Economy.of(host, rehearsal, settings.batch_size, settings.steps, settings.gradient)
+                    given = (prompts, columns, latents, mask, pairs, pictures)
+                    losses = resteer(host, state, *given, settings, economy, checkpoint)
                     mass_with_rest = probe()
                     told["steps"] = len(losses)
                 mass = {"before": mass_before, "after": probe()}
@@ -132,6 +142,16 @@ def sample_pairs(
     return sample(), None if ignored is None else sample(ignored)
 
 
+class Step(NamedTuple):
+    """What a step has seen: its loss and maps, which pictures and prompts it drew, and the noisy latents."""
+
+    loss: float
+    maps: dict[str, Tensor]
+    shown: list[int]
+    rows: list[int]
+    x_t: Tensor
+
+
 def training_state(lora: nn.Module, settings: ForgetSettings, generator: torch.Generator) -> State:
     """The state of a training that has not begun; `good`: the parameters with which the last loss was finite."""
     parameters = [*lora.parameters()]
@@ -149,36 +169,46 @@ def resteer(
     pairs: tuple[Tensor, Tensor | None] | None,
     pictures: Tensor | None,
     settings: ForgetSettings,
+    economy: Economy,
     checkpoint: Checkpoint,
 ) -> list[float]:
     """Algorithm 1: noise a picture to a random timestep, read the attention, step the LoRA against what attends to
     the concept. Goes on from a state; returns the loss of each step."""
     layers, generator = host.cross_attentions(), state.generator
     parameters, losses, good = state.parameters, state.losses, state.tensors["good"]
-    while len(losses) < settings.steps:
-        host.check_interrupt()
+
+    def step() -> Step:
+        state.optimizer.zero_grad(set_to_none=True)
         shown = draw(len(latents), settings.batch_size, generator)
         rows = draw(len(prompts), settings.batch_size, generator)
         x_t, t = add_noise(host, latents[shown], generator)
-        with tapped(layers) as maps:
-            host.predict(x_t, t, prompts.take(rows))
+        # What is hooked on stays until the backward is done, which may compute the forward again.
+        with differentiated(host.unet, settings.gradient), tapped(layers, stop=True) as maps:
+            with suppress(AllTaken):
+                host.predict(x_t, t, prompts.take(rows))
             regions = None if mask is None else [region_of(mask, shown, A.shape[2], x_t) for A in maps.values()]
             loss = attention_resteering_loss(maps.values(), columns[rows], regions)
-        if settings.visual_weight:
-            loss = loss + settings.visual_weight * visual_loss(host, prompts, pairs, settings.batch_size, generator)
-        if not torch.isfinite(loss):
+            if settings.visual_weight:
+                loss = loss + settings.visual_weight * visual_loss(host, prompts, pairs, settings.batch_size, generator)
+            if torch.isfinite(loss):
+                good[:] = [p.detach().clone() for p in parameters]
+                loss.backward()
+        return Step(loss.item(), maps, shown, rows, x_t)
+
+    while len(losses) < settings.steps:
+        host.check_interrupt()
+        taken = economy.take(step, generator)
+        if not math.isfinite(taken.loss):
             if not losses:
                 raise ForgetError("The loss is not finite at step 1: look for broken pictures.")
             state.take(good)
             break
-        good[:] = [p.detach().clone() for p in parameters]
-        loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
         state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
+        losses.append(taken.loss)
         checkpoint.keep()
-        host.progress(len(losses), settings.steps, preview(maps, columns[rows], pictures, shown, x_t))
+        shown = preview(taken.maps, columns[taken.rows], pictures, taken.shown, taken.x_t)
+        host.progress(len(losses), settings.steps, shown)
     return losses
 
 

@@ -134,6 +134,11 @@ class ForgetSettings:
         "is then a LoRA of its own, `rest`, to be loaded beside the patch by the host's own loader.",
         choices=("cross-attention", "whole unet"), advanced=True,
     )  # fmt: skip
+    gradient: str = setting(
+        "whole",
+        "GRADHELP",
+        choices=("whole", "residual stream"), advanced=True,
+    )  # fmt: skip
 
     def __post_init__(self):
         check(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -112,6 +113,7 @@ class DiffusionHost(ABC):
     """A text-to-image model with cross-attention inside a host; latents are those the UNet sees."""
 
     family: str  # a key of FAMILIES
+    unet: nn.Module
     device: torch.device
     alphas_cumprod: Tensor  # [number of timesteps]: the noise schedule
     bar_steps: tuple[int, int] | None = None  # done and all, inside `one_bar`
@@ -182,6 +184,13 @@ class DiffusionHost(ABC):
         `shape` [B, C, h, w] is the largest batch of latents that it has to hold. With `text` autograd works on the
         text encoders too.
         """
+
+    def free_memory(self) -> float:
+        """Bytes of the device that are free for tensors; infinite where nobody knows."""
+        if self.device.type != "cuda":
+            return math.inf
+        kept = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)  # by torch, for tensors
+        return torch.cuda.mem_get_info(self.device)[0] + kept
 
     @abstractmethod
     def show_progress(self, step: int, total: int, preview: Tensor | None) -> None:

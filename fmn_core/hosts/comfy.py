@@ -53,6 +53,10 @@ class ComfyHost(DiffusionHost):
     def device(self) -> torch.device:
         return self.patcher.load_device
 
+    @property
+    def unet(self) -> nn.Module:
+        return self.base.diffusion_model
+
     @cached_property
     def alphas_cumprod(self) -> Tensor:
         return 1 / (1 + self.sigmas.square())
@@ -66,10 +70,10 @@ class ComfyHost(DiffusionHost):
         return type(self.base.model_config).__name__
 
     def cross_attentions(self) -> dict[str, CrossAttention]:
-        return cross_attentions(self.base.diffusion_model)
+        return cross_attentions(self.unet)
 
     def other_layers(self) -> dict[str, nn.Module]:
-        layers = other_layers(self.base.diffusion_model)
+        layers = other_layers(self.unet)
         return {self.kohya_names[f"diffusion_model.{name}.weight"]: module for name, module in layers.items()}
 
     def latent_shape(self) -> tuple[int, int, int]:
@@ -208,7 +212,7 @@ class ComfyHost(DiffusionHost):
             memory = self.patcher.memory_required(list(shape)) * TRAINING_MEMORY_FACTOR
             models = [self.patcher, self.clip.patcher] if text else [self.patcher]
             comfy.model_management.load_models_gpu(models, memory_required=memory)
-            stack.enter_context(ordinary_parameters(self.base.diffusion_model))
+            stack.enter_context(ordinary_parameters(self.unet))
             if text:
                 stack.enter_context(ordinary_parameters(self.clip.cond_stage_model))
                 stack.enter_context(norms_of_copies(self.clip.cond_stage_model))
@@ -217,6 +221,9 @@ class ComfyHost(DiffusionHost):
                 yield
             finally:
                 self.trained_on = outer
+
+    def free_memory(self) -> float:
+        return comfy.model_management.get_free_memory(self.device)
 
     def show_progress(self, step: int, total: int, preview: Tensor | None) -> None:
         if self.bar is None:

@@ -1,0 +1,173 @@
+"""What a step differentiates through and recomputes, on narrow copies of the real architectures in the real ComfyUI."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from benchmarks.architectures import narrow_model
+from fmn_core.attention import AllTaken, tapped
+from fmn_core.forget import forget
+from fmn_core.gradient import BRANCH, differentiated, recomputable, recomputed
+from fmn_core.inversion import invert_pictures
+from fmn_core.lora import CrossAttentionLoRA
+from fmn_core.losses import attention_resteering_loss
+from fmn_core.memory import RECOMPUTED, rehearse
+from fmn_core.settings import ForgetSettings, InvertSettings
+
+QUICK = {"steps": 2, "num_pictures": 1, "sampling_steps": 2, "resolution": 64, "rounds": 1, "rank": 2}
+
+
+@pytest.fixture(scope="module", params=["sd1", "sdxl"])
+def narrow(comfy, request):
+    return narrow_model(request.param)
+
+
+@pytest.fixture
+def host(narrow):
+    from fmn_core.hosts.comfy import ComfyHost
+
+    return ComfyHost(*narrow, resolution=64)
+
+
+def given(host):
+    """Noisy latents, a timestep and a prompt."""
+    x_t = torch.randn(1, *host.latent_shape(), generator=torch.Generator().manual_seed(1))
+    return x_t, torch.tensor([500]), host.encode(["a photo of a cat"])
+
+
+def gradients(host, through="whole", again=False):
+    """The re-steering loss of a LoRA's first step, and its gradient."""
+    x_t, t, prompts = given(host)
+    layers = host.cross_attentions()
+    with host.training(x_t.shape):
+        lora = CrossAttentionLoRA(layers, ("to_q", "to_k", "to_v"), 2, torch.Generator().manual_seed(2))
+        for adapter in lora.values():
+            torch.nn.init.normal_(adapter.up, generator=torch.Generator().manual_seed(3))
+        with lora.attached(), differentiated(host.unet, through), tapped(layers) as maps:
+            if again:
+                with recomputed(host.unet):
+                    host.predict(x_t, t, prompts)
+            else:
+                host.predict(x_t, t, prompts)
+            columns = torch.zeros(1, prompts.embeddings.shape[1], dtype=torch.bool)
+            columns[:, 5] = True
+            loss = attention_resteering_loss(maps.values(), columns)
+            loss.backward()
+        return loss.item(), {name: p.grad.clone() for name, p in lora.named_parameters() if p.grad is not None}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def distance(one, other):
+    """The largest difference of two tensors of a name, relative to the first."""
+    assert one.keys() == other.keys()
+    return max(((one[n].double() - other[n].double()).norm() / one[n].double().norm()).item() for n in one if one[n].any())
+
+
+def untouched(unet):
+    return not any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in unet.modules())
+
+
+def test_a_recomputed_gradient_is_the_same_but_for_the_order_of_its_sums(host):
+    assert len(recomputable(host.unet)) > 20
+    (loss, plain), (other, again) = gradients(host), gradients(host, again=True)
+    assert loss == other and distance(plain, again) < 1e-4 and untouched(host.unet)
+
+
+def test_the_residual_stream_gives_the_same_loss_and_a_gradient_of_its_own_to_every_layer(host):
+    assert any(BRANCH.search(name) for name, _ in host.unet.named_modules())
+    (loss, whole), (other, stream) = gradients(host), gradients(host, "residual stream")
+    assert loss == other and whole.keys() == stream.keys() and not same(whole, stream) and untouched(host.unet)
+    cosines = {name: torch.cosine_similarity(whole[name].flatten(), stream[name].flatten(), 0) for name in whole}
+    assert all(stream[name].norm() > 0 for name in stream)
+    last = [*host.cross_attentions()][-1].replace(".", "/")  # its own projections are reached by nothing else
+    assert all(cosine > 0.9999 for name, cosine in cosines.items() if last in name and ("to_q" in name or "to_k" in name))
+
+
+def test_a_forward_ends_where_the_last_map_is_made(host):
+    x_t, t, prompts = given(host)
+    layers, ended = host.cross_attentions(), []
+    hook = host.unet.out.register_forward_hook(lambda *_: ended.append(True))
+    with host.training(x_t.shape), torch.no_grad():
+        with tapped(layers) as whole:
+            host.predict(x_t, t, prompts)
+        with tapped(layers, stop=True) as maps, pytest.raises(AllTaken):
+            host.predict(x_t, t, prompts)
+    hook.remove()
+    assert len(ended) == 1 and same(whole, maps) and untouched(host.unet)
+
+
+@pytest.mark.parametrize("preset", ["paper", "balanced", "robust"])
+def test_short_memory_changes_nothing_but_the_way(host, preset, monkeypatch, caplog):
+    settings = ForgetSettings(preset=preset, visual_weight=0.1 if preset == "paper" else 0.0, **QUICK)
+    plain, _ = forget(host, "cat", settings)
+    monkeypatch.setattr(type(host), "free_memory", lambda self: 0.0)
+    with caplog.at_level(logging.INFO, "forget_me_not"):
+        short, _ = forget(host, "cat", settings)
+    assert f'gradient="{RECOMPUTED}"' in caplog.text and untouched(host.unet)
+    assert distance(dict(plain), dict(short)) < 0.01  # a step of AdamW makes much of little gradients
+
+
+@pytest.mark.parametrize("work", ["paper", "balanced", "invert"])
+def test_a_step_that_runs_out_of_memory_is_taken_again_with_less(host, work, monkeypatch, caplog):
+    def run():
+        if work == "invert":
+            return invert_pictures(
+                host, InvertSettings(steps=2, num_pictures=1, sampling_steps=2, resolution=64), concept="cat"
+            )
+        return dict(forget(host, "cat", ForgetSettings(preset=work, **QUICK))[0])
+
+    plain = run()
+    real, failed = type(host).predict, []
+
+    def predict(self, x_t, t, prompts):
+        estimate = real(self, x_t, t, prompts)
+        if torch.is_grad_enabled() and not failed:
+            failed.append(True)
+            raise torch.cuda.OutOfMemoryError("Allocation failed.")
+        return estimate
+
+    def ends(self, *args):  # `paper` never gets to the estimate
+        if torch.is_grad_enabled() and not failed:
+            failed.append(True)
+            raise torch.cuda.OutOfMemoryError("Allocation failed.")
+        return real(self, *args)
+
+    monkeypatch.setattr(type(host), "predict", ends if work == "paper" else predict)
+    again = run()
+    assert failed and "going on with gradient checkpointing" in caplog.text.lower() and untouched(host.unet)
+    if work == "invert":
+        assert again.losses == pytest.approx(plain.losses, rel=1e-5) and distance(plain.vectors, again.vectors) < 0.01
+    else:
+        assert distance(plain, again) < 0.01
+
+
+def test_out_of_memory_with_checkpointing_is_told(host, monkeypatch):
+    real = type(host).predict
+
+    def predict(self, *args):
+        if torch.is_grad_enabled():
+            raise torch.cuda.OutOfMemoryError("Allocation failed.")
+        return real(self, *args)
+
+    monkeypatch.setattr(type(host), "predict", predict)
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="lower `batch_size` or `resolution`"):
+        forget(host, "cat", ForgetSettings(preset="paper", **QUICK))
+    assert untouched(host.unet)
+
+
+def test_a_rehearsal_counts_less_where_less_is_held(host):
+    x_t, t, prompts = given(host)
+    with host.training(x_t.shape):
+        held = rehearse(host, x_t, t, prompts).held
+    assert 0 < held["residual stream"] < held["whole"] and held[RECOMPUTED] < held["whole"] and untouched(host.unet)
+
+
+def test_the_residual_stream_cannot_train_what_it_leaves_out(host):
+    with pytest.raises(ValueError, match="choose one"):
+        forget(host, "cat", ForgetSettings(preset="paper", gradient="residual stream", layers="whole unet", **QUICK))
