@@ -79,6 +79,7 @@ METHODS = {
     "fast, V alone": partial(by_preset, preset="fast", matrices="v"),
     "K re-steered": k_resteering,
     "fast, words withheld": partial(by_preset, preset="fast", instead=without_vocabulary()),
+    "paper, residual stream": partial(by_preset, preset="paper", gradient="residual stream"),
     "paper, onward": partial(by_preset, preset="paper", tokens="concept onward"),
     "FMN, published rate": partial(forget_me_not, rate=2e-6),
 }

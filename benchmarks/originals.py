@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 
 import torch
 from torch import Tensor
@@ -90,12 +89,3 @@ def leco_step(pipeline, host, side: int) -> Callable[[], None]:
         optimizer.zero_grad()
 
     return step
-
-
-def without_gradients(modules) -> ExitStack:
-    """A stack that gives modules back without gradients and states of their optimisers."""
-    stack = ExitStack()
-    for module in modules:
-        stack.callback(module.requires_grad_, False)
-        stack.callback(module.zero_grad, set_to_none=True)
-    return stack

@@ -12,47 +12,17 @@ import json
 import statistics
 import sys
 import time
-import weakref
 from pathlib import Path
 
 if __package__ is None:  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from benchmarks.live_tensors import LiveTensors
 from demo.host import CHECKPOINT, comfyui_folder, import_comfyui
 
 PROMPT = "a neon drawing of a cat beside a house"
-
-
-class LiveTensors(TorchDispatchMode):
-    """Counts the bytes of the tensors that are alive, each storage once."""
-
-    def __init__(self):
-        super().__init__()
-        self.now = self.peak = 0
-        self.seen: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self.count(tensor.untyped_storage())
-        return out
-
-    def count(self, storage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self.seen:
-            self.seen.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self.free, key, size)
-
-    def free(self, key: int, size: int) -> None:
-        self.seen.discard(key)
-        self.now -= size
 
 
 def sampler(comfy, positive, negative, side: int, steps: int):
@@ -90,12 +60,8 @@ def measure(sample, plain, watched, turns: int) -> dict:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python benchmarks/recording.py", description=__doc__)
-    parser.add_argument("--json", type=Path, help="write the rows there")
-    parser.add_argument("--turns", type=int, default=5, help="samplings of each kind (default: 5)")
-    parser.add_argument("--small", action="store_true", help="the embedded model alone")
-    options = parser.parse_args()
+def measure_all(turns: int, small: bool) -> list[dict]:
+    """A row for each way of keeping, on the embedded model and, unless `small`, on SD1.5's size; told as they come."""
     torch.set_num_threads(1)  # so that the work is that of one core, whatever else the machine does
     comfy = import_comfyui(comfyui_folder())
     from benchmarks.architectures import CONTEXT, make_model
@@ -107,14 +73,14 @@ def main() -> None:
         embedded, clip, _ = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT))[:3]
         asked, empty = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (PROMPT, ""))
         jobs = [("embedded, 128 px", embedded, asked, sampler(comfy, asked, empty, 16, 20))]
-        if not options.small:
+        if not small:
             generator = torch.Generator().manual_seed(0)
             wide = [[[torch.randn(1, 77, CONTEXT["sd1"], generator=generator), {}]] for _ in range(2)]
             jobs.append(("SD1.5, 512 px", make_model("sd1"), wide[0], sampler(comfy, *wide, 64, 1)))
         for what, model, positive, sample in jobs:
             for keep in ("heads", "steps", "mean"):
                 watched, recording = record_attention(model, clip, PROMPT, RecordingSettings(keep=keep), positive)
-                row = {"what": what, "keep": keep, **measure(sample, model, watched, options.turns)}
+                row = {"what": what, "keep": keep, **measure(sample, model, watched, turns)}
                 row["kept_bytes"] = recording.bytes()
                 rows.append(row)
                 print(
@@ -123,6 +89,16 @@ def main() -> None:
                     f"{row['kept_bytes'] / 2**20:.1f} MB of it kept",
                     flush=True,
                 )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python benchmarks/recording.py", description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the rows there")
+    parser.add_argument("--turns", type=int, default=5, help="samplings of each kind (default: 5)")
+    parser.add_argument("--small", action="store_true", help="the embedded model alone")
+    options = parser.parse_args()
+    rows = measure_all(options.turns, options.small)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
 

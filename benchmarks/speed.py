@@ -1,65 +1,204 @@
-"""Seconds and memory of the preset `fast` at SD1.5's size: `python benchmarks/speed.py [--concepts 1 1 10 100]`.
+"""Time and memory at real sizes, against the original's step: `python benchmarks/speed.py [--quick] [--json FILE]`.
 
-Random weights in SD1.5's shapes: the text encoder (CLIP ViT-L's, 12 layers of width 768) and the K and V of its 16
-cross-attention layers; the rest of the UNet is not there, since `fast` never runs it. The first run reads the common
-words, the others find them read. The floor is the text encoder's: its arithmetic at the speed of a large product.
+diffusers' SD1.5 (and SDXL) with random weights, in fp32; a step's time is the median of a few in this one run, and each
+ratio is to the original's step of the same run (below 1: quicker, smaller). Memory is what tensors take at most, weights of
+UNet, text encoder and VAE included, as torch's own dispatcher sees them; at sizes that the machine cannot hold, steps run on
+shapes alone, which counts the same bytes. The floor: a step's arithmetic, or the weights that it has to read, over what a
+large product and a copy reach on this machine.
 """
 
+from __future__ import annotations
+
 import argparse
-import resource
+import gc
+import json
+import logging
+import statistics
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 if __package__ is None:  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from demo.recipe.text_encoder import make_tokenizer
+from benchmarks import recording
+from benchmarks.live_tensors import Imagined, LiveTensors, imagine
+from benchmarks.methods import replaced
+from benchmarks.originals import forget_me_not_step, leco_step
+from benchmarks.pipelines import TimedHost, make_pipeline, make_unet, without_forward
+from fmn_core import balanced, hybrid, paraphrases, resteering
+from fmn_core.checkpoint import Checkpoint
 from fmn_core.forget import forget
+from fmn_core.hosts.base import Prompts
+from fmn_core.lora import CrossAttentionLoRA
+from fmn_core.memory import Economy
 from fmn_core.patch import serialize
 from fmn_core.settings import ForgetSettings
 from fmn_core.words import NOUNS
 
-ENCODER = 12 * 12 * 768**2  # weights that a column goes through in ViT-L's text encoder
+ORIGINAL = "original's step"
+PRESETS = {
+    "paper": {"preset": "paper"},
+    "paper, residual stream": {"preset": "paper", "gradient": "residual stream"},
+    "balanced": {"preset": "balanced"},
+}
+GIGABYTE = 2**30
+PARTS_OF_IT = ("steps", "cost", "jobs", "fast", "memory", "recorder")
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
-def make_host():
-    """A DiffusersHost of SD1.5's shapes and random weights, without what `fast` does not read."""
-    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    from fmn_core.hosts.diffusers import DiffusersHost
-
-    torch.manual_seed(0)
-    config = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(cross_attention_dim=768, sample_size=64)
-    for name, module in unet.named_modules():
-        if name.endswith(("attn2.to_k", "attn2.to_v")) or name == "conv_in":  # conv_in says where the UNet is
-            module.to_empty(device="cpu").reset_parameters()
-    pipeline = StableDiffusionPipeline(
-        vae=None, text_encoder=CLIPTextModel(config).eval(), tokenizer=make_tokenizer(), unet=unet,
-        scheduler=DDIMScheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
-    return DiffusersHost(pipeline, progress_bar=False)
+def tensors_of(pipeline) -> list[torch.Tensor]:
+    """The weights that a pipeline holds."""
+    return [p for name in PARTS if getattr(pipeline, name, None) is not None for p in getattr(pipeline, name).parameters()]
 
 
-def product_speed():
-    """Multiplications and additions in a second of a product as large as the text encoder's."""
-    x, w = torch.randn(640, 768), torch.randn(3072, 768)
-    start = time.perf_counter()
-    for _ in range(20):
-        x @ w.T
-    return 20 * 2 * x.numel() * len(w) / (time.perf_counter() - start)
+def waited() -> float:
+    """The time when all that was asked of a GPU is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
-def main():
-    parser = argparse.ArgumentParser(prog="python benchmarks/speed.py", description=__doc__)
-    parser.add_argument("--concepts", type=int, nargs="+", default=[1, 1, 10, 100])
-    options = parser.parse_args()
-    host, columns = make_host(), [0]
+class Machine:
+    """What this machine was measured to do: multiplications and additions, and bytes copied, in a second."""
+
+    def __init__(self, device):
+        x, w = torch.randn(2048, 1280, device=device), torch.randn(1280, 1280, device=device)
+        y = torch.randn(64 << 20, device=device)
+        self.operations = 2 * x.numel() * len(w) / self.best(lambda: x @ w)
+        self.bytes = 2 * y.numel() * 4 / self.best(y.clone)  # read and written
+
+    def best(self, work, times: int = 5) -> float:
+        taken = []
+        for _ in range(times + 1):
+            start = waited()
+            work()
+            taken.append(waited() - start)
+        return min(taken[1:])
+
+    def floor(self, operations: float, read: float) -> float:
+        """Seconds that so much arithmetic, and so many bytes, take at least."""
+        return max(operations / self.operations, read / self.bytes)
+
+
+def row(what: str, seconds: float | None, peak: float | None, original: dict | None = None, **more) -> dict:
+    """A row of the table, with its ratios to the original's."""
+    made = {"what": what, "seconds": seconds, "peak_bytes": peak, **more}
+    for key, name in (("seconds", "ratio_time"), ("peak_bytes", "ratio_memory")):
+        of = original or made
+        made[name] = made[key] / of[key] if made[key] is not None and of[key] is not None else None
+    told = f"{what:46}"
+    told += f"{seconds:9.2f} s" if seconds is not None else " " * 11
+    told += f"{peak / GIGABYTE:8.2f} GB" if peak is not None else " " * 11
+    told += "".join(f"{made[name]:8.3f}" if made[name] is not None and original else " " * 8 for name in RATIOS)
+    floor = f"   floor {more['floor']:.2f} s" if more.get("floor") else ""
+    print(told + floor, flush=True)
+    return made
+
+
+RATIOS = ("ratio_time", "ratio_memory")
+
+
+# Measuring beside the training is not a part of a step: done once each, where a step alone is timed.
+ONCE = {"fmn_core.resteering.PROBES": 1, "fmn_core.hybrid.PROBES": 1, "fmn_core.balanced.STRENGTHS": (1.0,)}
+
+
+def timed_steps(pipeline, side: int, steps: int, **settings) -> float:
+    """Seconds of a preset's step: the median of `steps`, from when one is told to when the next is."""
+    host = TimedHost(pipeline, side)
+    with replaced(ONCE):
+        forget(host, "cat", ForgetSettings(steps=steps + 1, num_pictures=1, sampling_steps=1, **settings))
+    done = host.done[-steps - 1 :]
+    return statistics.median(b - a for a, b in zip(done, done[1:], strict=False))
+
+
+def peak_of(work, held) -> int:
+    """Bytes that tensors take at most while `work` runs."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        return torch.cuda.max_memory_allocated()
+    with LiveTensors(held) as live:
+        work()
+    return live.peak
+
+
+def steps_rows(pipeline, side: int, turns: int, machine: Machine, with_leco: bool) -> list[dict]:
+    """A step of the original, of LECO and of each preset."""
+    weights = tensors_of(pipeline)
+    read = sum(p.numel() * p.element_size() for p in pipeline.unet.parameters())
+    rows = []
+
+    def measure(what, step, original=None):
+        step()  # the optimiser's state
+        taken = []
+        for _ in range(turns):
+            start = waited()
+            step()
+            taken.append(waited() - start)
+        with FlopCounterMode(display=False) as counter:
+            peak = peak_of(step, weights)
+        floor = machine.floor(counter.get_total_flops(), 3 * read)
+        rows.append(row(what, statistics.median(taken), peak, original, floor=floor, side=side))
+
+    for name, make in ((ORIGINAL, forget_me_not_step), ("LECO's step", leco_step)):
+        if name == ORIGINAL or with_leco:
+            step = make(pipeline, TimedHost(pipeline, side), side)
+            measure(name, step, rows[0] if rows else None)
+            pipeline.unet.requires_grad_(False)
+            pipeline.unet.zero_grad(set_to_none=True)
+            del step
+            gc.collect()
+    for name, settings in PRESETS.items():
+        seconds = timed_steps(pipeline, side, turns + 1, **settings)
+        quick = ForgetSettings(steps=1, num_pictures=1, sampling_steps=1, **settings)
+        with replaced(ONCE):
+            peak = peak_of(lambda quick=quick: forget(TimedHost(pipeline, side), "cat", quick), weights)
+        rows.append(row(f"{name}: a step", seconds, peak, rows[0], side=side))
+    return rows
+
+
+def cost_rows(pipeline, side: int, turns: int, quick: bool) -> list[dict]:
+    """The step of `paper` by resolution, rank, pictures at once and length of the prompt, and its job by steps."""
+    long = "a photo of {}" + ", and a long list of other words" * 20
+    costs = {
+        "side": [128, 192, 256, 384] if not quick else [64, 128],
+        "rank": [1, 4, 16, 64] if not quick else [],
+        "batch_size": [1, 2, 4] if not quick else [],
+        "template": ["a photo of {}", long] if not quick else [],
+    }
+    rows = []
+    for name, values in costs.items():
+        for value in values:
+            settings = {"preset": "paper"} | ({} if name == "side" else {name: value})
+            if name == "template":
+                settings |= {"concept_type": "custom"}
+            seconds = timed_steps(pipeline, value if name == "side" else side, turns, **settings)
+            told = f"{len(value)} characters" if name == "template" else value
+            rows.append(row(f"paper: a step, {name} {told}", seconds, None, **{name: value}))
+    return rows
+
+
+def job_rows(pipeline, side: int, original: dict, presets: list[str]) -> list[dict]:
+    """Whole jobs from the loaded model to the file's bytes, beside 35 of the original's steps."""
+    base = row("original: 35 steps, by the step", 35 * original["seconds"], original["peak_bytes"], side=side)
+    rows = [base]
+    for name in presets:
+        host, start = TimedHost(pipeline, side), waited()
+        patch, losses = forget(host, "cat", ForgetSettings(**PRESETS[name]))
+        serialize(patch, "patch")
+        rows.append(row(f"{name}: whole job", waited() - start, None, base, side=side, steps=len(losses)))
+    return rows
+
+
+def fast_rows(family: str, counts: list[int]) -> list[dict]:
+    """`fast` from names to file, for so many concepts at once; the first also reads the common words."""
+    pipeline = make_pipeline(family, without_forward(family))
+    host, columns = TimedHost(pipeline), [0]
     contexts = host.contexts
 
     def counted(texts, length):
@@ -68,20 +207,154 @@ def main():
 
     host.contexts = counted
     contexts(["a cat"], 8)  # threads and buffers
-    speed = product_speed()
-    for index, count in enumerate(options.concepts):
+    machine = Machine("cpu")
+    encoders = [getattr(pipeline, name) for name in PARTS[2:] if hasattr(pipeline, name)]
+    operations = 2 * sum(
+        p.numel() for e in encoders for name, p in e.named_parameters() if ".layers." in name and p.ndim > 1
+    )
+    held, rows = sum(p.numel() * 4 for p in tensors_of(pipeline) if not p.is_meta), []
+    paraphrases._common.clear()
+    for index, count in enumerate(counts):
         names = "\n".join(NOUNS[index :: len(NOUNS) // count][:count])
-        columns[0], start = 0, time.perf_counter()
-        patch, _ = forget(host, names, ForgetSettings(preset="fast"))
-        seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        size = len(serialize(patch, "patch"))
-        print(
-            f"{count:4} concepts: {seconds:6.2f} s{'' if index else ' with the common words'}, {columns[0]} columns read "
-            f"({2 * ENCODER * columns[0] / speed:.2f} s at least), rank {patch.rank}, {size / 1e6:.2f} MB, {peak:.2f} GB",
-            flush=True,
+        columns[0], made = 0, []
+
+        def work(names=names, made=made):
+            patch, _ = forget(host, names, ForgetSettings(preset="fast"))
+            made[:] = [len(serialize(patch, "patch")), patch.rank]
+
+        start = waited()
+        work()
+        seconds = waited() - start
+        floor = operations * columns[0] / machine.operations
+        what = f"{family} fast, {count} concept{'s' * (count > 1)}{'' if index else ', first of all'}"
+        rows.append(row(what, seconds, None, concepts=count, floor=floor, bytes=made[0], rank=made[1]))
+    with LiveTensors() as live:  # with the common words read
+        work()
+    rows.append(row(f"{family} fast, {counts[-1]}, beside the model", None, live.peak, concepts=counts[-1], model=held))
+    return rows
+
+
+def imagined_rows(jobs: list[tuple[str, int, torch.dtype]]) -> list[dict]:
+    """The memory of steps at sizes that this machine may not hold, on shapes alone."""
+    rows = []
+    for family, side, dtype in jobs:
+        label = f"{family} {side} px {str(dtype).split('.')[1]}"
+        original = None
+        if dtype == torch.float32 and family == "sd1":
+            with imagine():
+                pipeline = make_pipeline(family, make_unet(family), vae=True)
+                step = forget_me_not_step(pipeline, TimedHost(pipeline, side), side)
+                with Imagined(tensors_of(pipeline)) as live:
+                    step()
+                    step()
+            original = row(f"{label}: {ORIGINAL}", None, live.peak, side=side)
+            rows.append(original)
+            gc.collect()
+        for name, work in IMAGINED.items():
+            with imagine():
+                peak, held = imagined_step(family, side, dtype, work)
+            estimate = f"{label}: {name}"
+            rows.append(row(estimate, None, peak, original, side=side, weights=held))
+    return rows
+
+
+def imagined_step(family: str, side: int, dtype: torch.dtype, work) -> tuple[int, int]:
+    """Bytes at most of a step of a preset, and those of the UNet, which alone is on the device meanwhile."""
+    unet = make_unet(family, dtype)
+    scheduler = SimpleNamespace(
+        alphas_cumprod=torch.linspace(0.99, 0.01, 1000), config=SimpleNamespace(prediction_type="epsilon")
+    )
+    pipeline = SimpleNamespace(unet=unet, vae=None, scheduler=scheduler, text_encoder_2=None if family == "sd1" else True)
+    host = TimedHost(pipeline, side)
+    held = sum(p.numel() * p.element_size() for p in unet.parameters())
+    context = torch.zeros(2, 77, unet.config.cross_attention_dim)
+    pooled = torch.zeros(2, 1280) if family == "sdxl" else None
+    prompts = Prompts(("", ""), context, pooled, ((), ()))
+    with host.training(host.latent_shape()), Imagined(unet.parameters()) as live:
+        work(host, prompts, torch.zeros(1, *host.latent_shape()))
+    return live.peak, held
+
+
+def imagined_paper(host, prompts, latents, gradient: str = "whole", again: bool = False) -> None:
+    """A step of `paper`, as resteer takes it."""
+    settings = ForgetSettings(preset="paper", steps=1, gradient=gradient, learning_rate=1e-3)
+    generator = torch.Generator()
+    lora = CrossAttentionLoRA(host.cross_attentions(), settings.projections, settings.rank, generator)
+    state = resteering.training_state(lora, settings, generator)
+    columns = torch.zeros(2, 77, dtype=torch.bool)
+    with lora.attached():
+        resteering.resteer(
+            host, state, prompts, columns, latents, None, None, None, settings, Economy(host, again), Checkpoint()
         )
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+
+
+def imagined_balanced(host, prompts, latents, again: bool = False) -> None:
+    """A step of `balanced`, as train_step takes it: a prompt of the concept and one of a near word."""
+    settings = ForgetSettings(preset="balanced", learning_rate=1e-3)
+    generator = torch.Generator()
+    lora = CrossAttentionLoRA(host.cross_attentions(), ("to_k", "to_v"), settings.rank, generator)
+    state = balanced.training_state(lora, settings, 1.0, generator)
+    one, t = prompts.take([0]), torch.zeros(1, dtype=torch.long)
+    with torch.no_grad():
+        target = host.predict(latents, t, one)
+        kept = host.predict(latents, t, one)
+    batch = hybrid.Batch(latents, t, [0], [0], one, target, latents, t, one, kept)
+    texts = SimpleNamespace(columns=torch.zeros(2, 77, dtype=torch.bool))
+    hybrid.train_step(host, lora, state, texts, SimpleNamespace(mask=None), batch, Economy(host, again))
+
+
+IMAGINED = {
+    "paper": imagined_paper,
+    "paper, recomputed": lambda *given: imagined_paper(*given, again=True),
+    "paper, residual stream": lambda *given: imagined_paper(*given, gradient="residual stream"),
+    "balanced": imagined_balanced,
+    "balanced, recomputed": lambda *given: imagined_balanced(*given, again=True),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python benchmarks/speed.py", description=__doc__)
+    parser.add_argument(
+        "--quick", action="store_true", help="smaller pictures, fewer turns; no LECO, SDXL, whole jobs or recorder"
+    )
+    parser.add_argument("--json", type=Path, help="write the rows there")
+    parser.add_argument("--side", type=int, help="pixels of the pictures trained on (default: 256, quick 128, on a GPU 512)")
+    parser.add_argument("--turns", type=int, help="steps of each kind (default: 3, quick 1)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS_OF_IT, default=list(PARTS_OF_IT), help="only these tables")
+    options = parser.parse_args()
+    quick, device = options.quick, "cuda" if torch.cuda.is_available() else "cpu"
+    side = options.side or (512 if device == "cuda" else 128 if quick else 256)
+    turns, machine, rows = options.turns or (1 if quick else 3), Machine(device), []
+    print(
+        f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}: {machine.operations / 1e9:.0f} Gflop/s, ",
+        end="",
+    )
+    print(f"{machine.bytes / 1e9:.1f} GB/s\n\n{'':46}{'time':>11}{'memory':>11}{'ratio':>8}{'ratio':>8}")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    if {"steps", "cost", "jobs"} & {*options.parts}:
+        pipeline = make_pipeline("sd1", vae=True)
+        for part in (getattr(pipeline, name) for name in PARTS[:3]):
+            part.to(device)
+        steps = steps_rows(pipeline, side, turns, machine, not quick) if "steps" in options.parts else []
+        rows += steps
+        rows += cost_rows(pipeline, side, turns, quick) if "cost" in options.parts else []
+        if "jobs" in options.parts and steps and not quick:
+            rows += job_rows(pipeline, side, steps[0], list(PRESETS))
+        del pipeline
+        gc.collect()
+    if "fast" in options.parts:
+        rows += fast_rows("sd1", [1, 1, 10] if quick else [1, 1, 10, 25, 50, 100])
+        rows += [] if quick else fast_rows("sdxl", [1, 1, 100])
+    if "memory" in options.parts:
+        sizes = [("sd1", 512, torch.float32), ("sd1", 512, torch.float16), ("sdxl", 1024, torch.float16)]
+        rows += imagined_rows(sizes[:1] if quick else sizes)
+    if "recorder" in options.parts and not quick:
+        rows += [
+            row(f"{r['what']}, recorded, keep {r['keep']}", r["recorded_seconds"], r["extra_bytes"], overhead=r["overhead"])
+            for r in recording.measure_all(3, small=False)
+        ]
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def forget_balanced(
             host.skip(
                 checkpoint.resume(state, lambda: unfinished_patch(host, lora, concepts, settings, edit, losses, steps))
             )
-            economy = make_economy(host, texts, pictures, settings, 2 * settings.batch_size, steps)
+            economy = make_economy(host, texts, pictures, 2 * settings.batch_size, steps)
             with phase("forget.train", preset="balanced") as told:
                 diverged = train(host, lora, state, texts, pictures, settings, probe, economy, checkpoint)
                 told["steps"] = len(losses)
@@ -102,7 +102,7 @@ def train(
     while len(losses) < settings.steps and min(totals) in totals[-PATIENCE:]:
         host.check_interrupt()
         batch = make_batch(host, texts, pictures, settings, settings.batch_size, 0.0, state.generator)
-        loss, maps = train_step(host, lora, state, texts, pictures, batch, settings.gradient, economy)
+        loss, maps = train_step(host, lora, state, texts, pictures, batch, economy)
         diverged = not math.isfinite(loss)
         if diverged:
             break

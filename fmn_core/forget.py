@@ -39,11 +39,10 @@ def forget(
     """
     checkpoint = checkpoint or Checkpoint()
     settings = settings.resolved()
-    if settings.layers != "cross-attention" and settings.preset != "paper":
-        raise ForgetError(
-            f"`layers: {settings.layers}` is for the preset `paper`; `{settings.preset}` changes the cross-attention alone: "
-            "choose that."
-        )
+    for name, own in (("layers", "cross-attention"), ("gradient", "whole")):
+        chosen = getattr(settings, name)
+        if chosen != own and settings.preset != "paper":
+            raise ForgetError(f"`{name}: {chosen}` is for the preset `paper`; for `{settings.preset}` choose `{own}`.")
     concepts = make_concepts(names, settings.concept_type, settings.template)
     with out_of_memory_told(), phase("forget", preset=settings.preset, concepts=len(concepts), seed=settings.seed) as told:
         if settings.preset == "fast":

@@ -20,7 +20,6 @@ from .checkpoint import State
 from .concept import Concept, concept_columns
 from .errors import ForgetError
 from .fast import Edit, Task
-from .gradient import differentiated
 from .hosts.base import DiffusionHost, Prompts
 from .log import phase
 from .lora import CrossAttentionLoRA
@@ -235,7 +234,7 @@ def make_economy(
 ) -> Economy:
     """An Economy for so many steps, each on this many rows of a picture and a prompt."""
     x_t, t = add_noise(host, pictures.latents[:1], torch.Generator().manual_seed(0))
-    return Economy.of(host, rehearse(host, x_t, t, texts.asked.take([0])), rows, rows * steps, settings.gradient)
+    return Economy.of(host, rehearse(host, x_t, t, texts.asked.take([0])), rows, rows * steps)
 
 
 def train_step(
@@ -245,7 +244,6 @@ def train_step(
     texts: Texts,
     pictures: Pictures,
     batch: Batch,
-    gradient: str,
     economy: Economy,
 ) -> tuple[float, dict[str, Tensor]]:
     """A step down the hybrid loss: |estimate - target|^2 for the concept, plus its attention, plus |change|^2 for what is
@@ -261,7 +259,7 @@ def train_step(
 
     def step() -> tuple[float, dict[str, Tensor], Sequence[Tensor]]:
         # What is hooked on stays until the backward is done, which may compute the forwards again.
-        with lora.attached(), differentiated(host.unet, gradient), tapped(host.cross_attentions()) as maps:
+        with lora.attached(), tapped(host.cross_attentions()) as maps:
             error = host.predict(batch.x_t, batch.t, batch.asked) - batch.target
             change = host.predict(batch.y_t, batch.u, batch.near) - batch.kept
             regions = None

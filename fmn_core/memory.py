@@ -90,7 +90,7 @@ class Economy:
         self.host, self.on = host, on
 
     @classmethod
-    def of(cls, host: DiffusionHost, rehearsal: Rehearsal, rows: int, forwards: int, gradient: str) -> Economy:
+    def of(cls, host: DiffusionHost, rehearsal: Rehearsal, rows: int, forwards: int, gradient: str = "whole") -> Economy:
         """For a training on `rows` pictures at once, which takes the time of so many of the rehearsed forwards and their
         backwards; tells the log how much memory and time that is, about."""
         free = host.free_memory()

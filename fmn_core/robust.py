@@ -76,7 +76,7 @@ def forget_robust(
             lora = start(host, edit, settings, generator)
             probe = make_probe(host, lora, texts, pictures, settings, ETA, generator)
             readings = {"before": probe(0.0), "fast": probe(1.0)}
-            economy = make_economy(host, texts, pictures, settings, shape[0], steps)
+            economy = make_economy(host, texts, pictures, shape[0], steps)
         state, checkpoint = training_state(lora, settings, generator), checkpoint or Checkpoint()
         losses, errors = state.losses, state.figures["errors"]
         checkpoint.resume(state, lambda: unfinished_patch(host, lora, concepts, settings, edit, losses, steps))
@@ -89,7 +89,7 @@ def forget_robust(
                     host.check_interrupt()
                     batch = make_batch(host, texts, pictures, settings, settings.batch_size, ETA, generator)
                     before = [parameter.detach().clone() for parameter in state.parameters]
-                    loss, maps = train_step(host, lora, state, texts, pictures, batch, settings.gradient, economy)
+                    loss, maps = train_step(host, lora, state, texts, pictures, batch, economy)
                     diverged = not math.isfinite(loss)
                     if diverged:
                         break
