@@ -229,9 +229,7 @@ def make_batch(
     return Batch(x_t, t, shown, rows, asked, target, y_t, u, near, host.predict(y_t, u, near))
 
 
-def make_economy(
-    host: DiffusionHost, texts: Texts, pictures: Pictures, settings: ForgetSettings, rows: int, steps: int
-) -> Economy:
+def make_economy(host: DiffusionHost, texts: Texts, pictures: Pictures, rows: int, steps: int) -> Economy:
     """An Economy for so many steps, each on this many rows of a picture and a prompt."""
     x_t, t = add_noise(host, pictures.latents[:1], torch.Generator().manual_seed(0))
     return Economy.of(host, rehearse(host, x_t, t, texts.asked.take([0])), rows, rows * steps)
