@@ -41,11 +41,14 @@ class LiveTensors(TorchDispatchMode):
 
 
 class Imagined(LiveTensors):
-    """The same for tensors of shapes alone, inside a FakeTensorMode: what asks for a value is told 0, 1.0 or yes."""
+    """The same for tensors of shapes alone, inside a FakeTensorMode: what asks for a value is told 0, 1.0 or yes, and
+    what asks which are not zero, that one is."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten._local_scalar_dense.default:
             return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 0
+        if func is torch.ops.aten.nonzero.default:
+            return torch.zeros(1, args[0].ndim, dtype=torch.long)
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 

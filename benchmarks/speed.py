@@ -171,7 +171,12 @@ def cost_rows(pipeline, side: int, turns: int, quick: bool) -> list[dict]:
         "batch_size": [1, 2, 4] if not quick else [],
         "template": ["a photo of {}", long] if not quick else [],
     }
-    rows = []
+    rows, host = [], TimedHost(pipeline, side)
+    with replaced(ONCE):
+        forget(host, "cat", ForgetSettings(preset="paper", steps=6 if quick else 36, num_pictures=1, sampling_steps=1))
+    first, *done = host.done[1:]  # the first picture's sampling, and the first step, which allocates
+    for steps in range(5, len(done) + 1, 5):
+        rows.append(row(f"paper: {steps} steps", done[steps - 1] - first, None, steps=steps))
     for name, values in costs.items():
         for value in values:
             settings = {"preset": "paper"} | ({} if name == "side" else {name: value})

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .hosts.base import CrossAttention
 
@@ -18,6 +19,11 @@ def attention_probabilities(q: Tensor, k: Tensor, heads: int) -> Tensor:
     q = rearrange(q.float(), "b n (h d) -> b h n d", h=heads)
     k = rearrange(k.float(), "b t (h d) -> b h t d", h=heads)
     return (q / q.shape[-1] ** 0.5 @ k.transpose(-1, -2)).softmax(-1)
+
+
+def attention_columns(q: Tensor, k: Tensor, heads: int, columns: Tensor) -> Tensor:
+    """The columns of these numbers [n] of attention_probabilities, the last one where there are fewer: [B, heads, N, n]."""
+    return attention_probabilities(q, k, heads)[..., columns.clamp(max=k.shape[1] - 1)]
 
 
 @contextmanager
@@ -54,16 +60,24 @@ class AllTaken(Exception):
 
 
 @contextmanager
-def tapped(layers: dict[str, CrossAttention], stop: bool = False) -> Iterator[dict[str, Tensor]]:
-    """Context whose dict holds, after a forward, each layer's map [B, heads, N, T], with its graph; with `stop` the forward
-    ends, by AllTaken, where the last one is made.
+def tapped(
+    layers: dict[str, CrossAttention], columns: Tensor | None = None, stop: bool = False
+) -> Iterator[dict[str, Tensor]]:
+    """Context whose dict holds, after a forward, each layer's map [B, heads, N, T], with its graph, or of it the `columns`
+    with these numbers alone; with `stop` the forward ends, by AllTaken, where the last one is made.
 
-    Of a forward that is computed again in the backward, which has to come within the context, the maps are not taken anew.
+    Of columns no whole map is held: the backward computes it again. Of a forward that is computed again in the backward,
+    which has to come within the context, the maps are not taken anew.
     """
     maps: dict[str, Tensor] = {}
 
     def take(name, q, k, context):
-        A = attention_probabilities(q, k, layers[name].heads)
+        if columns is None:
+            A = attention_probabilities(q, k, layers[name].heads)
+        else:
+            A = checkpoint(
+                attention_columns, q, k, layers[name].heads, columns, use_reentrant=False, preserve_rng_state=False
+            )
         if name not in maps:
             maps[name] = A
             if stop and len(maps) == len(layers):

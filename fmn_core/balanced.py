@@ -35,7 +35,7 @@ from .log import phase
 from .lora import CrossAttentionLoRA
 from .memory import Economy
 from .patch import Patch
-from .resteering import preview
+from .resteering import penalised_columns, preview
 from .settings import ForgetSettings
 
 STRENGTHS = (0.8, 0.9, 1.0, 1.1, 1.2)  # tried in the end
@@ -112,7 +112,7 @@ def train(
             if totals[-1] == min(totals):
                 best[:] = [up.detach().clone() for up in state.parameters]
         checkpoint.keep()
-        shown = preview(maps, texts.columns[batch.rows], pictures.images, batch.shown, batch.x_t)
+        shown = preview(maps, penalised_columns(texts.columns[batch.rows])[1], pictures.images, batch.shown, batch.x_t)
         host.progress(len(losses), settings.steps, shown)
     if not losses:
         raise ForgetError("The loss is not finite at step 1: look for broken pictures.")

@@ -28,7 +28,7 @@ from .memory import Economy, rehearse
 from .paraphrases import NEAR_TEMPLATES, fill
 from .patch import Patch, make_patch
 from .pictures import prepare_pictures
-from .resteering import MAX_GRAD_NORM, PROBES, add_noise, draw, region_of, sample_pairs, unfinished
+from .resteering import MAX_GRAD_NORM, PROBES, add_noise, draw, penalised_columns, region_of, sample_pairs, unfinished
 from .sampling import AT_ONCE, sampling_calls
 from .settings import ForgetSettings
 
@@ -255,15 +255,17 @@ def train_step(
         a = host.alphas_cumprod.to(batch.x_t)[t][:, None, None, None]
         return ((1 - a) / a).clamp(max=MOST)
 
+    penalised, asked = penalised_columns(texts.columns[batch.rows])
+
     def step() -> tuple[float, dict[str, Tensor], Sequence[Tensor]]:
         # What is hooked on stays until the backward is done, which may compute the forwards again.
-        with lora.attached(), tapped(host.cross_attentions()) as maps:
+        with lora.attached(), tapped(host.cross_attentions(), penalised) as maps:
             error = host.predict(batch.x_t, batch.t, batch.asked) - batch.target
             change = host.predict(batch.y_t, batch.u, batch.near) - batch.kept
             regions = None
             if pictures.mask is not None:
                 regions = [region_of(pictures.mask, batch.shown, A.shape[2], batch.x_t) for A in maps.values()]
-            attention = mean_attention_loss(maps.values(), texts.columns[batch.rows], regions)
+            attention = mean_attention_loss(maps.values(), asked, regions)
             noise, drift = (weight(batch.t) * error.square()).mean(), (weight(batch.u) * change.square()).mean()
             loss = noise + ATTENTION * attention + KEEP * drift
             finite = torch.isfinite(loss)
@@ -315,12 +317,13 @@ def make_probe(
         distance = drift = mass = 0.0
         for batch in batches:
             host.check_interrupt()
+            penalised, asked = penalised_columns(texts.columns[batch.rows])
             with lora.attached(strength):
-                with tapped(host.cross_attentions()) as maps:
+                with tapped(host.cross_attentions(), penalised) as maps:
                     epsilon = host.predict(batch.x_t, batch.t, batch.asked)
                 drift += (host.predict(batch.y_t, batch.u, batch.near) - batch.kept).square().mean().item()
             distance += (epsilon - batch.target).square().mean().item()
-            mass += concept_mass(maps, texts.columns[batch.rows]).item() / PROBES
+            mass += concept_mass(maps, asked).item() / PROBES
         return Reading(distance / scale, drift / scale, mass)
 
     return probe

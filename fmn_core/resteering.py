@@ -143,12 +143,13 @@ def sample_pairs(
 
 
 class Step(NamedTuple):
-    """What a step has seen: its loss and maps, which pictures and prompts it drew, and the noisy latents."""
+    """What a step has seen: its loss, maps of some columns and which of them count [B, n], which pictures it drew, and the
+    noisy latents."""
 
     loss: float
     maps: dict[str, Tensor]
+    columns: Tensor
     shown: list[int]
-    rows: list[int]
     x_t: Tensor
 
 
@@ -182,18 +183,19 @@ def resteer(
         shown = draw(len(latents), settings.batch_size, generator)
         rows = draw(len(prompts), settings.batch_size, generator)
         x_t, t = add_noise(host, latents[shown], generator)
+        penalised, asked = penalised_columns(columns[rows])
         # What is hooked on stays until the backward is done, which may compute the forward again.
-        with differentiated(host.unet, settings.gradient), tapped(layers, stop=True) as maps:
+        with differentiated(host.unet, settings.gradient), tapped(layers, penalised, stop=True) as maps:
             with suppress(AllTaken):
                 host.predict(x_t, t, prompts.take(rows))
             regions = None if mask is None else [region_of(mask, shown, A.shape[2], x_t) for A in maps.values()]
-            loss = attention_resteering_loss(maps.values(), columns[rows], regions)
+            loss = attention_resteering_loss(maps.values(), asked, regions)
             if settings.visual_weight:
                 loss = loss + settings.visual_weight * visual_loss(host, prompts, pairs, settings.batch_size, generator)
             if torch.isfinite(loss):
                 good[:] = [p.detach().clone() for p in parameters]
                 loss.backward()
-        return Step(loss.item(), maps, shown, rows, x_t)
+        return Step(loss.item(), maps, asked, shown, x_t)
 
     while len(losses) < settings.steps:
         host.check_interrupt()
@@ -207,9 +209,15 @@ def resteer(
         state.optimizer.step()
         losses.append(taken.loss)
         checkpoint.keep()
-        shown = preview(taken.maps, columns[taken.rows], pictures, taken.shown, taken.x_t)
+        shown = preview(taken.maps, taken.columns, pictures, taken.shown, taken.x_t)
         host.progress(len(losses), settings.steps, shown)
     return losses
+
+
+def penalised_columns(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """The numbers [n] of the columns that a mask [B, T] has for any row, and the mask of these [B, n]."""
+    numbers = columns.any(0).nonzero()[:, 0]
+    return numbers, columns[:, numbers]
 
 
 def unfinished(losses: list[float], steps: int) -> dict:
@@ -265,9 +273,10 @@ def make_probe(
     def probe() -> float:
         masses = []
         for i in range(PROBES):  # one at a time: no more memory than a training step
-            with tapped(host.cross_attentions()) as maps:
+            penalised, asked = penalised_columns(columns[[rows[i]]])
+            with tapped(host.cross_attentions(), penalised) as maps:
                 host.predict(x_t[i : i + 1], t[i : i + 1], prompts.take([rows[i]]))
-                masses.append(concept_mass(maps, columns[[rows[i]]]))
+                masses.append(concept_mass(maps, asked))
         return torch.stack(masses).mean().item()
 
     return probe

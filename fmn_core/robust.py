@@ -36,7 +36,7 @@ from .inversion import invert
 from .log import phase
 from .lora import CrossAttentionLoRA
 from .patch import Patch
-from .resteering import preview
+from .resteering import penalised_columns, preview
 from .sampling import sampling_calls
 from .settings import ForgetSettings, InvertSettings
 
@@ -96,7 +96,9 @@ def forget_robust(
                     state.tensors["good"][:] = before
                     losses.append(loss)
                     checkpoint.keep()
-                    shown = preview(maps, texts.columns[batch.rows], pictures.images, batch.shown, batch.x_t)
+                    shown = preview(
+                        maps, penalised_columns(texts.columns[batch.rows])[1], pictures.images, batch.shown, batch.x_t
+                    )
                     host.progress(len(losses), steps, shown)
                 told["steps"] = len(losses)
             if diverged:

@@ -20,12 +20,15 @@ from benchmarks import ablation, quality
 from benchmarks.ablation import PARTS
 from benchmarks.baselines import esd, forget_me_not
 from benchmarks.k_resteering import MASS, separability, steered_keys
+from benchmarks.live_tensors import Imagined, imagine
 from benchmarks.methods import METHODS, replaced, without_vocabulary
 from benchmarks.prompts import Picture, asked_for, kept
 from benchmarks.quality import score
+from benchmarks.speed import IMAGINED, imagined_step
 from demo.judge import LABELS
 from demo.vocabulary import OBJECTS, STYLES
 from fmn_core import fast, paraphrases
+from fmn_core.memory import RECOMPUTED, rehearse
 from fmn_core.settings import ForgetSettings
 
 
@@ -162,3 +165,32 @@ def test_the_curve_asks_for_what_is_forgotten_and_for_the_rest(monkeypatch, tmp_
     assert [len(row["targets"]) for row in rows] == list(quality.CURVE) and quality.CURVE[-1] == len(OBJECTS) // 2
     assert [row["ua"] for row in rows[:2]] == [0.0, 0.5] and {row["ira"] for row in rows} == {0.0}
     assert {row["cra"] for row in rows} == {1.0} and {row["drift"] for row in rows} == {0.0}
+
+
+def test_shapes_alone_take_as_many_bytes_as_tensors_do():
+    def work():
+        layers = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.SiLU(), torch.nn.Conv2d(16, 4, 3))
+        with Imagined(layers.parameters()) as live:
+            out = layers(torch.randn(2, 3, 32, 32))
+            if torch.isfinite(out).all():
+                out.square().mean().backward()
+        return live.peak
+
+    with imagine():
+        imagined = work()
+    assert imagined == work() > 2 * 16 * 30 * 30 * 4
+
+
+def test_the_estimate_is_near_what_a_step_holds():
+    """On SD1.5's UNet at its real size, at 256 pixels; the whole gradient's decides whether blocks are recomputed."""
+    held = {}
+
+    def rehearsed(host, prompts, latents):
+        held.update(rehearse(host, latents, torch.zeros(1, dtype=torch.long), prompts.take([0])).held)
+
+    with imagine():
+        imagined_step("sd1", 256, torch.float32, rehearsed)
+    for gradient, name, near in (("whole", "paper", 0.25), (RECOMPUTED, "paper, recomputed", 0.5)):
+        with imagine():
+            peak, weights = imagined_step("sd1", 256, torch.float32, IMAGINED[name])
+        assert held[gradient] == pytest.approx(peak - weights, rel=near), gradient
