@@ -349,7 +349,7 @@ def main() -> None:
         gc.collect()
     if "fast" in options.parts:
         rows += fast_rows("sd1", [1, 1, 10] if quick else [1, 1, 10, 25, 50, 100])
-        rows += [] if quick else fast_rows("sdxl", [1, 1, 100])
+        rows += [] if quick else fast_rows("sdxl", [1, 1, 10])
     if "memory" in options.parts:
         sizes = [("sd1", 512, torch.float32), ("sd1", 512, torch.float16), ("sdxl", 1024, torch.float16)]
         rows += imagined_rows(sizes[:1] if quick else sizes)
