@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from .gradient import can_recompute
 from .hosts.base import CrossAttention
 
 
@@ -72,12 +73,13 @@ def tapped(
     maps: dict[str, Tensor] = {}
 
     def take(name, q, k, context):
+        heads = layers[name].heads
         if columns is None:
-            A = attention_probabilities(q, k, layers[name].heads)
+            A = attention_probabilities(q, k, heads)
+        elif torch.is_grad_enabled() and can_recompute(q):
+            A = checkpoint(attention_columns, q, k, heads, columns, use_reentrant=False, preserve_rng_state=False)
         else:
-            A = checkpoint(
-                attention_columns, q, k, layers[name].heads, columns, use_reentrant=False, preserve_rng_state=False
-            )
+            A = attention_columns(q, k, heads, columns)
         if name not in maps:
             maps[name] = A
             if stop and len(maps) == len(layers):

@@ -230,9 +230,10 @@ def make_batch(
 
 
 def make_economy(host: DiffusionHost, texts: Texts, pictures: Pictures, rows: int, steps: int) -> Economy:
-    """An Economy for so many steps, each on this many rows of a picture and a prompt."""
+    """An Economy for so many steps, each on this many rows of a picture and a prompt, of all of which the untouched model
+    is asked first."""
     x_t, t = add_noise(host, pictures.latents[:1], torch.Generator().manual_seed(0))
-    return Economy.of(host, rehearse(host, x_t, t, texts.asked.take([0])), rows, rows * steps)
+    return Economy.of(host, rehearse(host, x_t, t, texts.asked.take([0])), rows, 1.5 * rows * steps)
 
 
 def train_step(

@@ -139,7 +139,7 @@ class ForgetSettings:
         "whole",
         "`paper`: what the loss is differentiated through. `whole`: the UNet, as published. `residual stream`: the "
         "cross-attention and what blocks pass on, without what convolutions, self-attention and feed-forward layers add; a "
-        "step takes half the time and less memory, and forgets about as well.",
+        "step takes little more than half the time and less memory, and forgets about as well.",
         choices=("whole", "residual stream"), advanced=True,
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from benchmarks.architectures import narrow_model
 from fmn_core.attention import AllTaken, tapped
 from fmn_core.forget import forget
 from fmn_core.gradient import BRANCH, differentiated, recomputable, recomputed
+from fmn_core.hosts.base import DiffusionHost
 from fmn_core.inversion import invert_pictures
 from fmn_core.lora import CrossAttentionLoRA
 from fmn_core.losses import attention_resteering_loss
@@ -42,6 +44,7 @@ def gradients(host, through="whole", again=False):
     """The re-steering loss of a LoRA's first step, and its gradient."""
     x_t, t, prompts = given(host)
     layers = host.cross_attentions()
+    torch.manual_seed(4)  # for patches that draw random numbers
     with host.training(x_t.shape):
         lora = CrossAttentionLoRA(layers, ("to_q", "to_k", "to_v"), 2, torch.Generator().manual_seed(2))
         for adapter in lora.values():
@@ -77,6 +80,29 @@ def test_a_recomputed_gradient_is_the_same_but_for_the_order_of_its_sums(host):
     assert len(recomputable(host.unet)) > 20
     (loss, plain), (other, again) = gradients(host), gradients(host, again=True)
     assert loss == other and distance(plain, again) < 1e-4 and untouched(host.unet)
+
+
+def test_what_a_patch_draws_is_drawn_again(narrow):
+    """HyperTile and token merging draw random numbers in every self-attention."""
+    from fmn_core.hosts.comfy import ComfyHost
+
+    def shaken(q, k, v, options):
+        return q * (0.5 + torch.rand(q.shape)), k, v
+
+    model = narrow[0].clone()
+    model.set_model_attn1_patch(shaken)
+    host = ComfyHost(model, narrow[1], resolution=64)
+    (loss, plain), (other, again) = gradients(host), gradients(host, again=True)
+    assert loss == other and loss != gradients(ComfyHost(*narrow, resolution=64))[0] and distance(plain, again) < 1e-4
+
+
+def test_free_memory_is_asked_of_a_device_without_a_number(monkeypatch):
+    """The webui's device is `cuda`, which older torch's `mem_get_info` refuses."""
+    for name, value in {"current_device": 0, "memory_reserved": 5, "memory_allocated": 2}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *index, value=value: value)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (10 + 0 * index, 20))
+    assert DiffusionHost.free_memory(SimpleNamespace(device=torch.device("cuda"))) == 13
+    assert DiffusionHost.free_memory(SimpleNamespace(device=torch.device("cpu"))) == float("inf")
 
 
 def test_the_residual_stream_gives_the_same_loss_and_a_gradient_of_its_own_to_every_layer(host):

@@ -114,6 +114,7 @@ class DiffusionHost(ABC):
 
     family: str  # a key of FAMILIES
     unet: nn.Module
+    recomputes = True  # whether a block can be computed again outside of `predict`
     device: torch.device
     alphas_cumprod: Tensor  # [number of timesteps]: the noise schedule
     bar_steps: tuple[int, int] | None = None  # done and all, inside `one_bar`
@@ -186,11 +187,13 @@ class DiffusionHost(ABC):
         """
 
     def free_memory(self) -> float:
-        """Bytes of the device that are free for tensors; infinite where nobody knows."""
+        """Bytes of a GPU that are free for tensors. Infinite where nobody knows, and on a CPU: what happens to be free must
+        not decide how sums are ordered where the same inputs give the same file."""
         if self.device.type != "cuda":
             return math.inf
-        kept = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)  # by torch, for tensors
-        return torch.cuda.mem_get_info(self.device)[0] + kept
+        index = torch.cuda.current_device() if self.device.index is None else self.device.index
+        kept = torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index)  # by torch, for tensors
+        return torch.cuda.mem_get_info(index)[0] + kept
 
     @abstractmethod
     def show_progress(self, step: int, total: int, preview: Tensor | None) -> None:

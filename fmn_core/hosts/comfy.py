@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -223,7 +224,7 @@ class ComfyHost(DiffusionHost):
                 self.trained_on = outer
 
     def free_memory(self) -> float:
-        return comfy.model_management.get_free_memory(self.device)
+        return math.inf if self.device.type == "cpu" else comfy.model_management.get_free_memory(self.device)
 
     def show_progress(self, step: int, total: int, preview: Tensor | None) -> None:
         if self.bar is None:

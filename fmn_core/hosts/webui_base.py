@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 
 import numpy as np
@@ -165,6 +165,11 @@ class WebuiBase(DiffusionHost):
         from modules import devices
 
         return devices.autocast()
+
+    @property
+    def recomputes(self) -> bool:
+        """Not where the host casts by changing torch's layers while it computes, as the webui does for GTX 16xx and MPS."""
+        return isinstance(self.precision(), torch.autocast | nullcontext)
 
     @property
     def encoder_name(self) -> str:
