@@ -12,7 +12,9 @@ CONCEPT_HELP = (
     "several are forgotten together."
 )
 LEARNING_RATES = {"fast": 0.0, "paper": 5e-3, "balanced": 3e-3, "robust": 3e-3}  # of each preset
-STREAM_RATE = 0.7  # of these, where `paper` differentiates the residual stream alone: there it forgets and harms as much
+STREAM_RATE = (
+    0.7  # of these, where `paper` differentiates the residual stream alone: at the same rate it forgets and harms more
+)
 
 
 def setting(default, help: str, *, choices=None, min=None, max=None, step=None, advanced=False, multiline=False):
@@ -139,7 +141,7 @@ class ForgetSettings:
         "whole",
         "`paper`: what the loss is differentiated through. `whole`: the UNet, as published. `residual stream`: the "
         "cross-attention and what blocks pass on, without what convolutions, self-attention and feed-forward layers add; a "
-        "step takes little more than half the time and less memory, and forgets about as well.",
+        "step takes little more than half the time and less memory; on the embedded model it forgets more and harms less.",
         choices=("whole", "residual stream"), advanced=True,
     )  # fmt: skip
 
