@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .checkpoint import beside
+from .clean_text import say
 from .commands_convert import add_convert
 from .configs import run
 from .embedding import add_embedding, save_embedding
@@ -74,7 +75,7 @@ def run_forget(options: argparse.Namespace) -> None:
     with beside(path, save_patch) as checkpoint:
         patch, _ = forget(host, names, settings, images, checkpoint=checkpoint)
         files = save_patch(patch, path)
-    print("\n".join([summary(patch), *map(describe, files)]))
+    say(summary(patch), *map(describe, files))
 
 
 def run_invert(options: argparse.Namespace) -> None:
@@ -89,8 +90,7 @@ def run_invert(options: argparse.Namespace) -> None:
     ) as checkpoint:
         inversion = invert_pictures(host, settings, images, concept=options.concept, checkpoint=checkpoint)
         save_embedding(inversion.vectors, options.out, asdict(settings))
-    print(inversion.summary)
-    print(describe(options.out))
+    say(inversion.summary, describe(options.out))
 
 
 def run_config(options: argparse.Namespace) -> None:
@@ -111,7 +111,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
     scorer = load_clip(options.clip) if options.clip else None
     host = DiffusersHost(load_pipeline(options.model, options.device), settings.resolution)
     evaluation = evaluate(host, patch, settings, clip=scorer, images=images)
-    print(evaluation.report["summary"])  # before a full disk can take it away
+    say(evaluation.report["summary"])  # before a full disk can take it away
     if options.out:
         save_patch(with_evaluation(patch, evaluation.report), options.out)
     if options.json:
@@ -135,7 +135,7 @@ def save_picture(picture, path: Path) -> None:
 def run_stack(options: argparse.Namespace) -> None:
     require_new(options.out)
     patch = stack([read_member(text) for text in options.files])
-    print("\n".join([summary(patch), *map(describe, save_patch(patch, options.out))]))
+    say(summary(patch), *map(describe, save_patch(patch, options.out)))
 
 
 def read_member(text: str) -> Member:
@@ -159,7 +159,7 @@ def run_unstack(options: argparse.Namespace) -> None:
     paths = [require_new(options.out / f"{name}.safetensors") for name in numbered]
     for part, path in zip(parts, paths, strict=True):
         save_patch(part.patch, path)
-        print(f"{describe(path)}, strength {part.strength:g}")
+        say(f"{describe(path)}, strength {part.strength:g}")
 
 
 def run_inspect(options: argparse.Namespace) -> None:
@@ -177,7 +177,7 @@ def run_inspect(options: argparse.Namespace) -> None:
     inspection = inspect_patch(patch, host, options.file)
     if options.picture:
         save_picture(draw_inspection(inspection), options.picture)
-    print(json.dumps(inspection.plain(), indent=1) if options.json else text_of(inspection))
+    say(json.dumps(inspection.plain(), indent=1) if options.json else text_of(inspection))
 
 
 def run_doctor(options: argparse.Namespace) -> None:
@@ -186,7 +186,7 @@ def run_doctor(options: argparse.Namespace) -> None:
     ill = 0
     for well, what, finding in examine():
         ill += not well
-        print(f"{'ok ' if well else 'ILL'} {what}: {finding}", flush=True)
+        say(f"{'ok ' if well else 'ILL'} {what}: {finding}")
     if ill:
         raise ForgetError(f"{ill} of these need a hand.")
 
@@ -257,10 +257,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options.run(options)
     except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
+        say("Stopped.", file=sys.stderr)
         return 130
     except (ForgetError, OSError) as error:  # OSError: diffusers' answer to a model that is not there
-        print(error, file=sys.stderr)
+        say(error, file=sys.stderr)
         return 1
     return 0
 

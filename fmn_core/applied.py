@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .hosts.base import MATRICES, DiffusionHost
 from .lora import CrossAttentionLoRA
-from .patch import ALPHA, DOWN, UP, Patch, check_fits, model_shapes
+from .patch import ALPHA, DOWN, UP, Patch, check_fits, check_strength, model_shapes
 
 
 def patch_factors(host: DiffusionHost, patch: Patch) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
@@ -25,7 +25,8 @@ def patch_factors(host: DiffusionHost, patch: Patch) -> dict[tuple[str, str], tu
 def applied(host: DiffusionHost, patch: Patch, strength: float = 1.0) -> AbstractContextManager[None]:
     """Context in which the host's cross-attention computes W x + strength up (down x), and its weights stay as they are.
 
-    Raises ForgetError where the patch was made for another architecture.
+    Raises ForgetError where the patch was made for another architecture, and for a strength that is no number.
     """
+    check_strength(strength)
     check_fits(patch, model_shapes(host), host.model_name())
     return CrossAttentionLoRA.of(host, patch_factors(host, patch)).requires_grad_(False).attached(strength)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .clean_text import say
 from .errors import ForgetError
 from .exports import FORMATS, PER_LEVEL, merge, save_as
 from .files import describe, require_new
@@ -56,10 +57,10 @@ def run_convert(options: argparse.Namespace) -> None:
     elif options.to == "checkpoint":
         files = [merge(options.base, patch, options.strength, options.out)]
         if patch.rest:
-            print("What FILE changes outside the cross-attention is not in the checkpoint.")
+            say("What FILE changes outside the cross-attention is not in the checkpoint.")
     else:
         files = save_as(patch, options.to, options.out, per_level)
-    print("\n".join([summary(patch), *map(describe, files)]))
+    say(summary(patch), *map(describe, files))
 
 
 def take_patch(options: argparse.Namespace) -> tuple[Patch, int]:

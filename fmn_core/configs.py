@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from .checkpoint import beside
+from .clean_text import say
 from .concept import Concept, make_concepts
 from .embedding import add_embedding, save_embedding
 from .errors import ForgetError
@@ -80,7 +81,7 @@ def run(file: Path, model: str | None = None, device: str | None = None) -> None
     """Does what a config says, with paths from the working folder as in the original: `Ti` writes an embedding,
     `Attn` a patch. `model` stands in place of the file's. Raises ForgetError for a config that cannot be followed."""
     for root, config in read_config(file).items():
-        print(f"{file.name}, {root}")
+        say(f"{file.name}, {root}")
         {"Ti": run_inversion, "Attn": run_forgetting}[root](config, model, device)
 
 
@@ -105,7 +106,7 @@ def read_config(file: Path) -> dict[str, dict]:
             raise ForgetError(f"{file} has keys that the original does not know: {', '.join(map(str, unknown))}.")
         without = [key for key in content[root] if key in DEAD[root]]
         if without:
-            print(f"Of {root} these keys have no effect any more: {', '.join(without)}.")
+            say(f"Of {root} these keys have no effect any more: {', '.join(without)}.")
         found[root] = {**known[root], **{key: content[root][key] for key in content[root] if key in known[root]}}
     return found
 
@@ -176,7 +177,7 @@ def run_inversion(config: dict, model: str | None, device: str | None) -> None:
     with beside(path, lambda inversion, path: save_embedding(inversion.vectors, path, asdict(settings))) as checkpoint:
         inversion = invert_pictures(host, settings, images, checkpoint=checkpoint)
         save_embedding(inversion.vectors, path, asdict(settings))
-    print(f"{inversion.summary}\n{describe(path)}")
+    say(inversion.summary, describe(path))
 
 
 def run_forgetting(config: dict, model: str | None, device: str | None) -> None:
@@ -195,7 +196,7 @@ def run_forgetting(config: dict, model: str | None, device: str | None) -> None:
         checkpoint.begin(host, texts, "run", [asdict(concept) for concept in concepts], asdict(settings), images)
         patch, _ = forget_by_resteering(host, concepts, settings, images, checkpoint=checkpoint)
         files = save_patch(patch, path)
-    print("\n".join([summary(patch), *map(describe, files)]))
+    say(summary(patch), *map(describe, files))
 
 
 def read_all(folders: list[Path]) -> torch.Tensor:

@@ -1,8 +1,16 @@
 """The one exception users are meant to read."""
 
+from .clean_text import displayable
+
 
 class ForgetError(ValueError):
-    """Something a user can mend: the message says what is wrong and what to do about it."""
+    """Something a user can mend: the message says what is wrong and what to do about it.
+
+    It may quote a file or a request, and hosts write it to logs, terminals and sockets: it is made displayable here.
+    """
+
+    def __init__(self, message: object):
+        super().__init__(displayable(message))
 
 
 def brief(said: object) -> str:

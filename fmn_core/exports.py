@@ -15,7 +15,7 @@ from torch import Tensor
 from .errors import ForgetError
 from .files import new_file, require_new, write_all_new
 from .key_names import blocks_per_level, dotted, of_text_encoder, one_name, split_key
-from .patch import ALPHA, DOWN, UP, Patch, metadata, with_sorted_header
+from .patch import ALPHA, DOWN, UP, Patch, check_strength, metadata, with_sorted_header
 from .weights_file import open_weights
 
 PER_LEVEL = 3  # of SD1, SD2 and SDXL
@@ -75,6 +75,7 @@ def merge(checkpoint: Path, patch: Patch, strength: float, out: Path) -> Path:
     layer of the patch, or has another shape there.
     """
     require_new(out)
+    check_strength(strength)
     with open_weights(checkpoint) as weights:
         per_level = blocks_per_level(split_key(key)[0] for key in weights.keys if not of_text_encoder(key))
         layers = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import struct
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from . import __version__
+from .clean_text import replace_surrogates
 from .concept import Concept
 from .errors import ForgetError, brief
 from .files import write_all_new
@@ -138,7 +140,7 @@ def metadata(patch: Patch, name: str, tensors: dict[str, Tensor]) -> dict[str, s
         "modelspec.hash_sha256": "0x" + digest,
         "sshs_model_hash": digest,
     }
-    return {key: value.encode(errors="replace").decode() for key, value in said.items()}  # a file may say half a character
+    return replace_surrogates(said)
 
 
 def serialize(patch: Patch, name: str) -> bytes:
@@ -203,7 +205,7 @@ def read_patch(path: Path) -> Patch:
         tensors, told = read_small(path, MOST_BYTES)
         if len(stored) > MOST_TOLD:
             raise ValueError(f"it says {len(stored):,} characters about itself, and {MOST_TOLD:,} are the most")
-        patch = Patch(dict(sorted(tensors.items())), json.loads(told["fmn.patch"]))
+        patch = Patch(dict(sorted(tensors.items())), replace_surrogates(json.loads(told["fmn.patch"])))
     except FileNotFoundError:
         raise ForgetError(f"{path.name} is not there any more: refresh the list of patches and choose again.") from None
     except ForgetError:
@@ -253,6 +255,12 @@ def is_concept(value: object) -> bool:
         return False
     several = (value.get("names"), value.get("templates"))
     return all(isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts) for texts in several)
+
+
+def check_strength(strength: float) -> None:
+    """Raises ForgetError for a strength that is infinite or no number."""
+    if not math.isfinite(strength):
+        raise ForgetError(f"The strength is {strength}: use a number, 1 for the patch as it was made.")
 
 
 def check_fits(patch: Patch, shapes: dict[str, tuple[int, int]], model: str) -> None:

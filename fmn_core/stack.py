@@ -25,7 +25,7 @@ from .conflicts import conflicts, responses, spill, warnings
 from .errors import ForgetError
 from .members import Member, kept_words, modules_of, reads_text, side_by_side, spoken, stored_parts
 from .moments import Moments
-from .patch import ALPHA, DOWN, SCHEMA, UP, Patch, check_patch
+from .patch import ALPHA, DOWN, SCHEMA, UP, Patch, check_patch, check_strength
 
 OWN = 3.0  # more brings each patch's own response nearer, and moves what is kept further
 CLEAR = 1e-10  # of the largest eigenvalue of the system, its rows at one size: what is below is the same row again
@@ -94,6 +94,8 @@ def unstack(patch: Patch) -> list[Member]:
 
 def in_order(members: Sequence[Member]) -> list[Member]:
     """The patches that take part, stacked ones taken apart, in an order of their own. Raises ForgetError as `stack`."""
+    for member in members:
+        check_strength(member.strength)
     apart = [
         Member(part, strength * own)
         for patch, strength in members

@@ -78,7 +78,7 @@ class GatePatch(io.ComfyNode):
     def execute(
         cls, conditioning, patch, strength, end_strength, start_percent, end_percent, threshold, lora=None
     ) -> io.NodeOutput:
-        if start_percent >= end_percent:
+        if not start_percent < end_percent:
             raise ForgetError(f"The patch would end at {end_percent}, before it starts at {start_percent}: swap the two.")
         chosen = choose(patch, lora)[0]
         span = start_percent, end_percent

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import inspect
 
 from comfy_api.latest import io, ui
 from server import PromptServer
+
+from ..fmn_core.clean_text import displayable
 
 CATEGORY = "Forget-Me-Not"
 LoraModel = io.Custom("LORA_MODEL")
@@ -21,8 +24,12 @@ def schema(**kwargs) -> io.Schema:
 
 
 def shown(node: type[io.ComfyNode], text: str) -> ui.PreviewText:
-    """A node's text as its output, and on the node itself, which must have io.Hidden.unique_id."""
-    PromptServer.instance.send_progress_text(text, node.hidden.unique_id)
+    """A node's text as its output, and on the node itself, which must have io.Hidden.unique_id.
+
+    The page takes the text on a node for HTML, and what it quotes may be a file's or a request's.
+    """
+    text = displayable(text)
+    PromptServer.instance.send_progress_text(html.escape(text, quote=False), node.hidden.unique_id)
     return ui.PreviewText(text)
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import ForgetError
-from ..patch import Patch, check_fits, model_shapes
+from ..patch import Patch, check_fits, check_strength, model_shapes
 from . import comfy_words
 from .base import ENCODED_AT_ONCE, CrossAttention, DiffusionHost, Prompts, Token, WordVectors, placeholder_texts
 from .comfy_identity import identity
@@ -257,8 +257,9 @@ def require_family(base) -> str:
 def apply_patch(model, patch: Patch, strength: float):
     """A clone of MODEL with the patch at this strength, by the host's own LoRA loading; at 0 the model itself.
 
-    Raises ForgetError where the patch was made for another architecture.
+    Raises ForgetError where the patch was made for another architecture, and for a strength that is no number.
     """
+    check_strength(strength)
     host = ComfyHost(model, None)
     check_fits(patch, model_shapes(host), host.model_name())
     if strength == 0:

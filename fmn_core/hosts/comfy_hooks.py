@@ -5,7 +5,7 @@ from __future__ import annotations
 import comfy.hooks
 
 from ..gate import gate
-from ..patch import Patch
+from ..patch import Patch, check_strength
 
 KEYFRAMES = 20  # of a strength that changes over the steps
 
@@ -15,8 +15,10 @@ def gated(conditioning, patch: Patch, strengths: tuple[float, float], span: tupl
     patch is on it.
 
     `strengths` at the start and at the end of `span`, parts of the sampling in 0..1; outside it the patch is off. A prompt
-    below the threshold stays as it is. Raises ForgetError as `gate` does.
+    below the threshold stays as it is. Raises ForgetError as `gate` does, and for a strength that is no number.
     """
+    for strength in strengths:
+        check_strength(strength)
     values = [max(gate(patch, columns) for columns in one[0]) for one in conditioning]
     hooks = comfy.hooks.create_hook_lora(dict(patch), 1.0, 0.0)
     hooks.set_keyframes_on_hooks(keyframes(strengths, span))

@@ -1,0 +1,150 @@
+"""Text from files, requests and widgets: never script in a page, a command to a terminal, or what cannot be encoded."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+
+import pytest
+from conftest import ROOT
+from graphs import Graphs
+from hypothesis import given
+from hypothesis import strategies as st
+from test_command_line import run  # noqa: F401
+from test_page import browser, open_page, page  # noqa: F401
+
+from fmn_core.clean_text import CONTROL, displayable, replace_surrogates
+from fmn_core.errors import ForgetError
+from fmn_core.members import Member
+from fmn_core.patch import Patch, read_patch, save_patch
+from fmn_core.stack import stack
+
+ANY_TEXT = st.text(st.characters(), max_size=40)  # surrogates too
+SCRIPT = "cat<img src=x onerror='window.scripts = (window.scripts || 0) + 1'>"
+
+
+def renamed(name: str, model: str = "emoji") -> Patch:
+    """The demo's patch under another concept's name, as someone could have written it."""
+    patch = read_patch(ROOT / "demo/loras/forget-cat.safetensors")
+    info = copy.deepcopy(patch.info)
+    info["concept"], info["report"]["warnings"], info["base"] = name, [name], info["base"] | {"name": model}
+    info["concepts"][0]["names"] = [name]
+    return Patch(dict(patch), info)
+
+
+@given(ANY_TEXT)
+def test_displayable_text_can_be_encoded_and_commands_no_terminal(text):
+    shown = displayable(text)
+    shown.encode()
+    assert not CONTROL.search(shown) and displayable(shown) == shown
+
+
+@given(st.text(st.characters(blacklist_categories=["Cc", "Cf", "Cs"]) | st.sampled_from("\n\t"), max_size=40))
+def test_ordinary_text_is_shown_as_it_is(text):
+    assert displayable(text) == text
+
+
+@given(st.recursive(ANY_TEXT | st.floats(allow_nan=False) | st.none(), lambda inner: st.lists(inner, max_size=3)
+       | st.dictionaries(ANY_TEXT, inner, max_size=3), max_leaves=8))  # fmt: skip
+def test_json_without_surrogates_can_be_encoded(value):
+    json.dumps(replace_surrogates(value), ensure_ascii=False).encode()
+
+
+@given(ANY_TEXT)
+def test_every_error_can_be_encoded(text):
+    message = str(ForgetError(f"`{text}` is not there."))
+    message.encode()
+    assert not CONTROL.search(message)
+
+
+def test_a_patch_with_half_a_character_that_does_not_fit_fails_in_a_sentence_that_can_be_encoded(loaded, tmp_path):
+    from fmn_core.hosts.comfy import apply_patch
+
+    path = tmp_path / "p.safetensors"
+    save_patch(renamed("cat\ud800", "model\udfff"), path)
+    patch = read_patch(path)
+    module = patch.modules[0]
+    for part in (".lora_down.weight", ".lora_up.weight", ".alpha"):
+        patch[f"lora_unet_down_blocks_9_attentions_0_transformer_blocks_0_attn2_to_k{part}"] = patch[module + part]
+    with pytest.raises(ForgetError) as raised:
+        apply_patch(loaded[0], patch, 1.0)
+    assert "cat\ufffd" in str(raised.value) and "model\ufffd" in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["cat\x1b[31m\x1b]0;title\x07", "cat\u202etxt", "cat\ud800", "cat\x9b31m"])
+def test_no_command_passes_a_files_control_characters_to_the_terminal(run, tmp_path, name):  # noqa: F811
+    one, two, both = (tmp_path / f"{file}.safetensors" for file in ("one", "two", "both"))
+    save_patch(renamed(name), one)
+    save_patch(renamed("dog"), two)
+    commands = [
+        ["inspect", one],
+        ["inspect", "--json", one],
+        ["stack", one, two, "--out", both],
+        ["unstack", both, "--out", tmp_path],
+        ["convert", one, "--to", "peft", "--out", tmp_path / "peft.safetensors"],
+        ["convert", one, "--out", tmp_path / "again.safetensors"],
+    ]
+    for command in commands:
+        done = run(*command)
+        (done.stdout + done.stderr).encode()
+        assert not CONTROL.search(done.stdout + done.stderr) and "Traceback" not in done.stderr, command
+
+
+@pytest.mark.parametrize("strength", [math.nan, math.inf, -math.inf])
+def test_a_strength_that_is_no_number_is_refused(loaded, host, strength, tmp_path):
+    from fmn_core.applied import applied
+    from fmn_core.exports import merge
+    from fmn_core.hosts.comfy import apply_patch
+    from fmn_core.hosts.comfy_hooks import gated
+
+    patch = read_patch(ROOT / "demo/loras/forget-cat.safetensors")
+    attempts = [
+        lambda: apply_patch(loaded[0], patch, strength),
+        lambda: applied(host, patch, strength),
+        lambda: stack([Member(patch, strength)]),
+        lambda: gated([], patch, (1.0, strength), (0.0, 1.0), 0.5),
+        lambda: merge(ROOT / "demo/checkpoints/emoji-sd-128.safetensors", patch, strength, tmp_path / "m.safetensors"),
+    ]
+    for attempt in attempts:
+        with pytest.raises(ForgetError, match="The strength is"):
+            attempt()
+
+
+def test_no_text_on_a_node_runs_as_script_in_the_page(page, server):  # noqa: F811
+    """Every node that shows text, on names, descriptions and tensor names that are HTML, each in a real run."""
+    folder = server.output / "loras"
+    save_patch(renamed(SCRIPT), folder / "hostile.safetensors")
+    save_patch(renamed("dog"), folder / "harmless.safetensors")
+    graphs = Graphs(server)
+    load = graphs.node("CheckpointLoaderSimple", ckpt_name="emoji-sd-128.safetensors")
+    asked = graphs.node("CLIPTextEncode", clip=["load", 1], text="a photo of a cat")
+    hostile = {"patch": "hostile.safetensors"}
+    forget = graphs.node("FMN_ForgetConcept", model=["load", 0], clip=["load", 1], concept=SCRIPT)
+    stack_both = graphs.node(
+        "FMN_StackPatches", model=["load", 0], patch_1="hostile.safetensors", patch_2="harmless.safetensors"
+    )
+    nodes = {
+        "1": load,
+        "2": asked,
+        "3": graphs.node("FMN_InspectPatch", **hostile),
+        "4": stack_both,
+        "5": graphs.node("FMN_GatePatch", conditioning=["2", 0], **hostile),
+        "6": forget,
+        "7": graphs.node("PreviewAny", source=["4", 4]),
+        "8": graphs.node("PreviewAny", source=["5", 1]),
+        "9": graphs.node("FMN_SavePatch", lora=["6", 0]),
+    }
+    prompt = json.loads(json.dumps(nodes).replace('"load"', '"1"'))
+    open_page(page, server, "?template=apply-a-saved-patch&source=forget-me-not")  # without the page's first greeting
+    page.evaluate("prompt => app.loadApiJson(prompt, 'hostile')", prompt)
+    done = len(server.get("history"))
+    page.evaluate("app.queuePrompt(0)")
+    deadline = time.monotonic() + 180
+    while len(server.get("history")) == done and time.monotonic() < deadline:
+        page.wait_for_timeout(300)
+    page.wait_for_timeout(1000)  # for what a picture that is not there would run
+    entry = [*server.get("history").values()][-1]
+    assert entry["status"]["status_str"] == "success", entry["status"]["messages"]
+    assert page.evaluate("window.scripts || 0") == 0
