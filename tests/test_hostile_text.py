@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from test_command_line import run  # noqa: F401
 from test_page import browser, open_page, page  # noqa: F401
 
+from demo.server import ServerError
 from fmn_core.clean_text import CONTROL, displayable, replace_surrogates
 from fmn_core.errors import ForgetError
 from fmn_core.members import Member
@@ -148,3 +149,44 @@ def test_no_text_on_a_node_runs_as_script_in_the_page(page, server):  # noqa: F8
     entry = [*server.get("history").values()][-1]
     assert entry["status"]["status_str"] == "success", entry["status"]["messages"]
     assert page.evaluate("window.scripts || 0") == 0
+
+
+def string_widgets(graphs: Graphs) -> list[tuple[str, str]]:
+    """(node, input) of every text widget of the pack."""
+    return [
+        (node, name)
+        for node, info in graphs.info.items()
+        if node.startswith("FMN_")
+        for group in ("required", "optional")
+        for name, (type, *_) in info["input"].get(group, {}).items()
+        if type == "STRING"
+    ]
+
+
+def test_a_surrogate_in_any_text_widget_is_refused_or_replaced(server):
+    """JSON can hold one, and an error that repeats it would end the host's worker."""
+    graphs = Graphs(server)
+    base = graphs.forget("cat", record=True)
+    wires = {
+        "MODEL": ["load", 0], "CLIP": ["load", 1], "VAE": ["load", 2], "IMAGE": ["decode", 0],
+        "FMN_RECORDING": ["record", 1], "LORA_MODEL": ["forget", 0], "CONDITIONING": ["asked", 0],
+    }  # fmt: skip
+    others = {
+        "FMN_ImportPatch": {"file": "forget-cat.safetensors"},
+        "FMN_EvaluatePatch": {"lora": ["forget", 0]},
+        "FMN_ExportPatch": {"lora": ["forget", 0]},
+    }
+    widgets = string_widgets(graphs)
+    assert len(widgets) > 10
+    for node, name in widgets:
+        required = graphs.info[node]["input"]["required"].items()
+        inputs = {key: wires[type] for key, (type, *_) in required if isinstance(type, str) and type in wires}
+        inputs |= others.get(node, {}) | {name: "cat {}\ud800"}
+        inputs |= {"template": {"concept_type": "custom"}, "replacement": {"mode": "replace"}}.get(name, {})
+        graph = base | {"node": graphs.node(node, **inputs), "shown": graphs.node("PreviewAny", source=["node", 0])}
+        try:
+            server.run(graph)
+        except ServerError as error:
+            assert "Unicode" not in str(error) and "codec" not in str(error), (node, name, error)
+            assert "half a character" in str(error) or "\ufffd" in str(error) or r"\ud800" in str(error), (node, name, error)
+    server.run(base)
