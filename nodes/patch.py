@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..fmn_core.errors import ForgetError
 from ..fmn_core.file_names import folder_and_name, slug
-from ..fmn_core.hosts.comfy import apply_patch
+from ..fmn_core.hosts.comfy_apply import apply_patch
 from ..fmn_core.patch import Patch, read_patch, save_patch
 from .schema import LoraModel, schema, shown
 

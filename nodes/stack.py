@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..fmn_core.errors import ForgetError
 from ..fmn_core.forget import summary
-from ..fmn_core.hosts.comfy import apply_patch
+from ..fmn_core.hosts.comfy_apply import apply_patch
 from ..fmn_core.members import Member
 from ..fmn_core.patch import is_patch, read_patch
 from ..fmn_core.stack import stack

@@ -272,7 +272,7 @@ class Fuzzer:
 
     def uses(self, patch: Patch, raw: bytes) -> None:
         """What is done with a patch that could be read."""
-        from fmn_core.hosts.comfy import apply_patch
+        from fmn_core.hosts.comfy_apply import apply_patch
 
         self.ask("say what it forgets", lambda: summary(patch), raw)
         inspection = self.ask("inspect", lambda: inspect_patch(patch, self.host, self.path), raw)

@@ -53,7 +53,7 @@ def test_layers_have_the_names_that_lora_files_give_them(narrow_host, family):
 def test_every_preset_makes_a_patch_that_the_host_loads_whole(comfy, narrow, narrow_host, family, preset, caplog):
     import comfy.lora
 
-    from fmn_core.hosts.comfy import apply_patch
+    from fmn_core.hosts.comfy_apply import apply_patch
 
     model = narrow[0]
     before = weights(model)

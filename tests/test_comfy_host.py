@@ -132,7 +132,8 @@ def test_embeddings_are_told_apart(comfy, loaded, tmp_path):
 
 @pytest.mark.parametrize("other", ["Flux", "SD3", "SVD_img2vid", "SDXLRefiner", "Stable_Cascade_C"])
 def test_models_of_other_architectures_are_refused(comfy, loaded, other):
-    from fmn_core.hosts.comfy import ComfyHost, apply_patch
+    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy_apply import apply_patch
     from fmn_core.hosts.comfy_attention import record_attention
 
     model = loaded[0].clone()

@@ -149,7 +149,7 @@ def test_what_is_outside_the_cross_attention_becomes_the_rest_and_the_text_encod
 
 def test_an_imported_patch_is_saved_read_applied_and_measured(host, sample, tmp_path):
     from fmn_core.evaluate import evaluate
-    from fmn_core.hosts.comfy import apply_patch
+    from fmn_core.hosts.comfy_apply import apply_patch
     from fmn_core.moments import Moments
     from fmn_core.settings import EvaluateSettings
 

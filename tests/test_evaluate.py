@@ -108,7 +108,8 @@ def test_an_interrupt_leaves_the_model_alone(host, patch, monkeypatch):
 
 
 def test_a_patch_applied_by_hooks_is_what_the_hosts_own_loader_makes_of_it(host, patch, sample, loaded):
-    from fmn_core.hosts.comfy import ComfyHost, apply_patch
+    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy_apply import apply_patch
 
     merged = ComfyHost(apply_patch(loaded[0], patch, 0.7), *loaded[1:], resolution=64)
     x, t, prompts = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([500]), None

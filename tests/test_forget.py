@@ -269,7 +269,8 @@ def test_prompts_of_unequal_length_train_together(host):
 
 
 def test_the_base_hash_does_not_change_with_a_lora_on_the_model(quick_patch, loaded, monkeypatch):
-    from fmn_core.hosts.comfy import ComfyHost, apply_patch
+    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy_apply import apply_patch
 
     patched = apply_patch(loaded[0], quick_patch, 1.0)
     on_top, _ = forget(ComfyHost(patched, *loaded[1:]), "cat", QUICK)

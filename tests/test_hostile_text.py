@@ -61,7 +61,7 @@ def test_every_error_can_be_encoded(text):
 
 
 def test_a_patch_with_half_a_character_that_does_not_fit_fails_in_a_sentence_that_can_be_encoded(loaded, tmp_path):
-    from fmn_core.hosts.comfy import apply_patch
+    from fmn_core.hosts.comfy_apply import apply_patch
 
     path = tmp_path / "p.safetensors"
     save_patch(renamed("cat\ud800", "model\udfff"), path)
@@ -97,7 +97,7 @@ def test_no_command_passes_a_files_control_characters_to_the_terminal(run, tmp_p
 def test_a_strength_that_is_no_number_is_refused(loaded, host, strength, tmp_path):
     from fmn_core.applied import applied
     from fmn_core.exports import merge
-    from fmn_core.hosts.comfy import apply_patch
+    from fmn_core.hosts.comfy_apply import apply_patch
     from fmn_core.hosts.comfy_hooks import gated
 
     patch = read_patch(ROOT / "demo/loras/forget-cat.safetensors")

@@ -72,7 +72,7 @@ def test_the_norm_is_that_of_the_dense_product(rank, rows, columns, seed):
 
 def test_changes_are_those_of_the_applied_patch_in_the_order_of_the_layers(comfy, host, made, loaded):
     """Against what the host's own LoRA loader adds to the weights."""
-    from fmn_core.hosts.comfy import apply_patch
+    from fmn_core.hosts.comfy_apply import apply_patch
 
     changes = inspect_patch(read_patch(made("robust")), host).changes
     by_name = {change.module: change for change in changes}

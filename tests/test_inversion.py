@@ -170,7 +170,8 @@ def test_it_runs_on_a_patched_model_and_leaves_the_patch_alone(host, latents):
 
 def test_it_runs_on_a_model_with_a_lora_of_the_hosts(host, loaded, latents):
     from fmn_core.forget import forget
-    from fmn_core.hosts.comfy import ComfyHost, apply_patch
+    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy_apply import apply_patch
     from fmn_core.settings import ForgetSettings
 
     patch, _ = forget(host, "cat", ForgetSettings(preset="fast"))

@@ -170,7 +170,7 @@ def test_tensors_that_are_no_good_get_a_sentence(patch, tmp_path, change, messag
 
 
 def test_a_patch_for_another_architecture_is_refused(patch, loaded):
-    from fmn_core.hosts.comfy import apply_patch
+    from fmn_core.hosts.comfy_apply import apply_patch
 
     wider = {k: torch.zeros(len(v), 768, dtype=v.dtype) if k.endswith(DOWN) and "to_k" in k else v for k, v in patch.items()}
     with pytest.raises(ForgetError, match="load the checkpoint it was made for"):
@@ -181,7 +181,7 @@ def test_a_patch_for_another_architecture_is_refused(patch, loaded):
 
 
 def test_applying_is_what_the_hosts_own_loader_does(patch, comfy, loaded, sample, tmp_path, caplog):
-    from fmn_core.hosts.comfy import apply_patch
+    from fmn_core.hosts.comfy_apply import apply_patch
 
     save_patch(patch, tmp_path / "p.safetensors")
     stock = comfy.utils.load_torch_file(str(tmp_path / "p.safetensors"), safe_load=True)
@@ -193,7 +193,7 @@ def test_applying_is_what_the_hosts_own_loader_does(patch, comfy, loaded, sample
 
 
 def test_strength_zero_is_the_base_and_the_base_is_untouched(patch, loaded, sample):
-    from fmn_core.hosts.comfy import apply_patch
+    from fmn_core.hosts.comfy_apply import apply_patch
 
     base = sample(loaded[0], "a cat")
     assert torch.equal(sample(apply_patch(loaded[0], patch, 0.0), "a cat"), base)
@@ -202,7 +202,7 @@ def test_strength_zero_is_the_base_and_the_base_is_untouched(patch, loaded, samp
 
 
 def test_chained_patches_add_up_in_any_order(patch, loaded, sample):
-    from fmn_core.hosts.comfy import apply_patch
+    from fmn_core.hosts.comfy_apply import apply_patch
 
     other = Patch({k: (v * -0.5 if k.endswith(UP) else v) for k, v in patch.items()}, patch.info)
     one = apply_patch(apply_patch(loaded[0], patch, 1.0), other, 1.0)

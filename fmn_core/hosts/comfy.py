@@ -12,7 +12,6 @@ import comfy.ldm.modules.attention
 import comfy.lora
 import comfy.model_base
 import comfy.model_management
-import comfy.sd
 import comfy.supported_models
 import comfy.utils
 import numpy as np
@@ -21,11 +20,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import ForgetError
-from ..patch import Patch, check_fits, check_strength, model_shapes
 from . import comfy_words
 from .base import ENCODED_AT_ONCE, CrossAttention, DiffusionHost, Prompts, Token, WordVectors, placeholder_texts
 from .comfy_identity import identity
 from .comfy_training import differentiable_attention, require_loaded
+from .comfy_weights import read_weight, require_differentiable, require_readable, settle_dtypes
 from .comfy_words import ShortClip, require_clip, tokenize
 from .ldm import (
     NATIVE_SIZE,
@@ -49,6 +48,7 @@ class ComfyHost(DiffusionHost):
         self.bar = None
         self.trained_on = []  # the model patchers that have to stay loaded
         self.family = require_family(model.model)
+        require_readable(self.patcher, weight_key(next(iter(self.cross_attentions())), "to_k"))
 
     @property
     def device(self) -> torch.device:
@@ -190,9 +190,7 @@ class ComfyHost(DiffusionHost):
         return self.kohya_names[weight_key(layer, matrix)]
 
     def weight(self, layer: str, matrix: str) -> Tensor:
-        key = weight_key(layer, matrix)
-        backup = self.patcher.backup.get(key)  # where the host keeps what a LoRA was merged into
-        return comfy.utils.get_attr(self.base, key) if backup is None else backup.weight
+        return read_weight(self.patcher, weight_key(layer, matrix))
 
     def identity(self) -> object:
         return identity(self.patcher, self.clip, self.vae)
@@ -212,8 +210,11 @@ class ComfyHost(DiffusionHost):
             stack.enter_context(torch.enable_grad())
             memory = self.patcher.memory_required(list(shape)) * TRAINING_MEMORY_FACTOR
             models = [self.patcher, self.clip.patcher] if text else [self.patcher]
-            comfy.model_management.load_models_gpu(models, memory_required=memory)
+            with torch.inference_mode():  # as the host loads: its quantised tensors change modes in neither direction
+                comfy.model_management.load_models_gpu(models, memory_required=memory)
             stack.enter_context(ordinary_parameters(self.unet))
+            settle_dtypes(self.base)
+            require_differentiable(self.unet)
             if text:
                 stack.enter_context(ordinary_parameters(self.clip.cond_stage_model))
                 stack.enter_context(norms_of_copies(self.clip.cond_stage_model))
@@ -242,6 +243,11 @@ class ComfyHost(DiffusionHost):
 def require_family(base) -> str:
     """The key of FAMILIES that a loaded model belongs to; raises ForgetError for any other architecture."""
     config = base.model_config
+    if not isinstance(base.diffusion_model, nn.Module):  # TensorRT's engines
+        raise ForgetError(
+            "This model is compiled to an engine whose weights cannot be read or changed: load the checkpoint that it was "
+            "made of, and compile the patched model."
+        )
     if isinstance(base, comfy.model_base.SDXL):
         return "sdxl"
     if isinstance(config, comfy.supported_models.SD20):
@@ -252,16 +258,3 @@ def require_family(base) -> str:
         f"Forget-Me-Not works on the text cross-attention of SD1.x, SD2.x and SDXL, and this model is "
         f"{type(config).__name__} (Flux, SD3 and their kind have no such layers): load a checkpoint of one of these."
     )
-
-
-def apply_patch(model, patch: Patch, strength: float):
-    """A clone of MODEL with the patch at this strength, by the host's own LoRA loading; at 0 the model itself.
-
-    Raises ForgetError where the patch was made for another architecture, and for a strength that is no number.
-    """
-    check_strength(strength)
-    host = ComfyHost(model, None)
-    check_fits(patch, model_shapes(host), host.model_name())
-    if strength == 0:
-        return model
-    return comfy.sd.load_lora_for_models(model, None, dict(patch), strength, 0)[0]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
+
 import comfy.hooks
+import comfy.patcher_extension
 
 from ..gate import gate
 from ..patch import Patch, check_strength
+from .comfy_apply import WRAPPER, LoRABeside, factors
+from .comfy_weights import is_quantized
 
 KEYFRAMES = 20  # of a strength that changes over the steps
 
@@ -20,7 +25,9 @@ def gated(conditioning, patch: Patch, strengths: tuple[float, float], span: tupl
     for strength in strengths:
         check_strength(strength)
     values = [max(gate(patch, columns) for columns in one[0]) for one in conditioning]
-    hooks = comfy.hooks.create_hook_lora(dict(patch), 1.0, 0.0)
+    hooks = comfy.hooks.HookGroup()
+    hooks.add(MergedHook(patch))
+    hooks.add(BesideHook(patch))
     hooks.set_keyframes_on_hooks(keyframes(strengths, span))
     called = [value >= threshold and any(strengths) for value in values]
     hooked = comfy.hooks.set_hooks_for_conditioning(conditioning, hooks)
@@ -41,3 +48,36 @@ def keyframes(strengths: tuple[float, float], span: tuple[float, float]) -> comf
     for percent, strength in frames:
         group.add(comfy.hooks.HookKeyframe(strength, percent, guarantee_steps=0))
     return group
+
+
+class MergedHook(comfy.hooks.WeightHook):
+    """The patch on a model of full precision: the host merges it for each prompt that has the hook."""
+
+    def __init__(self, patch: Patch | None = None):  # the host's `clone` makes one without arguments
+        super().__init__(strength_model=1.0, strength_clip=0.0)
+        self.weights = patch
+
+    def should_register(self, model, model_options, target_dict, registered):
+        return not model.is_clip and not is_quantized(model.model.diffusion_model)
+
+
+class BesideHook(comfy.hooks.TransformerOptionsHook):
+    """The patch on a quantised model: layers compute it beside their weights while a prompt that has the hook runs."""
+
+    def __init__(self, patch: Patch | None = None):
+        super().__init__({}, comfy.hooks.EnumHookScope.HookedOnly)
+        self.patch = patch
+        self.known = weakref.WeakKeyDictionary()  # of each model, its layers' factors, or None
+
+    def clone(self):
+        clone = super().clone()
+        clone.patch, clone.known = self.patch, self.known
+        return clone
+
+    def on_apply_hooks(self, model, transformer_options):
+        if model.model not in self.known:
+            quantized = is_quantized(model.model.diffusion_model)
+            self.known[model.model] = factors(model, self.patch) if quantized else None
+        weights = self.known[model.model]
+        if weights and self.strength:
+            comfy.patcher_extension.add_wrapper(WRAPPER, LoRABeside(weights, self.strength), transformer_options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .base import sampled
+from .comfy_weights import raw_values
 
 UNET = "diffusion_model."
 
@@ -15,7 +16,7 @@ def identity(model, clip, vae) -> object:
     parts = [model, *([] if clip is None else [clip.patcher])]
     weights = [
         {
-            key: sampled(part.backup[key].weight if key in part.backup else weight)
+            key: sampled(raw_values(part.backup[key].weight) if key in part.backup else weight)
             for key, weight in own_weights(part).items()
         }
         for part in parts
@@ -34,7 +35,8 @@ def identity(model, clip, vae) -> object:
 
 def own_weights(patcher) -> dict[str, Tensor]:
     """A UNet's weights alone, without the noise schedule, which patches replace while they are on; a text encoder's all."""
-    weights = patcher.model.state_dict()
+    parts = (*patcher.model.named_parameters(), *patcher.model.named_buffers())  # GGUF's state_dict holds no values
+    weights = {key: raw_values(weight) for key, weight in parts}
     unet = {key: weight for key, weight in weights.items() if key.startswith(UNET)}
     return unet or weights
 

@@ -81,10 +81,8 @@ def ordinary_parameters(module: nn.Module) -> Iterator[None]:
         for part in module.modules():
             for table in (part._parameters, part._buffers):
                 for name, tensor in table.items():
-                    if type(tensor) in (nn.Parameter, Tensor):
-                        alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-                        alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
-                        alias = nn.Parameter(alias, requires_grad=False) if type(tensor) is nn.Parameter else alias
+                    if tensor is not None and not hasattr(tensor, "_qdata"):  # quantised tensors of the host have no memory
+                        alias = alias_of(tensor)
                         originals.append((table, name, tensor, alias))
                         table[name] = alias
         yield
@@ -92,6 +90,20 @@ def ordinary_parameters(module: nn.Module) -> Iterator[None]:
         for table, name, tensor, alias in originals:
             if table.get(name) is alias and (alias.device, alias.data_ptr()) == (tensor.device, tensor.data_ptr()):
                 table[name] = tensor
+
+
+def alias_of(tensor: Tensor) -> Tensor:
+    """A second tensor of the same class and attributes on the same memory."""
+    own = tensor.as_subclass(Tensor)  # a class of its own, as GGUF's, may tell another shape
+    alias = torch.empty(0, dtype=own.dtype, device=own.device)
+    alias.set_(own.untyped_storage(), own.storage_offset(), own.shape, own.stride())
+    if type(tensor) is nn.Parameter:
+        return nn.Parameter(alias, requires_grad=False)
+    if type(tensor) is Tensor:
+        return alias
+    alias = alias.as_subclass(type(tensor))
+    alias.__dict__.update(tensor.__dict__)
+    return alias
 
 
 @contextmanager

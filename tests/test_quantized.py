@@ -1,0 +1,175 @@
+"""Checkpoints in fp8, with scales and without: read rightly, trained through, and patched without a merge."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+
+from demo.host import CHECKPOINT
+from fmn_core.errors import ForgetError
+from fmn_core.patch import read_patch
+
+FP8 = torch.float8_e4m3fn
+LARGEST = 448.0  # of float8_e4m3fn
+CAT, HOUSE = "a photo of a cat", "a photo of a house"
+
+
+def is_linear(key: str, weight: torch.Tensor) -> bool:
+    return weight.ndim == 2 and "transformer_blocks" in key and key.startswith("model.diffusion_model.")
+
+
+def scaled(suffix: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The demo's checkpoint with the transformer blocks' weights in fp8, each divided by its scale, and the metadata that
+    says so; `suffix` is `scale_weight`, as many files have it, or `weight_scale`, as ComfyUI's own have it."""
+    weights, layers = load_file(CHECKPOINT), {}
+    for key, weight in [*weights.items()]:
+        if is_linear(key, weight):
+            scale = weight.float().abs().max() / LARGEST
+            weights[key], weights[key.removesuffix("weight") + suffix] = (weight.float() / scale).to(FP8), scale
+            layers[key.removeprefix("model.diffusion_model.").removesuffix(".weight")] = {"format": "float8_e4m3fn"}
+    if suffix == "weight_scale":
+        return weights, {"_quantization_metadata": json.dumps({"layers": layers})}
+    return weights | {"model.diffusion_model.scaled_fp8": torch.empty(1, dtype=FP8)}, {}
+
+
+@pytest.fixture(scope="module", params=["cast", "scaled", "mixed"])
+def quantized(comfy, request):
+    """MODEL, CLIP, VAE of the demo's checkpoint in fp8, as a graph loads them."""
+    with torch.inference_mode():
+        if request.param == "cast":
+            return comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT), model_options={"dtype": FP8})[:3]
+        weights, metadata = scaled({"scaled": "scale_weight", "mixed": "weight_scale"}[request.param])
+        return comfy.sd.load_state_dict_guess_config(weights, metadata=metadata)[:3]
+
+
+@pytest.fixture(scope="module")
+def patch():
+    return read_patch(ROOT / "demo/loras/forget-cat.safetensors")
+
+
+def difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    return ((one - other).norm() / other.norm()).item()
+
+
+def test_weights_are_what_the_layers_compute_with(quantized, loaded):
+    from fmn_core.hosts.comfy import ComfyHost
+
+    host, whole = ComfyHost(*quantized), ComfyHost(*loaded)
+    for layer, cross in host.cross_attentions().items():
+        for matrix in ("to_q", "to_k", "to_v", "to_out"):
+            weight, module = host.weight(layer, matrix), cross.linear(matrix)
+            with torch.inference_mode():
+                rows = module(torch.eye(weight.shape[1])) - module(torch.zeros(1, weight.shape[1]))
+            torch.testing.assert_close(weight.float(), rows.float().T, rtol=1e-4, atol=1e-4)
+            assert difference(weight.float(), whole.weight(layer, matrix).float()) < 0.05
+
+
+def test_a_patch_is_that_of_full_precision(quantized, loaded):
+    """The strength and the report: a weight read without its scale made a patch 1,500 times too strong."""
+    from fmn_core.forget import forget
+    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.patch import DOWN, UP
+    from fmn_core.settings import ForgetSettings
+
+    made, whole = (forget(ComfyHost(*model), "cat", ForgetSettings())[0] for model in (quantized, loaded))
+    for module in whole.modules:
+        ours, theirs = (p[module + UP].float() @ p[module + DOWN].float() for p in (made, whole))
+        assert difference(ours, theirs) < 0.05, module
+    assert made.info["report"]["erased"]["cat"] == pytest.approx(whole.info["report"]["erased"]["cat"], abs=0.01)
+
+
+def test_training_goes_through_and_leaves_the_model_as_it_was(quantized, loaded, sample):
+    from fmn_core.forget import forget
+    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.settings import ForgetSettings
+
+    settings = ForgetSettings(preset="paper", steps=3, num_pictures=1, sampling_steps=2, resolution=64)
+    before = sample(quantized[0], CAT)
+    losses, expected = (forget(ComfyHost(*model), "cat", settings)[1] for model in (quantized, loaded))
+    assert torch.equal(sample(quantized[0], CAT), before)
+    assert losses == pytest.approx(expected, rel=0.1)
+
+
+def test_a_patch_is_applied_beside_the_weights(quantized, loaded, patch):
+    """Its effect is that in full precision; the host's merge into fp8 rounds whole matrices, also for other prompts."""
+    import comfy.sd
+
+    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy_apply import apply_patch
+
+    def estimate(model, prompt):
+        host = ComfyHost(model, *quantized[1:])
+        x = torch.randn(1, *host.latent_shape(), generator=torch.Generator().manual_seed(0))
+        with host.training((1, *x.shape[1:])), torch.no_grad():
+            return host.predict(x, torch.tensor([600]), host.encode([prompt]))
+
+    model = quantized[0]
+    half = apply_patch(model, patch, 0.5)
+    for prompt in (CAT, HOUSE):
+        before = estimate(model, prompt)
+        expected = estimate(apply_patch(loaded[0], patch, 1.0), prompt) - estimate(loaded[0], prompt)
+        beside = estimate(apply_patch(model, patch, 1.0), prompt) - before
+        merged = estimate(comfy.sd.load_lora_for_models(model, None, dict(patch), 1.0, 0)[0], prompt) - before
+        assert difference(beside, expected) < 0.25
+        assert difference(beside, expected) < 0.5 * difference(merged, expected), prompt
+        assert beside.norm() < 1.1 * expected.norm()
+        torch.testing.assert_close(estimate(apply_patch(half, patch, 0.5), prompt) - before, beside, rtol=1e-3, atol=1e-3)
+        assert torch.equal(estimate(model, prompt), before)
+
+
+def test_a_gate_acts_as_the_patch_does(quantized, comfy, patch):
+    from fmn_core.hosts.comfy_apply import apply_patch
+    from fmn_core.hosts.comfy_hooks import gated
+
+    model, clip, _ = quantized
+    empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+
+    def sample(model, positive, negative):
+        with torch.inference_mode():
+            latent = torch.zeros(1, 4, 16, 16)
+            noise = comfy.sample.prepare_noise(latent, 1)
+            given = positive, negative, latent
+            return comfy.sample.sample(model, noise, 6, 3.0, "euler", "normal", *given, seed=1, disable_pbar=True)
+
+    def gate(conditioning, strengths=(1.0, 1.0), span=(0.0, 1.0)):
+        return gated(conditioning, patch, strengths, span, 0.5)[0]
+
+    for prompt, acts in ((CAT, True), (HOUSE, False)):
+        with torch.inference_mode():
+            asked = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+        plain = sample(model, asked, empty)
+        applied = sample(apply_patch(model, patch, 1.0), asked, empty)
+        through = sample(model, gate(asked), empty)
+        assert torch.equal(through, plain) != acts
+        if acts:  # the gate leaves the empty prompt alone
+            assert difference(through, applied) < 0.1 * difference(applied, plain)
+            ramp = sample(model, gate(asked, (0.0, 1.0)), empty)
+            assert 0.1 < difference(ramp, plain) / difference(through, plain) < 0.9
+            assert torch.equal(sample(model, gate(asked, (0.0, 0.0)), empty), plain)
+        assert torch.equal(sample(model, asked, empty), plain)
+
+
+def test_what_cannot_be_read_is_refused_when_the_model_is_connected(loaded, sample, monkeypatch):
+    """A layer whose stored weight is not what it computes with, and an engine without weights."""
+    from fmn_core.hosts.comfy import ComfyHost
+
+    model, clip, vae = loaded
+    sample(model, CAT)  # takes off what another test has merged
+    linear = next(iter(ComfyHost(model, clip).cross_attentions().values())).linear("to_k")
+    stored = linear.weight
+    linear.weight = torch.nn.Parameter(stored.detach().to(FP8), requires_grad=False)
+    linear.forward = lambda x: 1500 * (x @ stored.T)
+    try:
+        with pytest.raises(ForgetError, match="cannot be read"):
+            ComfyHost(model, clip)
+    finally:
+        linear.weight = stored
+        del linear.forward
+    engine = model.clone()
+    monkeypatch.setattr(engine.model, "diffusion_model", object())
+    with pytest.raises(ForgetError, match="compiled to an engine"):
+        ComfyHost(engine, clip)
