@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .errors import ForgetError
 from .hosts.base import MATRICES, DiffusionHost
-from .key_names import blocks_per_level, of_text_encoder, one_name, split_key
+from .key_names import OUTSIDE, blocks_per_level, flatten, of_text_encoder, one_name, split_key
 from .patch import model_shapes
 from .weights_file import WeightsFile
 
@@ -18,6 +18,10 @@ class Layers:
         self.keys = {self.name(key): key for key in shapes}
         self.shapes = {self.name(key): shape for key, shape in shapes.items()}
         self.others = {self.name(key): (key, module) for key, module in others.items()}
+        for module_name, module in host.unet.named_modules():
+            name = self.name(module_name)
+            if name in OUTSIDE.values():  # no block's, so none that the host's training knows
+                self.others[name] = f"lora_unet_{flatten(module_name) if host.family == 'sdxl' else name}", module
         self.targets = {
             self.name(host.lora_key(layer, matrix)): (layer, matrix)
             for layer in host.cross_attentions()
@@ -27,6 +31,10 @@ class Layers:
     def name(self, key: str) -> str:
         """A layer's `one_name`, from any spelling."""
         return one_name(key, self.per_level)
+
+    def split(self, key: str) -> tuple[str, str]:
+        """A tensor's layer, as it is spelled, and what of it the tensor is."""
+        return split_key(key, lambda layer: (name := self.name(layer)) in self.shapes or name in self.others)
 
 
 class Contents:
@@ -39,15 +47,22 @@ class Contents:
         self.text: dict[str, None] = {}  # in place of ordered sets
         self.unknown: dict[str, None] = {}
         for key in weights.keys:
-            layer, part = split_key(key)
-            name = layers.name(layer)
             if of_text_encoder(key):
-                self.text[layer] = None
-            elif name in layers.shapes or name in layers.others:
-                parts = (self.cross if name in layers.shapes else self.others).setdefault(name, {})
+                self.text[split_key(key)[0]] = None
+                continue
+            layer, part = layers.split(key)
+            name = layers.name(layer)
+            if name in layers.shapes:
+                parts = self.cross.setdefault(name, {})
                 if part in parts:
-                    raise ForgetError(f"{weights.path.name} holds {key} a second time under another name: get it anew.")
+                    raise ForgetError(
+                        f"{weights.path.name} holds {key[:200]} beside {parts[part][:200]}, and so the same a second time: "
+                        "save it with one of them alone."
+                    )
                 parts[part] = key
+            elif name in layers.others:
+                parts = self.others.setdefault(name, {})
+                parts[f"second {part}" if part in parts else part] = key
             elif "_attn2_" in name:
                 raise ForgetError(
                     f"{weights.path.name} does not fit the model, which has no layer {layer[:200]}: use the model that it "

@@ -16,6 +16,7 @@ from .concept import make_concepts
 from .contents import Contents, Layers
 from .errors import ForgetError
 from .fast import word_moments
+from .file_kinds import extension, part_of_model
 from .hosts.base import DiffusionHost
 from .low_rank import Factors, least_rank, of_one_rank, spectrum, truncated
 from .patch import ALPHA, DOWN, UP, Patch, make_patch, require_finite
@@ -23,6 +24,7 @@ from .settings import ForgetSettings, ImportSettings
 from .tuned import TunedWeights
 from .weights_file import WeightsFile, open_weights
 
+FULL = "full weights"
 LARGEST = 65504.0  # of fp16
 MUCH = 0.3  # relative error: a patch that leaves out more is worth a warning
 NAMED = 6  # layers that a sentence names before it counts
@@ -41,14 +43,15 @@ def import_patch(
     concepts = make_concepts(concept, settings.concept_type) if concept.strip() else ()
     with ExitStack() as stack:
         weights, layers = stack.enter_context(open_weights(file)), Layers(host)
+        require_no_extension(weights)
         contents = Contents(weights, layers)
         kind = require_kind(weights, contents)
-        rest, given = {}, None
-        if kind == "LoRA":
+        rest, lost, given = {}, 0.0, None
+        if kind != FULL:
             source = adapter.Adapter(weights)
-            rest, warnings = take_rest(source, contents, layers)
-            named = [name for name, parts in contents.cross.items() if {"down", "up", "diff"} & {*parts}]
-            if "diff" not in contents.kinds:
+            rest, warnings, lost = take_rest(host, source, contents, layers, settings)
+            named = [name for name, parts in contents.cross.items() if adapter.forms_of(parts)]
+            if adapter.forms_of(contents.kinds) == {"LoRA"}:
                 given = {name: source.factors(name, contents.cross[name], layers.shapes[name]) for name in named}
                 if 0 < settings.rank < max(len(down) for _, down in given.values()):
                     given = None
@@ -64,6 +67,8 @@ def import_patch(
         require_half(weights, given)
         factors = {layers.targets[name]: pair for name, pair in given.items()}
         report = {"imported": {"file": weights.path.name, "kind": kind, "rest": len(rest) // 3}, "warnings": warnings}
+        if lost:
+            report["imported"]["rest_error"] = lost
         moments, unknown = None, []
         if concepts:
             moments, unknown = word_moments(host, concepts, ForgetSettings(concept_type=settings.concept_type))
@@ -83,37 +88,74 @@ def import_patch(
     return patch
 
 
+def require_no_extension(weights: WeightsFile) -> None:
+    """Raises ForgetError for files that are neither a LoRA for a UNet nor a UNet's weights, but may have keys like those."""
+    what = extension(weights.keys)
+    if what:
+        raise ForgetError(f"{weights.path.name} is {what}: choose a LoRA for the UNet, or weights of a UNet.")
+
+
 def require_kind(weights: WeightsFile, contents: Contents) -> str:
-    """`LoRA` or `full weights`; raises ForgetError for files of neither kind."""
-    foreign = contents.kinds - adapter.PARTS - {"weight", "bias"}
-    if foreign:
-        raise ForgetError(
-            f"{weights.path.name} holds `{min(foreign)[:40]}`, as LoHa, LoKr, DoRA and their kind do, and plain LoRAs "
-            "and full weights alone can be imported: merge it into a checkpoint, and import that."
-        )
-    if contents.kinds & {"down", "up", "diff"}:
-        return "LoRA"
+    """FULL, or the forms in which a file has its changes; raises ForgetError for files of neither kind."""
+    for name, parts in contents.cross.items():
+        for part in sorted(parts):
+            what = adapter.foreign(part)
+            if what:
+                raise ForgetError(
+                    f"{weights.path.name} holds `{part.lstrip('._')[:40]}` at {name}: that is {what}. LoRA, LoCon, "
+                    "LoHa, LoKr, full differences and full weights can be imported: merge it into a checkpoint in fp16, and "
+                    "import that."
+                )
+    forms = adapter.forms_of(contents.kinds)
+    if forms:
+        return " and ".join(sorted(forms, reverse=True))
     if "weight" in contents.kinds:
-        return "full weights"
+        return FULL
+    what = None if contents.others else part_of_model(weights.keys)
+    if what:
+        raise ForgetError(f"{weights.path.name} is {what}: choose a LoRA for the UNet, or weights of a UNet.")
     raise ForgetError(
         f"{weights.path.name} changes nothing in the cross-attention of this model, and a forget patch changes nothing "
         "else: load it with the host's own Load LoRA, or use the model that it was made for."
     )
 
 
-def take_rest(source: adapter.Adapter, contents: Contents, layers: Layers) -> tuple[dict[str, Tensor], list[str]]:
-    """An ordinary LoRA, by kohya's names, of the layers outside the cross-attention, and a sentence for each kind of thing
-    that is left out."""
-    factors, other = {}, dict(contents.unknown)
+def take_rest(
+    host: DiffusionHost, source: adapter.Adapter, contents: Contents, layers: Layers, settings: ImportSettings
+) -> tuple[dict[str, Tensor], list[str], float]:
+    """An ordinary LoRA, by kohya's names, of the layers outside the cross-attention, a sentence for each kind of thing that
+    is left out, and the relative error of those layers that the file does not have in factors. No layer refuses a file,
+    whatever is wrong with it."""
+    factors, whole, other, lost = {}, [], dict(contents.unknown), 0.0
+    biases = dict.fromkeys(name for name, parts in contents.cross.items() if {"diff_b", "up_b"} & {*parts})
+
+    def delta(name: str) -> Tensor:
+        return source.full(name, contents.others[name], shape_of(layers.others[name][1]))
+
     for name, parts in contents.others.items():
-        if {*parts} <= {"down", "up", "alpha"} and {"down", "up"} & {*parts}:
-            factors[name] = source.factors(name, parts, shape_of(layers.others[name][1]))
-        else:
-            other[name] = None
+        forms, strange = adapter.forms_of(parts), next(filter(None, map(adapter.foreign, sorted(parts))), None)
+        if not forms or strange or {"weight", "bias"} & {*parts}:
+            other[name] = strange
+            continue
+        try:
+            if forms == {"LoRA"}:
+                pair = source.factors(name, parts, shape_of(layers.others[name][1]))
+                require_half(source.weights, {name: pair})
+                factors[name] = pair
+            elif delta(name).norm() < LARGEST:  # read once to see whether it can be
+                whole.append(name)
+        except ForgetError:
+            other[name] = "damaged, or made for another model"
+            continue
+        if {"diff_b", "up_b"} & {*parts}:
+            biases[name] = None
+    if whole:
+        nearest = low_rank(host, whole, delta, settings)
+        lost = relative_error(delta, nearest)
+        factors |= nearest
     rest = {}
     if factors:
         factors = of_one_rank(factors, lambda name: least_side(shape_of(layers.others[name][1])))
-        require_half(source.weights, factors)
         for name, (up, down) in factors.items():
             key, module = layers.others[name]
             out, *inner = shape_of(module)
@@ -121,20 +163,19 @@ def take_rest(source: adapter.Adapter, contents: Contents, layers: Layers) -> tu
             rest[key + UP] = up.reshape(out, -1, *[1] * (len(inner) - 1)).half().contiguous()
             rest[key + ALPHA] = torch.tensor(float(len(down)), dtype=torch.float16)
         require_finite(*rest.values())
-    biases = {name: None for name, parts in contents.cross.items() if "diff_b" in parts}
-    whole = {name: None for name, parts in contents.cross.items() if {"weight", "bias"} & {*parts}}
+    full = dict.fromkeys(name for name, parts in contents.cross.items() if {"weight", "bias"} & {*parts})
     left = {
         "Of the text encoders": contents.text,
         "Outside the cross-attention": other,
         "Biases of": biases,
-        "Full weights beside the LoRA, of": whole,
+        "Full weights beside the LoRA, of": full,
     }
-    return rest, [f"{what}, {several(names)} left out." for what, names in left.items() if names]
+    return rest, [f"{what}, {several(names)} left out." for what, names in left.items() if names], lost
 
 
-def several(names: dict[str, None]) -> str:
-    """The first names, how many there are beyond, and the verb."""
-    first = ", ".join(name[:120] for name in list(names)[:NAMED])
+def several(names: dict[str, str | None]) -> str:
+    """The first names, each with what is said of it, how many there are beyond, and the verb."""
+    first = ", ".join(name[:120] + (f" ({said})" if said else "") for name, said in list(names.items())[:NAMED])
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return f"{first}{more} {'is' if len(names) == 1 else 'are'}"
 
@@ -179,6 +220,16 @@ def low_rank(
     return factors
 
 
+def relative_error(delta: Callable[[str], Tensor], factors: dict[str, Factors]) -> float:
+    """|delta - up down| / |delta| in the Frobenius norm, of all layers together; 0 where there is no change."""
+    missing = whole = 0.0
+    for name, (up, down) in factors.items():
+        wanted = delta(name)
+        missing += (wanted - up @ down).square().sum().item()
+        whole += wanted.square().sum().item()
+    return math.sqrt(missing / whole) if whole else 0.0
+
+
 def errors(weights: WeightsFile, patch: Patch, layers: Layers, names: list[str], delta: Callable[[str], Tensor]) -> dict:
     """|delta - patch| / |delta| in the Frobenius norm: of all layers together, and the worst layer's with its name; raises
     ForgetError where there is no change."""
@@ -199,8 +250,9 @@ def import_summary(imported: dict) -> list[str]:
     """What the report of an import says, for people."""
     rest = f", and {imported['rest']} layers outside the cross-attention as an ordinary LoRA" if imported["rest"] else ""
     what, worst = f"{imported['projections']} projections at rank {imported['rank']}", imported["worst"]
+    lost = f" Of the other layers': {imported['rest_error']:.2%}." if imported.get("rest_error") else ""
     return [
         f"From {imported['file']} ({imported['kind']}): {what}{rest}.",
         f"Relative error of the change (Frobenius norm): {imported['error']:.2%}; the worst, {worst['error']:.2%}, at "
-        f"{worst['projection']}.",
+        f"{worst['projection']}.{lost}",
     ]

@@ -254,11 +254,14 @@ class ImportSettings:
         choices=tuple(name for name in TEMPLATES if name != "custom"),
     )
     rank: int = setting(
-        0, "Rank of the patch at most. 0: a LoRA's own, and for full weights the least that keeps `energy`.", min=0, max=1280
+        0,
+        "Rank of the patch at most. 0: a LoRA's own, and for all other files the least that keeps `energy`.",
+        min=0,
+        max=1280,
     )
     energy: float = setting(
         0.99,
-        "For full weights: the share of their change's energy (squared singular values) to keep where `rank` is 0. "
+        "For all but plain LoRAs: the share of the change's energy (squared singular values) to keep where `rank` is 0. "
         "0.99 leaves an error of 10 %.",
         min=0.01, max=1.0, step=0.001,
     )  # fmt: skip

@@ -8,7 +8,6 @@ from torch import Tensor
 from .contents import Contents, Layers
 from .errors import ForgetError
 from .hosts.base import DiffusionHost
-from .key_names import split_key
 from .weights_file import WeightsFile
 
 
@@ -22,7 +21,7 @@ class TunedWeights:
         self.cross, self.others = contents.cross, contents.others
         self.base_keys = {}
         for key in base.keys if base else ():
-            layer, part = split_key(key)
+            layer, part = layers.split(key)
             self.base_keys[layers.name(layer), part] = key
 
     def changed(self) -> list[str]:

@@ -32,8 +32,8 @@ class ImportPatch(io.ComfyNode):
         return schema(
             node_id="FMN_ImportPatch",
             display_name="Import Forget Patch",
-            description="Makes a forget patch of what another tool made: a LoRA in any spelling (kohya, LECO, diffusers, "
-            "PEFT), an ESD file, or a checkpoint that has forgotten.",
+            description="Makes a forget patch of what another tool made: a LoRA in any spelling (kohya, LECO, LyCORIS, "
+            "diffusers, PEFT), an ESD file, or a checkpoint that has forgotten.",
             search_aliases=["convert lora", "esd", "leco", "extract lora"],
             hidden=[io.Hidden.unique_id],
             inputs=[

@@ -40,7 +40,7 @@ def ldm_name(kohya):
 
     blocks = {diffusers: ldm for ldm, diffusers in unet_names().items()}
     name = module_name(kohya)
-    block = next(start for start in blocks if name.startswith(f"{start}."))
+    block = next(start for start in blocks if f"{name}.".startswith(f"{start}."))
     return blocks[block] + name[len(block) :]
 
 
@@ -50,3 +50,21 @@ def module_name_of(host, kohya):
         for layer, matrix in itertools.product(host.cross_attentions(), ("to_q", "to_k", "to_v", "to_out"))
         if host.lora_key(layer, matrix) == kohya
     )
+
+
+SPELLINGS = {
+    "kohya": lambda name: (name + DOWN, name + UP),
+    "kohya, ldm": lambda name: tuple(f"lora_unet_{ldm_name(name).replace('.', '_')}{part}" for part in (DOWN, UP)),
+    "PEFT": lambda name: tuple(f"base_model.model.{module_name(name)}.lora_{x}.weight" for x in "AB"),
+    "PEFT, named": lambda name: tuple(f"{module_name(name)}.lora_{x}.default.weight" for x in "AB"),
+    "PEFT, another name": lambda name: tuple(f"unet.{module_name(name)}.lora_{x}.my_adapter.weight" for x in "AB"),
+    "PEFT, numbered": lambda name: tuple(f"base_model.model.{module_name(name)}.lora_{x}.default_0.weight" for x in "AB"),
+    "PEFT, bare": lambda name: tuple(f"{module_name(name)}.lora_{x}" for x in "AB"),
+    "diffusers": lambda name: tuple(f"unet.{module_name(name)}.lora_{x}.weight" for x in "AB"),
+    "diffusers 0.2x": lambda name: tuple(f"unet.{module_name(name)}.lora.{x}.weight" for x in ("down", "up")),
+    "old diffusers": lambda name: tuple(
+        f"{module_name(name).replace('.to_', '.processor.to_').removesuffix('.0')}_lora.{x}.weight" for x in ("down", "up")
+    ),
+    "ComfyUI": lambda name: tuple(f"diffusion_model.{ldm_name(name)}{part}" for part in (DOWN, UP)),
+    "lycoris": lambda name: (name.replace("lora_unet", "lycoris") + DOWN, name.replace("lora_unet", "lycoris") + UP),
+}

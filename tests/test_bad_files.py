@@ -57,6 +57,12 @@ def small_patch():
     return Patch({key: tensor for key, tensor in whole.items() if key.split(".")[0] in kept}, whole.info)
 
 
+LYCORIS = {
+    "hada_w1_a": (192, 2), "hada_w1_b": (2, 112), "hada_w2_a": (192, 2), "hada_w2_b": (2, 112), "lokr_w1": (4, 4),
+    "lokr_w2_a": (48, 2), "lokr_w2_b": (2, 28),
+}  # fmt: skip
+
+
 def corpus():
     """One small file of each kind that the readers know."""
     patch = small_patch()
@@ -66,6 +72,7 @@ def corpus():
         save(to_peft(patch), {"lora_adapter_metadata": '{"unet.lora_alpha": 8, "unet.alpha_pattern": {"to_k": 2}}'}),
         save(to_diff(patch)),
         save({f"{name}.weight": torch.ones(192, 112), f"unet.{name.replace('to_k', 'to_out.0')}.bias": torch.ones(192)}),
+        save({f"{name}.{part}": torch.ones(shape) for part, shape in LYCORIS.items()}),
         save(dict(patch) | {f"lora_te_text_model_{part}": torch.ones(2) for part in ("a.alpha", "b.alpha")}),
     ]  # fmt: skip
 
@@ -115,7 +122,7 @@ def joined(header, data):
 def test_the_corpus_is_read(readers):
     for raw in CORPUS:
         readers(raw)
-    assert readers.read[:5] == [True, *readers.read[1:5]] and readers.imported[:5] == [True] * 5
+    assert readers.read[:6] == [True, *readers.read[1:6]] and readers.imported[:6] == [True] * 6
 
 
 @FUZZED

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file
-from spellings import FILE, close, ldm_name, module_name, products, written
+from spellings import FILE, SPELLINGS, close, ldm_name, module_name, products, written
 
 from demo.host import CHECKPOINT
 from fmn_core.errors import ForgetError
@@ -35,21 +35,6 @@ def diffusers_host(pipeline):
     from fmn_core.hosts.diffusers import DiffusersHost
 
     return DiffusersHost(pipeline, progress_bar=False)
-
-
-SPELLINGS = {
-    "kohya": lambda name: (name + DOWN, name + UP),
-    "kohya, ldm": lambda name: tuple(f"lora_unet_{ldm_name(name).replace('.', '_')}{part}" for part in (DOWN, UP)),
-    "PEFT": lambda name: tuple(f"base_model.model.{module_name(name)}.lora_{x}.weight" for x in "AB"),
-    "PEFT, named": lambda name: tuple(f"{module_name(name)}.lora_{x}.default.weight" for x in "AB"),
-    "diffusers": lambda name: tuple(f"unet.{module_name(name)}.lora_{x}.weight" for x in "AB"),
-    "diffusers 0.2x": lambda name: tuple(f"unet.{module_name(name)}.lora.{x}.weight" for x in ("down", "up")),
-    "old diffusers": lambda name: tuple(
-        f"{module_name(name).replace('.to_', '.processor.to_').removesuffix('.0')}_lora.{x}.weight" for x in ("down", "up")
-    ),
-    "ComfyUI": lambda name: tuple(f"diffusion_model.{ldm_name(name)}{part}" for part in (DOWN, UP)),
-    "lycoris": lambda name: (name.replace("lora_unet", "lycoris") + DOWN, name.replace("lora_unet", "lycoris") + UP),
-}
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
