@@ -13,6 +13,7 @@ from spellings import SPELLINGS, module_name, written
 from fmn_core.contents import Layers
 from fmn_core.errors import ForgetError
 from fmn_core.imports import import_patch
+from fmn_core.key_names import OUTSIDE, dotted
 from fmn_core.patch import model_shapes
 from fmn_core.settings import ImportSettings
 
@@ -249,3 +250,26 @@ def test_a_lokr_around_a_core_is_multiplied_out(embedded, shapes, changes, tmp_p
     wanted = torch.stack([torch.kron(parts["lokr_w1"], other[..., i, j]) for i in range(3) for j in range(3)], -1) * 2
     found = changes[0](imported.rest)[changes[1][name]]
     assert same(found.flatten(2), wanted)
+
+
+def test_the_layers_outside_of_the_blocks_have_the_names_that_programs_know(embedded, changes, pipeline, xl_pipeline):
+    from fmn_core.hosts.diffusers import DiffusersHost
+
+    outside = {"conv_in", "conv_out", "time_embedding_linear_1", "time_embedding_linear_2"}
+    for host, wanted in (
+        (embedded, outside), (DiffusersHost(pipeline, progress_bar=False), outside),
+        (DiffusersHost(xl_pipeline, progress_bar=False), outside | {"add_embedding_linear_1", "add_embedding_linear_2"}),
+    ):  # fmt: skip
+        others = Layers(host).others
+        assert {name for name in others if name in OUTSIDE.values()} == wanted
+        for name in wanted:
+            key, module = others[name]
+            if host is embedded:
+                assert changes[1][key] in host.base.state_dict()
+            else:
+                assert host.unet.get_submodule(dotted(name)) is module
+
+
+def test_the_names_outside_of_the_blocks_are_those_of_comfyui(comfy):
+    names = {tuple(name.removesuffix(".weight").replace(".", "_") for name in pair) for pair in comfy.utils.UNET_MAP_BASIC}
+    assert {*OUTSIDE.items()} < names
