@@ -45,7 +45,8 @@ def projections(layers: dict[str, CrossAttention], take: Callable[[str, Tensor, 
 
     def read_k(name):
         def hook(module, args, output):
-            take(name, queries.pop(name), output, args[0])
+            if (q := queries.pop(name, None)) is not None:
+                take(name, q, output, args[0])
 
         return hook
 
@@ -135,3 +136,26 @@ def is_prompt(context: Tensor, embedding: Tensor) -> bool:
     tiles = context.float().reshape(-1, *embedding.shape)
     wanted = embedding.to(tiles)
     return bool(((tiles - wanted).norm(dim=(1, 2)) <= SAME_PROMPT * wanted.norm()).all())
+
+
+# A column of the context is still the prompt's where another pack has changed less than half of it.
+CHANGED = 0.5
+
+
+def prompt_columns(context: Tensor, prompt: Tensor, count: int) -> Tensor:
+    """Which columns of a context [B, L, D] are which of the `count` columns of a prompt [B, R * count, D] that another pack
+    has made it from: [B, L, count], with a 1 where they are the same, and zeros for a column that is none of the prompt's.
+
+    The prompt is sought wherever it fits in. Where the pack has changed its columns, as a hypernetwork does, they are still
+    the prompt's as long as the change is less than half of their norm.
+    """
+    length, own = context.shape[1], prompt.shape[1]
+    offsets = torch.arange(abs(length - own) + 1, device=context.device)[:, None]
+    places = torch.arange(min(length, own), device=context.device)
+    there, here = (places + offsets * (longer > 0) for longer in (length - own, own - length))
+    change = torch.cdist(context.float(), prompt.float())[:, there, here]
+    best = change.sum((0, 2)).argmin()
+    kept = change[:, best] <= CHANGED * prompt.float().norm(dim=-1)[:, here[best]]
+    names = torch.zeros(len(context), length, count, device=context.device)
+    names[:, there[best], here[best] % count] = kept.float()
+    return names

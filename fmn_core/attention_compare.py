@@ -13,6 +13,7 @@ from .attention_picture import EDGE, GAP, LARGEST, SMALLEST, draw_bar, percent
 from .drawing import FAINT, INK, PAPER, as_image, as_tensor, font, write
 from .errors import ForgetError
 from .heatmap import (
+    OTHER,
     colorize,
     colorize_difference,
     overlay,
@@ -92,6 +93,11 @@ class Comparison:
             change = f", {percent(two - one, signed=True)} of all" if all(pair.names) else ""
             times = f" ({two / one:.2g} times)" if all(pair.names) and one > 0 else ""
             lines.append(f"{pair.name}: {there[0]}, {there[1]}{change}{times}")
+        other = [own.get(OTHER, 0.0) for own in self.all_shares]
+        if any(other):
+            lines.append(
+                f"{OTHER}, what another pack added to the prompt or put in its place: {', '.join(map(percent, other))}"
+            )
         return "\n".join(lines)
 
 

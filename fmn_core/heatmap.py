@@ -20,6 +20,8 @@ COLOR_MAPS = {
 }
 # ColorBrewer's diverging blue to red, which the colour-blind tell apart: less, the same, more.
 DIFFERENCES = "053061 2166ac 4393c3 92c5de f7f7f7 f4a582 d6604d b2182b 67001f"
+OTHER = "<other>"  # columns of the context that are none of the prompt's
+ROUNDING = 1e-4  # of all attention
 
 
 def colorize(heat: Tensor, color_map: str = "inferno") -> Tensor:
@@ -92,11 +94,14 @@ def word_heat_maps(
 
 def shares(recording: AttentionRecording) -> dict[str, float]:
     """How much of all attention each word gets, a mean over layers, pixels and pictures; with what the start token, and the
-    end and padding get, the shares sum to 1."""
+    end and padding get, the shares sum to 1. Where that leaves something, it went to columns that another pack has put
+    beside the prompt's or in their place, and is the share of OTHER."""
     require_recorded(recording)
     mass = recording.mass().mean(0)
     kinds = groups_of(recording.tokens)
-    return {name: mass[columns].sum().item() for name, columns in kinds.items()}
+    found = {name: mass[columns].sum().item() for name, columns in kinds.items()}
+    words = mass.sum().item()
+    return found | ({OTHER: 1 - words} if 0 < words < 1 - ROUNDING else {})
 
 
 def groups_of(tokens: tuple[Token, ...]) -> dict[str, list[int]]:

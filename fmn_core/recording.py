@@ -162,25 +162,28 @@ class AttentionRecording:
         pictures: int | None = None,
         first: int = 0,
         columns: int | None = None,
+        names: Tensor | None = None,
     ) -> None:
         """Takes in one forward of one layer: q [B, height * width, heads * d], k [B, R * T, heads * d].
 
         A prompt that the host tiled R times to a common length comes back to its own: a column is the sum of its repeats.
-        Where the host has put something behind it instead, `columns` are the prompt's. A layer that runs for a part of the
-        picture is told so by `box`. Of many `pictures`, some come at a time, from the number `first` on. The first size
-        counts; a whole picture of another size is brought to it, a part left out.
+        Where the host has put something behind it instead, `columns` are the prompt's; where another pack has changed it,
+        so that k is [B, L, heads * d], `names` [B, L, T] says which column is which (attention.prompt_columns). A layer that
+        runs for a part of the picture is told so by `box`. Of many `pictures`, some come at a time, from the number `first`
+        on. The first size counts; a whole picture of another size is brought to it, a part left out.
         """
         pictures, full = pictures or len(q), box or Box(height, width)
         size = (pictures, heads, full.height, full.width)
         known = self.sizes.setdefault(layer, size)
         same = known == size
-        if (columns or k.shape[1]) % len(self.tokens) or not same and (known[:2] != size[:2] or box):
+        length = k.shape[1] if names is None else names.shape[2]
+        if (columns or length) % len(self.tokens) or not same and (known[:2] != size[:2] or box):
             return
         room = self.settings.memory * MEGABYTE
         frame = self.make_room(layer, step, room - room // AT_ONCE - q.nbytes - k.nbytes, q.device)
         side = self.halved.get(layer, 1) if same else 1
         total, count = frame.sums[layer][first : first + len(q)], frame.counts[layer]
-        maps = self.maps_of(q, k, heads, width, side, columns)
+        maps = self.maps_of(q, k, heads, width, side, columns, names)
         if same:
             y, x = full.top // side, full.left // side
             for part in maps:
@@ -194,7 +197,9 @@ class AttentionRecording:
         if first == 0:
             seen += 1
 
-    def maps_of(self, q: Tensor, k: Tensor, heads: int, width: int, side: int, columns: int | None) -> Iterator[Tensor]:
+    def maps_of(
+        self, q: Tensor, k: Tensor, heads: int, width: int, side: int, columns: int | None, names: Tensor | None
+    ) -> Iterator[Tensor]:
         """The maps [B, H, rows, w, T] of some rows of pixels at a time, halved to pixels of this side."""
         row_bytes = 3 * FLOAT * len(q) * heads * width * k.shape[1]  # scores, probabilities, and these folded
         rows = max(self.settings.memory * MEGABYTE // AT_ONCE // row_bytes // side, 1) * side
@@ -202,6 +207,8 @@ class AttentionRecording:
             probabilities = attention_probabilities(part, k, heads)[..., :columns]
             if not self.apart:
                 probabilities = probabilities.mean(1, keepdim=True)
+            if names is not None:
+                probabilities = probabilities @ names[:, None]
             maps = rearrange(probabilities, "b k (h w) t -> b k h w t", w=width)
             if maps.shape[-1] != len(self.tokens):
                 maps = rearrange(maps, "b k h w (r t) -> b k h w r t", t=len(self.tokens)).sum(-2)
@@ -266,7 +273,8 @@ class AttentionRecording:
 
     def map(self, layer: str, frame: int | None = None, columns: list[int] | slice = slice(None)) -> Tensor:
         """A layer's mean map [B, H, h, w, T] over all steps or those of one frame, of all or some columns; H = 1 unless
-        heads are apart. Columns sum to 1 wherever the prompt was used, and are 0 elsewhere."""
+        heads are apart. Columns sum to 1 wherever the prompt was used, less what went to columns that are none of its own,
+        and are 0 elsewhere."""
         frames = self.frames if frame is None else self.frames[frame : frame + 1]
         there = [frame for frame in frames if layer in frame.sums]
         if not there:  # another pack has left the layer out of these steps

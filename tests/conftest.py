@@ -76,6 +76,46 @@ def sample(comfy, loaded):
 
 
 @pytest.fixture(scope="session")
+def record(loaded):
+    """record(text, model, conditioning, **settings) -> a model that records, and its recording."""
+    from fmn_core.hosts.comfy_attention import record_attention
+    from fmn_core.recording import RecordingSettings
+
+    def record(text="a neon drawing of a cat", model=None, conditioning=None, **settings):
+        return record_attention(model or loaded[0], loaded[1], text, RecordingSettings(**settings), conditioning)
+
+    return record
+
+
+@pytest.fixture(scope="session")
+def encode(loaded):
+    """encode(text, **properties) -> CONDITIONING, as CLIP Text Encode gives it."""
+    clip = loaded[1]
+
+    def encode(text, **properties):
+        with torch.inference_mode():
+            return [[c, {**d, **properties}] for c, d in clip.encode_from_tokens_scheduled(clip.tokenize(text))]
+
+    return encode
+
+
+@pytest.fixture(scope="session")
+def run(comfy, loaded, encode):
+    """run(model, positive, ...) -> latents, with conditionings put together by the test."""
+
+    def run(model, positive, negative=None, *, size=(8, 8), batch=2, steps=3, cfg=3.0, sampler="euler", seed=1):
+        with torch.inference_mode():
+            latent = torch.zeros(batch, 4, *size)
+            noise = comfy.sample.prepare_noise(latent, seed)
+            negative = encode("") if negative is None else negative
+            return comfy.sample.sample(
+                model, noise, steps, cfg, sampler, "normal", positive, negative, latent, seed=seed, disable_pbar=True
+            )
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def server(comfyui, tmp_path_factory):
     """A running ComfyUI server with the pack in it."""
     from demo.server import ComfyServer

@@ -16,7 +16,7 @@ from fmn_core.attention_compare import CompareSettings, compare, draw_comparison
 from fmn_core.attention_data import as_json, as_npz
 from fmn_core.attention_picture import VIEWS, ViewSettings, layer_title, percent, visualize
 from fmn_core.errors import ForgetError
-from fmn_core.heatmap import COLOR_MAPS, colorize, colorize_difference, overlay, shares
+from fmn_core.heatmap import COLOR_MAPS, OTHER, colorize, colorize_difference, overlay, shares
 from fmn_core.hosts.base import Token
 from fmn_core.prompt_words import distinct_words, find_phrase, words_of
 from fmn_core.recording import AttentionRecording, Box, Origin, RecordingSettings
@@ -280,6 +280,22 @@ def test_an_empty_recording_is_said():
 def test_shares_sum_to_one():
     both = shares(recorded("a", "cat", "a"))
     assert set(both) == {"a", "cat", "<start>", "<end and padding>"} and sum(both.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_columns_of_another_pack_have_a_share_of_their_own():
+    """Three columns beside the prompt's own; what they get is no word's, and is said."""
+    recording = AttentionRecording("a", tokens("a</w>"))
+    q, k = torch.randn(1, 4, 6), torch.randn(1, 7, 6)
+    recording.add("x", q, k, 2, 2, 2, names=torch.eye(7)[None, :, 2:6])
+    probabilities = attention_probabilities(q, k, 2).mean((0, 1, 2))
+    both = shares(recording)
+    assert both[OTHER] == pytest.approx(probabilities[[0, 1, 6]].sum().item(), abs=1e-6)
+    assert both["a"] == pytest.approx(probabilities[3].item(), abs=1e-6) and sum(both.values()) == pytest.approx(1, abs=1e-6)
+    assert OTHER in json.loads(as_json(recording))["shares"]
+    (line,) = (
+        line for line in compare(recording, recorded("a"), "", 8, 8).report(("one", "two")).splitlines() if OTHER in line
+    )
+    assert line.endswith(f"{percent(both[OTHER])}, 0 %")
 
 
 def test_a_recording_compared_with_itself_has_no_difference():

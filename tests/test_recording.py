@@ -12,50 +12,12 @@ from benchmarks.architectures import narrow_model, randomize
 from benchmarks.recording import LiveTensors
 from fmn_core.attention_picture import visualize
 from fmn_core.errors import ForgetError
-from fmn_core.recording import AttentionRecording, RecordingSettings
+from fmn_core.recording import AttentionRecording
 
 PROMPT = "a neon drawing of a cat"
 LONG = "a house and a tree " * 20  # two chunks of 75 tokens
 LONGER = "a house and a tree " * 36  # three
 SAMPLERS = "euler euler_ancestral heun dpm_2 dpmpp_2m dpmpp_2m_sde dpmpp_sde lms ddim uni_pc lcm ipndm".split()
-
-
-@pytest.fixture(scope="module")
-def record(loaded):
-    from fmn_core.hosts.comfy_attention import record_attention
-
-    def record(text=PROMPT, model=None, conditioning=None, **settings):
-        return record_attention(model or loaded[0], loaded[1], text, RecordingSettings(**settings), conditioning)
-
-    return record
-
-
-@pytest.fixture(scope="module")
-def encode(loaded):
-    """encode(text, **properties) -> CONDITIONING, as CLIP Text Encode gives it."""
-    clip = loaded[1]
-
-    def encode(text, **properties):
-        with torch.inference_mode():
-            return [[c, {**d, **properties}] for c, d in clip.encode_from_tokens_scheduled(clip.tokenize(text))]
-
-    return encode
-
-
-@pytest.fixture(scope="module")
-def run(comfy, loaded, encode):
-    """run(model, positive, ...) -> latents, with conditionings put together by the test."""
-
-    def run(model, positive, negative=None, *, size=(8, 8), batch=2, steps=3, cfg=3.0, sampler="euler", seed=1):
-        with torch.inference_mode():
-            latent = torch.zeros(batch, 4, *size)
-            noise = comfy.sample.prepare_noise(latent, seed)
-            negative = encode("") if negative is None else negative
-            return comfy.sample.sample(
-                model, noise, steps, cfg, sampler, "normal", positive, negative, latent, seed=seed, disable_pbar=True
-            )
-
-    return run
 
 
 class Spy:
