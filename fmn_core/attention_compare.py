@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from .attention_picture import EDGE, GAP, LARGEST, SMALLEST, draw_bar, percent
+from .attention_picture import EDGE, GAP, LARGEST, SMALLEST, draw_bar
 from .drawing import FAINT, INK, PAPER, as_image, as_tensor, font, write
 from .errors import ForgetError
 from .heatmap import (
@@ -17,6 +17,7 @@ from .heatmap import (
     colorize,
     colorize_difference,
     overlay,
+    percent,
     require_recorded,
     shares,
     word_heat_maps,

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from .drawing import FAINT, INK, PAPER, as_image, as_tensor, font, write
 from .errors import ForgetError
-from .heatmap import chosen_phrases, colorize, overlay, require_recorded, word_heat_maps
-from .recording import AttentionRecording, Frame
+from .frames import Frame
+from .heatmap import chosen_phrases, colorize, overlay, percent, require_recorded, word_heat_maps
+from .recording import AttentionRecording
 from .settings import setting
 
 VIEWS = ("overlay", "side by side", "contact sheet", "over steps", "layers", "heads")
@@ -263,9 +264,3 @@ def draw_bar(
         pen.line((x + 15, place, x + 20, place), fill=INK)
         pen.text((x + 24, place), percent(tick, signed), INK, font(12), anchor="lm")
     pen.text((x, y + tall + 4), "of attention", FAINT, font(11))
-
-
-def percent(share: float, signed: bool = False) -> str:
-    """A share with as many digits as it takes to read it."""
-    digits = 0 if share == 0 else min(max(1 - math.floor(math.log10(abs(100 * share))), 0), 5)
-    return f"{100 * share:{'+' if signed and share else ''}.{digits}f} %"

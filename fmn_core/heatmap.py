@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -58,8 +60,8 @@ def require_recorded(recording: AttentionRecording) -> None:
         )
     if recording.several:
         raise ForgetError(
-            "The sampler ran on several batches, one after the other, and the recording holds the last one: give it one "
-            "batch of pictures."
+            "The sampler's node sampled several times, one after the other (several batches, or passes of its own), and the "
+            "recording holds the last one: give it one batch of pictures, and each pass a sampler of its own."
         )
 
 
@@ -104,6 +106,14 @@ def shares(recording: AttentionRecording) -> dict[str, float]:
     return found | ({OTHER: 1 - words} if 0 < words < 1 - ROUNDING else {})
 
 
+def told_of_others(recording: AttentionRecording) -> str:
+    """A sentence on what went to columns that are none of the prompt's; empty where nothing did."""
+    share = shares(recording).get(OTHER, 0.0)
+    return (
+        f"{percent(share)} of the attention went to what other packs put beside the prompt or in its place." if share else ""
+    )
+
+
 def groups_of(tokens: tuple[Token, ...]) -> dict[str, list[int]]:
     """Every column under its word, the start token or the end and padding."""
     groups: dict[str, list[int]] = {}
@@ -112,3 +122,9 @@ def groups_of(tokens: tuple[Token, ...]) -> dict[str, list[int]]:
     groups["<start>"] = [i for i, token in enumerate(tokens) if token.kind == "start"]
     groups["<end and padding>"] = [i for i, token in enumerate(tokens) if token.kind in ("end", "padding")]
     return groups
+
+
+def percent(share: float, signed: bool = False) -> str:
+    """A share with as many digits as it takes to read it."""
+    digits = 0 if share == 0 else min(max(1 - math.floor(math.log10(abs(100 * share))), 0), 5)
+    return f"{100 * share:{'+' if signed and share else ''}.{digits}f} %"

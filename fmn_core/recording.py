@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from .attention import attention_probabilities
+from .frames import Frame, halve, resized
 from .hosts.base import CrossAttention, Token
 from .log import logger
 from .settings import setting
@@ -43,36 +45,14 @@ class RecordingSettings:
     )  # fmt: skip
     memory: int = setting(
         256,
-        "Megabytes that recording may take. Where they do not do, steps or heads are joined, then the largest maps halved.",
+        "Megabytes that the recording of a sampling may take. Where they do not do, steps or heads are joined, then the "
+        "largest maps halved.",
         min=16, max=65536, advanced=True,
     )  # fmt: skip
 
     def chosen(self, layers: dict[str, CrossAttention]) -> dict[str, CrossAttention]:
         """Those of the layers that are recorded."""
         return {name: layer for name, layer in layers.items() if self.layers in ("all", layer.place)}
-
-
-@dataclass
-class Frame:
-    """Some steps' sums: layer -> probabilities [B, H, h, w, T], and how many forwards saw each pixel [h, w]."""
-
-    first: int
-    last: int
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    counts: dict[str, Tensor] = field(default_factory=dict)
-
-    def join(self, other: Frame) -> None:
-        """Takes in a later frame."""
-        self.last = other.last
-        for mine, its in ((self.sums, other.sums), (self.counts, other.counts)):
-            for layer, values in its.items():
-                mine[layer] = mine[layer].add_(values) if layer in mine else values
-
-    def tensors(self) -> Iterator[tuple[dict[str, Tensor], str]]:
-        """Where each of the tensors is."""
-        for table in (self.sums, self.counts):
-            for layer in table:
-                yield table, layer
 
 
 @dataclass(frozen=True)
@@ -100,8 +80,8 @@ class AttentionRecording:
 
     `tokens`: the prompt's T columns. `frames`: one for all steps, or several where steps are kept apart, each of `span`
     steps. `sizes`: layer -> (B, heads, height, width) of its forwards; `halved`: layer -> how many of these pixels a pixel
-    of the map has along a side; `apart`: whether heads are. `origin`: who sampled it; `several`: whether he samples
-    several batches one after the other, of which it holds the last.
+    of the map has along a side; `apart`: whether heads are. `origin`: who sampled it; `several`: whether it sampled several
+    times, one after the other, of which this is the last. `earlier`: what other samplers have recorded, by their names.
     """
 
     text: str
@@ -114,13 +94,18 @@ class AttentionRecording:
     apart: bool = field(init=False)
     origin: Origin | None = None
     several: bool = False
+    earlier: dict[str, AttentionRecording] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.apart = self.settings.keep == "heads"
 
     def begin(self, origin: Origin | None = None) -> None:
-        """Forgets what was recorded: a new sampling starts."""
+        """Forgets what was recorded: a new sampling starts. What another sampler has recorded is kept in `earlier`."""
         self.several = origin is not None and origin == self.origin
+        if origin and self.origin and origin.sampler != self.origin.sampler:
+            self.earlier[self.origin.sampler] = copy.copy(self)
+            self.earlier[self.origin.sampler].earlier = {}
+            self.earlier.pop(origin.sampler, None)
         self.origin = origin
         self.frames, self.sizes, self.halved, self.span = [], {}, {}, 1
         self.apart = self.settings.keep == "heads"
@@ -310,20 +295,3 @@ class AttentionRecording:
             total = total + rearrange(large, "b (k t) h w -> b k t h w", t=len(columns)).mean(1) * count
             heads += count
         return total / heads
-
-
-def halve(maps: Tensor, side: int) -> Tensor:
-    """Means over squares of `side` pixels: [B, H, h, w, T] -> [B, H, h / side, w / side, T], rounded up."""
-    if side == 1:
-        return maps
-    flat = rearrange(maps, "b k h w t -> b (k t) h w")
-    pooled = F.avg_pool2d(flat, side, ceil_mode=True, count_include_pad=False)
-    return rearrange(pooled, "b (k t) h w -> b k h w t", k=maps.shape[1])
-
-
-def resized(maps: Tensor, height: int, width: int) -> Tensor:
-    """Maps [B, H, h, w, T] brought to another size; their columns still sum to 1."""
-    flat = rearrange(maps, "b k h w t -> b (k t) h w")
-    shrinks = height * width < flat.shape[2] * flat.shape[3]
-    flat = F.interpolate(flat, (height, width), mode="area" if shrinks else "bilinear")
-    return rearrange(flat, "b (k t) h w -> b k h w t", k=maps.shape[1])

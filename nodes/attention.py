@@ -12,20 +12,22 @@ from ..fmn_core.attention_compare import CompareSettings, compare, draw_comparis
 from ..fmn_core.attention_data import as_json, as_npz
 from ..fmn_core.attention_picture import ViewSettings, visualize
 from ..fmn_core.files import describe, write_new
+from ..fmn_core.heatmap import told_of_others
 from ..fmn_core.hosts.comfy import ComfyHost
 from ..fmn_core.hosts.comfy_attention import record_attention
-from ..fmn_core.hosts.comfy_graph import require_source
+from ..fmn_core.hosts.comfy_graph import recording_of
 from ..fmn_core.picture_attention import LookSettings, record_pictures
 from ..fmn_core.recording import AttentionRecording, RecordingSettings
 from .patch import numbered
 from .schema import Recording, schema, settings_inputs, shown
 
+OWN_PICTURE = "The picture sampled with the recording model: of several passes, the last recorded one before it counts."
 ALIASES = ["attention map", "heat map", "daam"]
 
 
-def require_own(node: type[io.ComfyNode], recording: AttentionRecording, input: str) -> None:
-    """Raises ForgetError where the pictures at a node's input are not those of the recording."""
-    require_source(recording, node.hidden.prompt, node.hidden.unique_id, input)
+def own(node: type[io.ComfyNode], recording: AttentionRecording, input: str) -> tuple[AttentionRecording, str]:
+    """What was recorded of the pictures at a node's input, and a sentence that says by which sampler."""
+    return recording_of(recording, node.hidden.prompt, node.hidden.unique_id, input)
 
 
 class RecordTokenAttention(io.ComfyNode):
@@ -34,7 +36,8 @@ class RecordTokenAttention(io.ComfyNode):
         return schema(
             node_id="FMN_RecordAttention",
             display_name="Record Token Attention",
-            description="Records where each word of the prompt attends while any sampler runs. The picture stays the same.",
+            description="Records where each word of the prompt attends while any sampler runs, or several, each for itself. "
+            "The picture stays the same.",
             search_aliases=ALIASES,
             inputs=[
                 io.Model.Input("model", tooltip="The model to watch; connect the MODEL output to the sampler."),
@@ -111,7 +114,7 @@ class VisualizeTokenAttention(io.ComfyNode):
             search_aliases=ALIASES,
             inputs=[
                 Recording.Input("recording", tooltip="From Record Token Attention."),
-                io.Image.Input("image", tooltip="The picture that was sampled with the recording model."),
+                io.Image.Input("image", tooltip=OWN_PICTURE),
                 *settings_inputs(ViewSettings),
             ],
             outputs=[
@@ -133,8 +136,9 @@ class VisualizeTokenAttention(io.ComfyNode):
 
     @classmethod
     def execute(cls, recording, image, **settings) -> io.NodeOutput:
-        require_own(cls, recording, "image")
-        return io.NodeOutput(*visualize(recording, image, ViewSettings(**settings)))
+        recording, told = own(cls, recording, "image")
+        seen = visualize(recording, image, ViewSettings(**settings))
+        return io.NodeOutput(*seen, ui=shown(cls, f"{told} {told_of_others(recording)}".strip()))
 
 
 class CompareTokenAttention(io.ComfyNode):
@@ -164,13 +168,12 @@ class CompareTokenAttention(io.ComfyNode):
 
     @classmethod
     def execute(cls, first, second, first_image, second_image, **settings) -> io.NodeOutput:
-        require_own(cls, first, "first_image")
-        require_own(cls, second, "second_image")
+        (first, one), (second, two) = own(cls, first, "first_image"), own(cls, second, "second_image")
         chosen = CompareSettings(**settings)
         comparison = compare(first, second, chosen.words, *first_image.shape[1:3])
         report = comparison.report((chosen.first_title, chosen.second_title))
         sheets = draw_comparison(comparison, (first_image, second_image), chosen)
-        return io.NodeOutput(sheets, report, comparison.as_json(), ui=shown(cls, report))
+        return io.NodeOutput(sheets, report, comparison.as_json(), ui=shown(cls, "\n".join([report, one, two]).strip()))
 
 
 class SaveTokenAttention(io.ComfyNode):
@@ -187,7 +190,7 @@ class SaveTokenAttention(io.ComfyNode):
             inputs=[
                 Recording.Input("recording", tooltip="From Record Token Attention."),
                 # Nothing of a recording is there before its sampler has run: the picture makes this node wait.
-                io.Image.Input("image", tooltip="The picture that was sampled with the recording model."),
+                io.Image.Input("image", tooltip=OWN_PICTURE),
                 io.Combo.Input(
                     "format",
                     options=["npz", "json"],
@@ -202,9 +205,9 @@ class SaveTokenAttention(io.ComfyNode):
 
     @classmethod
     def execute(cls, recording, image, format, filename_prefix) -> io.NodeOutput:
-        require_own(cls, recording, "image")
+        recording, told = own(cls, recording, "image")
         data = {"npz": as_npz, "json": as_json}[format](recording)
         root = Path(folder_paths.get_output_directory(), "attention")
         path = numbered(root, filename_prefix or "attention", format)
         write_new(data, path)
-        return io.NodeOutput(str(path), ui=shown(cls, f"Saved {describe(path)}"))
+        return io.NodeOutput(str(path), ui=shown(cls, f"Saved {describe(path)}\n{told}".strip()))

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from fmn_core.attention import attention_probabilities, is_prompt, layer_size
 from fmn_core.attention_compare import CompareSettings, compare, draw_comparison
 from fmn_core.attention_data import as_json, as_npz
-from fmn_core.attention_picture import VIEWS, ViewSettings, layer_title, percent, visualize
+from fmn_core.attention_picture import VIEWS, ViewSettings, layer_title, visualize
 from fmn_core.errors import ForgetError
-from fmn_core.heatmap import COLOR_MAPS, OTHER, colorize, colorize_difference, overlay, shares
+from fmn_core.heatmap import COLOR_MAPS, OTHER, colorize, colorize_difference, overlay, percent, shares
 from fmn_core.hosts.base import Token
 from fmn_core.prompt_words import distinct_words, find_phrase, words_of
 from fmn_core.recording import AttentionRecording, Box, Origin, RecordingSettings
@@ -128,7 +128,7 @@ def test_a_recording_of_several_batches_is_refused():
     assert not recording.several
     recording.begin(origin)
     recording.add(LAYER.format(1), torch.rand(1, 4, 6), torch.rand(1, 5, 6), 2, 2, 2)
-    with pytest.raises(ForgetError, match="ran on several batches"):
+    with pytest.raises(ForgetError, match="sampled several times"):
         visualize(recording, torch.zeros(1, 8, 8, 3))
     recording.begin(Origin("next job", "5", "digest"))
     recording.add(LAYER.format(1), torch.rand(1, 4, 6), torch.rand(1, 5, 6), 2, 2, 2)

@@ -259,30 +259,6 @@ def test_pictures_are_looked_at_and_recordings_saved(server, info):
         server.run(bad)
 
 
-def test_a_recording_of_another_sampling_is_refused(server, info):
-    """One recorder, two samplers: what the second one has recorded is not shown over the first one's pictures, which the
-    host still has in its cache."""
-    workflow = load_workflow(ROOT / "workflows/look-at-token-attention.json", info)
-    before, after, recorder = (node_id(workflow, title) for title in ("Before", "After", "Record: before"))
-    for title in ("Compare Token Attention", "Before and after, word by word"):
-        del workflow[node_id(workflow, title)]
-    workflow[after]["inputs"] |= {"model": [recorder, 0], "seed": 7}
-    shown = {"images": [node_id(workflow, "After: decode"), 0]}
-    workflow["second"] = {"class_type": "PreviewImage", "inputs": shown, "_meta": {"title": "second"}}
-    first = {id: node for id, node in workflow.items() if id != "second"}
-    server.run(copy.deepcopy(first))
-    second = {"second": workflow["second"], **{id: workflow[id] for id in (after, recorder)}}
-    second |= {id: node for id, node in workflow.items() if node["class_type"] not in ("FMN_VisualizeTokenAttention",)}
-    second = {
-        id: n for id, n in second.items() if n["_meta"]["title"] not in ("All words, before", "Mask", "Mask as picture")
-    }
-    server.run(copy.deepcopy(second | {before: first[before]}))
-    again = copy.deepcopy(workflow)
-    titled(again)["All words"]["words"] = "house"
-    with pytest.raises(ServerError, match="not of the sampler that recorded last"):
-        server.run(again)
-
-
 def test_an_interrupt_stops_training_and_the_next_job_runs(server, paper_job):
     workflow, _, _ = paper_job
     long = copy.deepcopy(workflow)

@@ -15,7 +15,7 @@ from ..errors import ForgetError
 from ..recording import AT_ONCE, MEGABYTE, AttentionRecording, Box, RecordingSettings
 from .base import Token
 from .comfy import require_family, tokenize
-from .comfy_graph import executing
+from .comfy_graph import drop_stale, executing, running
 from .ldm import cross_attentions
 
 KEY = "forget_me_not.recording"
@@ -99,7 +99,10 @@ class Watch:
         settings = self.recording.settings
         self.span = tuple(float(sampling.percent_to_sigma(p)) for p in (settings.start_percent, settings.end_percent))
         self.sampling = True
-        self.recording.begin(executing())
+        origin = executing()
+        self.recording.begin(origin)
+        if origin:
+            drop_stale(self.recording, running(origin.job))
 
     def end(self, patcher) -> None:
         """The model has run, or stopped."""
