@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from .attention_picture import EDGE, GAP, LARGEST, SMALLEST, draw_bar
+from .attention_picture import LARGEST, MOST_NUMBERS, MOST_OVERLAID, SMALLEST, require_room
 from .drawing import FAINT, INK, PAPER, as_image, as_tensor, font, write
 from .errors import ForgetError
 from .heatmap import (
@@ -25,10 +25,13 @@ from .heatmap import (
 from .prompt_words import columns_of, distinct_words, phrases_of, words_of
 from .recording import AttentionRecording
 from .settings import setting
+from .sheet import EDGE, GAP, draw_bar
+from .work import Tell, Work
 
 TO = "->"
 FIRST, SECOND = "#2471a3", "#d68910"  # the bars
 COLUMN_BARS, BAR, SIDE, LEAST_ROW = 300, 20, 84, 112  # pixels: the chart beside a row, a bar, colour bars, a row
+HEAD = EDGE + 28  # and the titles
 
 
 @dataclass(frozen=True)
@@ -102,11 +105,14 @@ class Comparison:
         return "\n".join(lines)
 
 
-def compare(first: AttentionRecording, second: AttentionRecording, words: str, height: int, width: int) -> Comparison:
-    """Compares phrases of two recordings, on maps of this size.
+def compare(
+    first: AttentionRecording, second: AttentionRecording, words: str, height: int, width: int, tell: Tell | None = None
+) -> Comparison:
+    """Compares phrases of two recordings, on maps of this size; `tell` hears of each pair of maps before it is made, and may
+    raise to stop.
 
     Raises ForgetError for a recording with nothing in it, recordings of unlike numbers of pictures, and a phrase that
-    is in neither prompt.
+    is in neither prompt, and for more maps than a host can hold.
     """
     recordings = (first, second)
     for recording in recordings:
@@ -115,7 +121,12 @@ def compare(first: AttentionRecording, second: AttentionRecording, words: str, h
     counts = [len(mass) for mass in masses]
     if counts[0] != counts[1]:
         raise ForgetError(f"One recording is of {counts[0]} pictures and the other of {counts[1]}: sample the same number.")
-    pairs = [pair_of(recordings, masses, names, height, width) for names in names_of(recordings, words)]
+    wanted = names_of(recordings, words)
+    require_room("comparison", 2 * len(wanted) * counts[0], height, width, MOST_OVERLAID)
+    work, pairs = Work(len(wanted), tell), []
+    for names in wanted:
+        work.step()
+        pairs.append(pair_of(recordings, masses, names, height, width))
     return Comparison(pairs, (shares(first), shares(second)))
 
 
@@ -148,9 +159,12 @@ def pair_of(recordings, masses: tuple[Tensor, Tensor], names, height: int, width
     return Pair(names, tuple(own_shares), tuple(maps))
 
 
-def draw_comparison(comparison: Comparison, images: tuple[Tensor, Tensor], settings: CompareSettings) -> Tensor:
+def draw_comparison(
+    comparison: Comparison, images: tuple[Tensor, Tensor], settings: CompareSettings, tell: Tell | None = None
+) -> Tensor:
     """A picture for each pair of pictures, [B, H', W', 3]: a row for each phrase with its two heat maps on one scale, the
-    difference, and bars of its shares; `images` [B, H, W, 3] are what the maps lie over."""
+    difference, and bars of its shares; `images` [B, H, W, 3] are what the maps lie over. `tell` hears of each row before it
+    is drawn, and may raise to stop. Raises ForgetError for other numbers of pictures, and for more than a host can hold."""
     highest = max(max(heat.max().item() for heat in pair.maps) for pair in comparison.pairs) or 1e-12
     most = max((pair.maps[1] - pair.maps[0]).abs().max().item() for pair in comparison.pairs) or 1e-12
     count, *size = comparison.pairs[0].maps[0].shape
@@ -160,8 +174,10 @@ def draw_comparison(comparison: Comparison, images: tuple[Tensor, Tensor], setti
                 f"The recordings are of {count} pictures and an image input has {len(image)}: connect the pictures of the "
                 "samplers that recorded."
             )
-    images = tuple(fit(image, size) for image in images)
-    return torch.stack([draw_sheet(comparison, images, i, highest, most, settings) for i in range(count)])
+    width, height = size_of_sheet(*size, len(comparison.pairs))
+    require_room("comparison", count, height, width, MOST_NUMBERS)
+    images, work = tuple(fit(image, size) for image in images), Work(count * len(comparison.pairs), tell)
+    return torch.stack([draw_sheet(comparison, images, i, highest, most, settings, work) for i in range(count)])
 
 
 def fit(image: Tensor, size: list[int]) -> Tensor:
@@ -173,15 +189,30 @@ def fit(image: Tensor, size: list[int]) -> Tensor:
     return scaled.movedim(1, -1)
 
 
-def draw_sheet(comparison, images, i: int, highest: float, most: float, settings: CompareSettings) -> Tensor:
+def size_of_map(height: int, width: int) -> tuple[int, int]:
+    """Height and width at which maps of this size are drawn."""
+    scale = min(max(height, width, SMALLEST), LARGEST * 2 // 3) / max(height, width)
+    return max(round(height * scale), 1), max(round(width * scale), 1)
+
+
+def height_of_row(height: int) -> int:
+    """The height of a row of maps that are drawn this high."""
+    return max(height + GAP + 20, LEAST_ROW)
+
+
+def size_of_sheet(height: int, width: int, pairs: int) -> tuple[int, int]:
+    """Width and height of the sheet of so many pairs of maps of this size."""
+    height, width = size_of_map(height, width)
+    return EDGE + 3 * (width + GAP) + 2 * SIDE + COLUMN_BARS + EDGE, HEAD + height_of_row(height) * pairs + EDGE
+
+
+def draw_sheet(comparison, images, i: int, highest: float, most: float, settings: CompareSettings, work: Work) -> Tensor:
     """The rows of one pair of pictures."""
     pairs = comparison.pairs
-    height, width = pairs[0].maps[0].shape[1:]
-    scale = min(max(height, width, SMALLEST), LARGEST * 2 // 3) / max(height, width)
-    height, width = max(round(height * scale), 1), max(round(width * scale), 1)
-    head, row = EDGE + 28, max(height + GAP + 20, LEAST_ROW)
-    chart = EDGE + 3 * (width + GAP) + 2 * SIDE
-    canvas = Image.new("RGB", (chart + COLUMN_BARS + EDGE, head + row * len(pairs) + EDGE), PAPER)
+    size = pairs[0].maps[0].shape[1:]
+    height, width = size_of_map(*size)
+    row, chart = height_of_row(height), EDGE + 3 * (width + GAP) + 2 * SIDE
+    canvas = Image.new("RGB", size_of_sheet(*size, len(pairs)), PAPER)
     pen = ImageDraw.Draw(canvas)
     titles = (settings.first_title, settings.second_title)
     places = [EDGE, EDGE + width + GAP, EDGE + 2 * (width + GAP) + SIDE]
@@ -189,7 +220,8 @@ def draw_sheet(comparison, images, i: int, highest: float, most: float, settings
         write(pen, (x, EDGE), title, width if x < chart else COLUMN_BARS, 15)
     longest = max(max(pair.shares) for pair in pairs) or 1.0
     for number, pair in enumerate(pairs):
-        y = head + number * row
+        work.step()
+        y = HEAD + number * row
         over = [
             overlay(image[i], heat[i] / highest, settings.opacity, settings.color_map)
             for image, heat in zip(images, pair.maps, strict=True)
@@ -202,10 +234,10 @@ def draw_sheet(comparison, images, i: int, highest: float, most: float, settings
     tall = min(height, 200)
     ramp = torch.linspace(1, 0, tall)
     draw_bar(
-        canvas, pen, (places[1] + width + GAP, head), tall, colorize(ramp, settings.color_map), (highest, highest / 2, 0.0)
+        canvas, pen, (places[1] + width + GAP, HEAD), tall, colorize(ramp, settings.color_map), (highest, highest / 2, 0.0)
     )
     ends = (most, 0.0, -most)
-    draw_bar(canvas, pen, (places[2] + width + GAP, head), tall, colorize_difference(2 * ramp - 1), ends, signed=True)
+    draw_bar(canvas, pen, (places[2] + width + GAP, HEAD), tall, colorize_difference(2 * ramp - 1), ends, signed=True)
     return as_tensor(canvas)
 
 

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange, repeat
-from PIL import Image, ImageDraw
+from einops import rearrange
+from PIL import Image
 from torch import Tensor
 
-from .drawing import FAINT, INK, PAPER, as_image, as_tensor, font, write
+from .drawing import as_image, as_tensor
 from .errors import ForgetError
 from .frames import Frame
-from .heatmap import chosen_phrases, colorize, overlay, percent, require_recorded, word_heat_maps
+from .heatmap import chosen_phrases, colorize, overlay, require_recorded, word_heat_maps
 from .recording import AttentionRecording
 from .settings import setting
+from .sheet import Tile, sheet, sheet_size
+from .work import Tell, Work
 
 VIEWS = ("overlay", "side by side", "contact sheet", "over steps", "layers", "heads")
-CAPTION, BAR, EDGE, GAP = 22, 92, 14, 6  # pixels: a tile's caption, the colour bar with its numbers, margin and distance
 SMALLEST, LARGEST, OF_A_HEAD = 192, 384, 112  # a tile's longer side
 MOST_NUMBERS = 400_000_000  # of all sheets of a view: 1.6 GB
+MOST_OVERLAID = 2_000_000_000  # of all pictures of the overlay, and as many masks
 
 
 @dataclass(frozen=True)
@@ -55,42 +56,49 @@ class ViewSettings:
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Tile:
-    """A picture [H, W, 3] in 0..1 with the words under it."""
-
-    caption: str
-    picture: Tensor
-
-
 def visualize(
-    recording: AttentionRecording, image: Tensor, settings: ViewSettings | None = None
+    recording: AttentionRecording, image: Tensor, settings: ViewSettings | None = None, tell: Tell | None = None
 ) -> tuple[Tensor, Tensor, float]:
     """The view's pictures [N, H', W', 3], the words' masks [W * B, H, W] in 0..1, and the share that is brightest.
 
     `image` [B, H, W, 3] is what was sampled. Masks come word by word: those of all pictures for the first word, then the
-    next. Raises ForgetError for a word that is not in the prompt, a recording of other pictures, and a view of what was
-    not kept.
+    next. `tell` hears of each map and each tile before it is made, and may raise to stop. Raises ForgetError for a word that
+    is not in the prompt, a recording of other pictures, a view of what was not kept, and one too large for a host to hold.
     """
     settings = settings or ViewSettings()
     require_recorded(recording)
     phrases = chosen_phrases(recording, settings.words)
     image = image[..., :3].float().cpu()
-    heat = word_heat_maps(recording, phrases, *image.shape[1:3])
-    if heat.shape[1] != len(image):
+    if recording.pictures != len(image):
         raise ForgetError(
-            f"The recording is of {heat.shape[1]} pictures and the image input has {len(image)}: "
+            f"The recording is of {recording.pictures} pictures and the image input has {len(image)}: "
             "connect the pictures of the sampler that recorded."
         )
+    require_room(settings.view, len(phrases) * len(image), *image.shape[1:3], MOST_OVERLAID)
+    view = None if settings.view == "overlay" else View(recording, image, phrases, settings)
+    work = Work(len(phrases) * (1 + (view.units() if view else len(image))), tell)
+    heat = word_heat_maps(recording, phrases, *image.shape[1:3], work=work)
     brightest = scale(settings, heat)
-    masks = rearrange(heat / brightest, "w b y x -> (w b) y x").clamp(0, 1)
-    if settings.view == "overlay":
-        pictures = torch.cat([overlay(image, one / brightest, settings.opacity, settings.color_map) for one in heat])
+    masks = rearrange(heat / brightest, "w b y x -> (w b) y x").clamp_(0, 1)
+    if view is None:
+        pictures = torch.empty(*masks.shape, 3)
+        for i, one in enumerate(heat.flatten(0, 1)):
+            work.step()
+            pictures[i] = overlay(image[i % len(image)], one / brightest, settings.opacity, settings.color_map)
     else:
-        pictures, brightest = View(recording, image, phrases, settings).draw()
+        pictures, brightest = view.draw(work)
     if settings.threshold:
         masks = (masks > settings.threshold).float()
     return pictures, masks, brightest
+
+
+def require_room(view: str, count: int, height: int, width: int, most: int) -> None:
+    """Raises ForgetError for more pictures of this size than `most` numbers."""
+    if 3 * count * height * width > most:
+        raise ForgetError(
+            f"The view `{view}` would be {count} pictures or masks of {width} x {height} pixels: name fewer words, or "
+            "record fewer pictures or layers."
+        )
 
 
 def scale(settings: ViewSettings, *heats: Tensor) -> float:
@@ -108,9 +116,18 @@ class View:
         self.size = tuple(max(round(x * side / max(height, width)), 1) for x in (height, width))
         tiles = [as_image(one).resize(self.size[::-1], Image.Resampling.BICUBIC) for one in image]
         self.image = torch.stack([as_tensor(tile) for tile in tiles])
+        self.work = Work(0)
 
-    def draw(self) -> tuple[Tensor, float]:
-        """The sheets [N, H', W', 3] in 0..1, and the share that is brightest."""
+    def units(self) -> int:
+        """How many maps and tiles of each phrase are made."""
+        recording, view = self.recording, self.settings.view
+        heads = [recording.sizes[name][1] for name in recording.layers]
+        maps = {"over steps": len(recording.frames), "layers": len(heads), "heads": sum(heads)}.get(view, 1)
+        return maps * (1 + len(self.image))
+
+    def draw(self, work: Work) -> tuple[Tensor, float]:
+        """The sheets [N, H', W', 3] in 0..1, and the share that is brightest; each map and tile is a unit of the work."""
+        self.work = work
         views = {
             "side by side": self.side_by_side,
             "contact sheet": self.contact_sheets,
@@ -122,23 +139,23 @@ class View:
 
     def maps(self, **chosen) -> Tensor:
         """The phrases' maps [W, B, h, w] of some layers, a frame, or a head, in a tile's size."""
-        return word_heat_maps(self.recording, self.phrases, *self.size, **chosen)
+        return word_heat_maps(self.recording, self.phrases, *self.size, work=self.work, **chosen)
 
     def over(self, picture: int, heat: Tensor) -> Tensor:
         """A heat map [h, w] in 0..1 over one of the pictures."""
+        self.work.step()
         return overlay(self.image[picture], heat, self.settings.opacity, self.settings.color_map)
 
-    def sheets(self, titled: Iterable[tuple[str, list[Tile]]], count: int, maximum: float, columns: int = 0) -> Tensor:
-        """`count` sheets, of titles and tiles; raises ForgetError for more than a host can hold."""
-        drawn: list[Tensor] = []
-        for title, tiles in titled:
-            drawn.append(sheet(title, tiles, maximum, self.settings.color_map, columns))
-            if drawn[0].numel() * count > MOST_NUMBERS:
-                raise ForgetError(
-                    f"The view `{self.settings.view}` would be {count} sheets of {drawn[0].shape[1]} x {drawn[0].shape[0]} "
-                    "pixels: name fewer words, or record fewer pictures or layers."
-                )
-        return torch.stack(drawn)
+    def sheets(
+        self, titled: Iterable[tuple[str, list[Tile]]], count: int, tiles: int, maximum: float, columns: int = 0
+    ) -> Tensor:
+        """`count` sheets, of titles and as many `tiles`; raises ForgetError for more than a host can hold."""
+        width, height = sheet_size(tiles, *self.size, columns)
+        require_room(self.settings.view, count, height, width, MOST_NUMBERS)
+        sheets = torch.empty(count, height, width, 3)
+        for one, (title, several) in zip(sheets, titled, strict=True):
+            one[:] = sheet(title, several, maximum, self.settings.color_map, columns)
+        return sheets
 
     def side_by_side(self) -> tuple[Tensor, float]:
         heats = self.maps()
@@ -150,7 +167,7 @@ class View:
 
         rows = ((f"'{phrase}'", tiles(i, heat / maximum)) for phrase, maps in zip(self.phrases, heats, strict=True)
                 for i, heat in enumerate(maps))  # fmt: skip
-        return self.sheets(rows, len(self.phrases) * len(self.image), maximum, columns=3), maximum
+        return self.sheets(rows, len(self.phrases) * len(self.image), 3, maximum, columns=3), maximum
 
     def words_over(self, heat: Tensor, picture: int) -> list[Tile]:
         """The picture, and under each phrase the same with its map [W, B, h, w] in 0..1."""
@@ -161,7 +178,8 @@ class View:
         heat = self.maps()
         maximum = scale(self.settings, heat)
         title, count = f"'{self.recording.text.strip()}'", len(self.image)
-        return self.sheets(((title, self.words_over(heat / maximum, i)) for i in range(count)), count, maximum), maximum
+        rows = ((title, self.words_over(heat / maximum, i)) for i in range(count))
+        return self.sheets(rows, count, 1 + len(self.phrases), maximum), maximum
 
     def over_steps(self) -> tuple[Tensor, float]:
         self.require_kept("steps")
@@ -171,7 +189,7 @@ class View:
         titles = [f"{steps_of(frame)} of {frames[-1].last + 1}" for frame in frames]
         rows = ((title, self.words_over(heat / maximum, i)) for i in range(len(self.image))
                 for title, heat in zip(titles, heats, strict=True))  # fmt: skip
-        return self.sheets(rows, len(self.image) * len(frames), maximum), maximum
+        return self.sheets(rows, len(self.image) * len(frames), 1 + len(self.phrases), maximum), maximum
 
     def layers(self) -> tuple[Tensor, float]:
         names = self.recording.layers
@@ -198,7 +216,7 @@ class View:
             return [Tile(title, empty if heat is None else self.over(i, heat[word, i] / maximum)) for title, heat in titled]
 
         rows = ((f"'{phrase}'", tiles(word, i)) for word, phrase in enumerate(self.phrases) for i in range(len(self.image)))
-        return self.sheets(rows, len(self.phrases) * len(self.image), maximum, columns), maximum
+        return self.sheets(rows, len(self.phrases) * len(self.image), len(titled), maximum, columns), maximum
 
     def require_kept(self, what: str) -> None:
         """Raises ForgetError where the recording has not kept its steps, or heads, apart."""
@@ -225,42 +243,3 @@ def layer_title(name: str) -> str:
     where, _, number = place.replace("attentions.", "").partition(".")
     several = "" if block == "0" else f" / {block}"
     return f"{where.removesuffix('s').removesuffix('_block')} {number}{several}"
-
-
-def sheet(title: str, tiles: list[Tile], maximum: float, color_map: str, columns: int = 0) -> Tensor:
-    """Tiles with their captions in rows under a title, a colour bar beside them: [H, W, 3] in 0..1."""
-    columns = columns or min(len(tiles), math.ceil(math.sqrt(1.5 * len(tiles))))
-    height, width = tiles[0].picture.shape[:2]
-    rows = -(-len(tiles) // columns)
-    top = EDGE + 26
-    size = (2 * EDGE + columns * (width + GAP) + BAR, top + rows * (height + CAPTION + GAP) + EDGE)
-    canvas = Image.new("RGB", size, PAPER)
-    pen = ImageDraw.Draw(canvas)
-    write(pen, (EDGE, EDGE - 4), title, size[0] - 2 * EDGE, 18)
-    for i, tile in enumerate(tiles):
-        x, y = EDGE + i % columns * (width + GAP), top + i // columns * (height + CAPTION + GAP)
-        canvas.paste(as_image(tile.picture), (x, y))
-        write(pen, (x, y + height + 3), tile.caption, width, 13)
-    x, tall = EDGE + columns * (width + GAP) + 4, min(height, 240)
-    draw_bar(canvas, pen, (x, top), tall, colorize(torch.linspace(1, 0, tall), color_map), (maximum, maximum / 2, 0.0))
-    return as_tensor(canvas)
-
-
-def draw_bar(
-    canvas: Image.Image,
-    pen: ImageDraw.ImageDraw,
-    at: tuple[int, int],
-    tall: int,
-    colors: Tensor,
-    ticks: tuple[float, ...],
-    signed: bool = False,
-) -> None:
-    """A colour bar of colours [tall, 3] from its top, with the shares of attention that it runs through."""
-    x, y = at
-    canvas.paste(as_image(repeat(colors, "h c -> h w c", w=16)), (x, y))
-    pen.rectangle((x, y, x + 15, y + tall - 1), outline=FAINT)
-    for i, tick in enumerate(ticks):
-        place = y + i * (tall - 1) / (len(ticks) - 1)
-        pen.line((x + 15, place, x + 20, place), fill=INK)
-        pen.text((x + 24, place), percent(tick, signed), INK, font(12), anchor="lm")
-    pen.text((x, y + tall + 4), "of attention", FAINT, font(11))

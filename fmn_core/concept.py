@@ -18,6 +18,7 @@ TEMPLATES = {
     "identity": "a photo of {}",
     "custom": "",
 }
+MOST_PROMPTS = 10_000  # of all names in all templates
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def make_concepts(text: str, type: str = "object", template: str = "") -> tuple[
     """Concepts from a text, one a line, other names of the same after commas, and a type (a key of TEMPLATES).
 
     For `custom`, `template` has one prompt a line with `{}` for the name. Raises ForgetError for an empty text, an
-    unknown type, a template without `{}` and a name that comes twice.
+    unknown type, a template without `{}`, a name that comes twice, and more than MOST_PROMPTS.
     """
     if type not in TEMPLATES:
         raise ForgetError(f"The concept type `{type}` is unknown: choose one of {', '.join(TEMPLATES)}.")
@@ -59,6 +60,12 @@ def make_concepts(text: str, type: str = "object", template: str = "") -> tuple[
     for name, count in Counter(name.lower() for concept in concepts for name in concept.names).items():
         if count > 1:
             raise ForgetError(f"`{name}` is named twice: give each concept a line of its own, and each name once.")
+    count = sum(len(concept.names) for concept in concepts) * len(templates)
+    if count > MOST_PROMPTS:
+        raise ForgetError(
+            f"{count} prompts would have to be read, each name in each template: use at most {MOST_PROMPTS}, of fewer names "
+            "or templates."
+        )
     return concepts
 
 

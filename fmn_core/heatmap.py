@@ -12,6 +12,7 @@ from .errors import ForgetError
 from .hosts.base import Token
 from .prompt_words import distinct_words, find_phrase, phrases_of, words_of
 from .recording import AttentionRecording
+from .work import Work
 
 # Matplotlib's perceptually uniform colour maps, sampled at nine points: they read in grey and to the colour-blind.
 COLOR_MAPS = {
@@ -66,7 +67,8 @@ def require_recorded(recording: AttentionRecording) -> None:
 
 
 def chosen_phrases(recording: AttentionRecording, words: str) -> list[str]:
-    """The phrases typed, or every word of the prompt where there are none; raises ForgetError where it has no words."""
+    """The phrases typed, or every word of the prompt where there are none; raises ForgetError where it has no words, and for
+    more phrases than anybody looks at."""
     phrases = phrases_of(words) or distinct_words(recording.tokens)
     if not phrases:
         raise ForgetError("The recorded prompt has no words: wire the prompt's text to Record Token Attention.")
@@ -81,17 +83,22 @@ def word_heat_maps(
     layers: list[str] | None = None,
     frame: int | None = None,
     head: int | None = None,
+    work: Work | None = None,
 ) -> Tensor:
     """DAAM's word heat maps [W, B, height, width]: the mean of the global heat map over a phrase's columns, brought to the
-    picture's size bicubically.
+    picture's size bicubically. Each phrase is a unit of the work.
 
     Raises ForgetError for a phrase that is not in the prompt and for a recording with nothing in it.
     """
     require_recorded(recording)
     columns = [find_phrase(recording.tokens, phrase) for phrase in phrases]
-    maps = torch.stack([recording.heat_maps(c, layers, frame, head).mean(1) for c in columns])
-    maps = F.interpolate(maps, (height, width), mode="bicubic").clamp(min=0)
-    return maps.nan_to_num()  # a model that overflows in fp16 attends to nothing in particular
+    work = work or Work(len(columns))
+    maps = torch.empty(len(columns), recording.pictures, height, width)
+    for map, own in zip(maps, columns, strict=True):
+        work.step()
+        heat = recording.heat_maps(own, layers, frame, head).mean(1)
+        map[:] = F.interpolate(heat[None], (height, width), mode="bicubic")[0].clamp_(min=0)
+    return maps.nan_to_num_()  # a model that overflows in fp16 attends to nothing in particular
 
 
 def shares(recording: AttentionRecording) -> dict[str, float]:

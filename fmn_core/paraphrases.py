@@ -135,13 +135,13 @@ class Reader:
         texts = list(texts)
         lengths: dict[int, dict[str, tuple[Token, ...]]] = {}
         for text in dict.fromkeys(texts):
+            self.host.check_interrupt()
             if text not in self.known:
                 tokens = self.tokenize(text)
                 end = [token.kind for token in tokens].index("end")
                 tokens = tokens[: end + 1 + PADDING]
                 lengths.setdefault(len(tokens), {})[text] = tokens
         for length, several in sorted(lengths.items()):
-            self.host.check_interrupt()
             contexts = self.host.contexts(list(several), length).cpu()
             for (text, tokens), columns in zip(several.items(), contexts, strict=True):
                 self.known[text] = Reading(tokens[: len(columns)], columns)

@@ -10,6 +10,7 @@ from .hosts.base import Token
 # The vocabulary writes bytes without a printable character as those from 256 on (Radford et al., 2019, GPT-2's encoder).
 PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
 BYTE_OF = {chr(b): b for b in PRINTABLE} | {chr(256 + i): b for i, b in enumerate(sorted({*range(256)} - {*PRINTABLE}))}
+MOST_PHRASES = 1000  # that are looked at together
 
 
 def words_of(tokens: tuple[Token, ...]) -> list[tuple[str, list[int]]]:
@@ -32,8 +33,11 @@ def readable(pieces: str) -> str:
 
 
 def phrases_of(text: str) -> list[str]:
-    """The phrases that a user typed, separated by commas or lines."""
-    return [phrase.strip() for phrase in re.split(r"[,\n]", text) if phrase.strip()]
+    """The phrases that a user typed, separated by commas or lines; raises ForgetError for more than MOST_PHRASES."""
+    phrases = [phrase.strip() for phrase in re.split(r"[,\n]", text) if phrase.strip()]
+    if len(phrases) > MOST_PHRASES:
+        raise ForgetError(f"`words` names {len(phrases)} words or phrases: name at most {MOST_PHRASES}.")
+    return phrases
 
 
 def distinct_words(tokens: tuple[Token, ...]) -> list[str]:

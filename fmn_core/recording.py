@@ -116,7 +116,7 @@ class AttentionRecording:
             logger.warning(
                 "%d MB were too few for the attention maps of %d pictures: %d of %d layers are coarser, down to %d x %d. "
                 "Raise `memory`, record fewer pictures, or set `keep` to `mean`.",
-                self.settings.memory, self.sizes[self.layers[0]][0], len(self.halved), len(self.layers),
+                self.settings.memory, self.pictures, len(self.halved), len(self.layers),
                 *min(frame.counts[layer].shape for frame in self.frames for layer in self.halved if layer in frame.counts),
             )  # fmt: skip
         for frame in self.frames:
@@ -127,6 +127,11 @@ class AttentionRecording:
     def layers(self) -> list[str]:
         """Names of the recorded layers, in the order of the forward."""
         return list(dict.fromkeys(layer for frame in self.frames for layer in frame.sums))
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures were recorded."""
+        return self.sizes[self.layers[0]][0]
 
     def bytes(self) -> int:
         """What is kept."""

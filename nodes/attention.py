@@ -13,7 +13,7 @@ from ..fmn_core.attention_data import as_json, as_npz
 from ..fmn_core.attention_picture import ViewSettings, visualize
 from ..fmn_core.files import describe, write_new
 from ..fmn_core.heatmap import told_of_others
-from ..fmn_core.hosts.comfy import ComfyHost
+from ..fmn_core.hosts.comfy import ComfyHost, progress_bar
 from ..fmn_core.hosts.comfy_attention import record_attention
 from ..fmn_core.hosts.comfy_graph import recording_of
 from ..fmn_core.picture_attention import LookSettings, record_pictures
@@ -137,7 +137,7 @@ class VisualizeTokenAttention(io.ComfyNode):
     @classmethod
     def execute(cls, recording, image, **settings) -> io.NodeOutput:
         recording, told = own(cls, recording, "image")
-        seen = visualize(recording, image, ViewSettings(**settings))
+        seen = visualize(recording, image, ViewSettings(**settings), progress_bar())
         return io.NodeOutput(*seen, ui=shown(cls, f"{told} {told_of_others(recording)}".strip()))
 
 
@@ -170,9 +170,9 @@ class CompareTokenAttention(io.ComfyNode):
     def execute(cls, first, second, first_image, second_image, **settings) -> io.NodeOutput:
         (first, one), (second, two) = own(cls, first, "first_image"), own(cls, second, "second_image")
         chosen = CompareSettings(**settings)
-        comparison = compare(first, second, chosen.words, *first_image.shape[1:3])
+        comparison = compare(first, second, chosen.words, *first_image.shape[1:3], progress_bar())
         report = comparison.report((chosen.first_title, chosen.second_title))
-        sheets = draw_comparison(comparison, (first_image, second_image), chosen)
+        sheets = draw_comparison(comparison, (first_image, second_image), chosen, progress_bar())
         return io.NodeOutput(sheets, report, comparison.as_json(), ui=shown(cls, "\n".join([report, one, two]).strip()))
 
 

@@ -171,7 +171,7 @@ def test_some_pictures_at_a_time_are_all_at_once(pictures, together, seed):
 
 def test_too_many_sheets_are_refused(monkeypatch):
     monkeypatch.setattr("fmn_core.attention_picture.MOST_NUMBERS", 500_000)
-    with pytest.raises(ForgetError, match="2 sheets of .* name fewer words"):
+    with pytest.raises(ForgetError, match="2 pictures or masks of .* name fewer words"):
         visualize(recorded("a", "cat"), torch.rand(1, 8, 8, 3), ViewSettings(view="layers"))
 
 

@@ -135,6 +135,12 @@ class DiffusionHost(ABC):
     def encode(self, texts: list[str]) -> Prompts:
         """Embeddings of prompts as the UNet's cross-attention receives them, all of one length."""
 
+    def at_once(self, texts: list[str]) -> Iterator[list[str]]:
+        """The texts, ENCODED_AT_ONCE at a time; raises the host's own exception if the user has asked to stop."""
+        for start in range(0, len(texts), ENCODED_AT_ONCE):
+            self.check_interrupt()
+            yield texts[start : start + ENCODED_AT_ONCE]
+
     @abstractmethod
     def contexts(self, texts: list[str], columns: int) -> Tensor:
         """The first columns of many prompts [B, columns, D], as `encode` gives them; what is left out is not computed."""

@@ -20,8 +20,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import ForgetError
+from ..work import Tell
 from . import comfy_words
-from .base import ENCODED_AT_ONCE, CrossAttention, DiffusionHost, Prompts, Token, WordVectors, placeholder_texts
+from .base import CrossAttention, DiffusionHost, Prompts, Token, WordVectors, placeholder_texts
 from .comfy_identity import identity
 from .comfy_training import differentiable_attention, require_loaded
 from .comfy_weights import read_weight, require_differentiable, require_readable, settle_dtypes
@@ -89,6 +90,7 @@ class ComfyHost(DiffusionHost):
         tokens, embeddings, pooled = [], [], []
         with torch.inference_mode(False), torch.no_grad():
             for text in texts:
+                self.check_interrupt()
                 tokens.append(self.tokenize(text))
                 cond, pool = self.clip.encode_from_tokens(self.clip.tokenize(text), return_pooled=True)
                 self.require_width(cond)
@@ -121,8 +123,8 @@ class ComfyHost(DiffusionHost):
             self.clip.load_model()
             encoder = ShortClip(self.clip)
             positions = encoder.positions(columns)
-            for start in range(0, len(texts), ENCODED_AT_ONCE):
-                tokens = [self.clip.tokenize(text) for text in texts[start : start + ENCODED_AT_ONCE]]
+            for some in self.at_once(texts):
+                tokens = [self.clip.tokenize(text) for text in some]
                 # The host encodes a long prompt as a batch of chunks: here every chunk is a prompt of its own.
                 chunks = {name: [several[name][0][:columns] for several in tokens] for name in tokens[0]}
                 context, _ = torch.func.functional_call(encoder, positions, (chunks,))
@@ -258,3 +260,16 @@ def require_family(base) -> str:
         f"Forget-Me-Not works on the text cross-attention of SD1.x, SD2.x and SDXL, and this model is "
         f"{type(config).__name__} (Flux, SD3 and their kind have no such layers): load a checkpoint of one of these."
     )
+
+
+def progress_bar() -> Tell:
+    """Shows how far a long work of the node that executes is; raises the host's own exception if the user asked to stop."""
+    bar = None
+
+    def tell(done: int, total: int) -> None:
+        nonlocal bar
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar = bar or comfy.utils.ProgressBar(total)
+        bar.update_absolute(done, total)
+
+    return tell

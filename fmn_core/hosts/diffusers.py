@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from ..errors import ForgetError
 from .base import (
-    ENCODED_AT_ONCE,
     CrossAttention,
     DiffusionHost,
     Prompts,
@@ -144,8 +143,7 @@ class DiffusersHost(DiffusionHost):
 
     @torch.no_grad()
     def contexts(self, texts: list[str], columns: int) -> Tensor:
-        starts = range(0, len(texts), ENCODED_AT_ONCE)
-        return torch.cat([self.hidden_states(texts[i : i + ENCODED_AT_ONCE], columns)[0] for i in starts])
+        return torch.cat([self.hidden_states(some, columns)[0] for some in self.at_once(texts)])
 
     def hidden_states(self, texts: list[str], columns: int | None) -> tuple[Tensor, Tensor | None]:
         """Embeddings [B, columns, D] in fp32 as the UNet takes them, and SDXL's pooled ones."""

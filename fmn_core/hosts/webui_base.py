@@ -17,7 +17,6 @@ from ..key_names import blocks_per_level
 from . import webui_text
 from .base import (
     CANNOT_INVERT,
-    ENCODED_AT_ONCE,
     CrossAttention,
     DiffusionHost,
     Prompts,
@@ -150,8 +149,7 @@ class WebuiBase(DiffusionHost):
     def contexts(self, texts: list[str], columns: int) -> Tensor:
         with torch.inference_mode(False), torch.no_grad(), self.without_loras(unet=False, text=True), self.precision():
             parts = []
-            for start in range(0, len(texts), ENCODED_AT_ONCE):
-                some = texts[start : start + ENCODED_AT_ONCE]
+            for some in self.at_once(texts):
                 chunks = {engine: [webui_text.chunks_of(engine, text)[0] for text in some] for engine in self.engines}
                 if all(webui_text.can_be_short(*one) for one in chunks.items()):
                     short = [webui_text.first_columns(*one, columns) for one in chunks.items()]
