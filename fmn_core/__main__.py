@@ -66,7 +66,7 @@ def run_forget(options: argparse.Namespace) -> None:
         )
     if options.out:
         require_new(options.out)
-    images = read_images(options.images) if options.images else None
+    images = read_images(options.images, settings.resolution) if options.images else None
     host = DiffusersHost(load_pipeline(options.model, options.device), settings.resolution)
     token = add_embedding(host, options.embedding.stem, options.embedding) if options.embedding else ""
     names = "\n".join(options.concept or [token])
@@ -83,7 +83,7 @@ def run_invert(options: argparse.Namespace) -> None:
 
     settings = take_settings(options, InvertSettings)
     require_new(options.out)
-    images = read_images(options.images) if options.images else None
+    images = read_images(options.images, settings.resolution) if options.images else None
     host = DiffusersHost(load_pipeline(options.model, options.device), settings.resolution)
     with beside(
         options.out, lambda inversion, path: save_embedding(inversion.vectors, path, asdict(settings))
@@ -107,7 +107,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
     for path in (options.out, options.json, options.picture):
         if path:
             require_new(path)
-    images = read_images(options.images) if options.images else None
+    images = read_images(options.images, settings.resolution) if options.images else None
     scorer = load_clip(options.clip) if options.clip else None
     host = DiffusersHost(load_pipeline(options.model, options.device), settings.resolution)
     evaluation = evaluate(host, patch, settings, clip=scorer, images=images)

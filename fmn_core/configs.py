@@ -171,7 +171,7 @@ def run_inversion(config: dict, model: str | None, device: str | None) -> None:
     settings = inversion_settings(config)
     if not config["instance_data_dir"]:
         raise ForgetError("instance_data_dir is missing: write the folder of the pictures, such as data/elon-musk.")
-    images = read_images(Path(config["instance_data_dir"]))
+    images = read_images(Path(config["instance_data_dir"]), settings.resolution)
     path = require_new(Path(config["output_dir"], f"step_inv_{settings.steps}.safetensors"))
     host = open_host(config, model, device)
     with beside(path, lambda inversion, path: save_embedding(inversion.vectors, path, asdict(settings))) as checkpoint:
@@ -184,7 +184,7 @@ def run_forgetting(config: dict, model: str | None, device: str | None) -> None:
     """The stage `Attn`: a patch in output_dir that forgets all of multi_concept."""
     listed, settings = read_concepts(config), forgetting_settings(config)
     embeddings = {name: newest_embedding(name) for name, _ in listed} if config["use_ti"] else {}
-    images = None if config["no_real_image"] else read_all([Path("data", name) for name, _ in listed])
+    images = None if config["no_real_image"] else read_all([Path("data", name) for name, _ in listed], settings.resolution)
     path = require_new(Path(config["output_dir"], f"forget-{slug('-'.join(name for name, _ in listed))}.safetensors"))
     host = open_host(config, model, device)
     concepts: tuple[Concept, ...] = ()
@@ -199,9 +199,9 @@ def run_forgetting(config: dict, model: str | None, device: str | None) -> None:
     say(summary(patch), *map(describe, files))
 
 
-def read_all(folders: list[Path]) -> torch.Tensor:
+def read_all(folders: list[Path], resolution: int) -> torch.Tensor:
     """The pictures of all folders, brought to the size of the first."""
-    several = [read_images(folder) for folder in folders]
+    several = [read_images(folder, resolution) for folder in folders]
     height, width = several[0].shape[1:3]
     fitted = [
         torch.nn.functional.interpolate(x.movedim(-1, 1), (height, width), mode="bilinear", antialias=True) for x in several

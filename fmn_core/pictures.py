@@ -2,40 +2,130 @@
 
 from __future__ import annotations
 
+import io
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .errors import ForgetError
+from .errors import ForgetError, brief
 from .hosts.base import DiffusionHost
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # Pillow has others, of which EPS calls another program
+MOST_PIXELS = 64_000_000  # of a picture; more is no photograph
+THINNEST = 64  # times as long as wide: what is thinner cannot be shrunk, and shows nothing
+LARGEST = 1024  # the side of what the models here were made for, at most
+ORIENTATION = 0x0112  # EXIF's tag
+SPARE = 2  # a side of this many times the training's is kept: `fit_pictures` then makes the size
+DECODING = threading.Lock()  # a picture takes half a gigabyte while it is decoded, so one at a time
 
 
-def read_images(folder: Path) -> Tensor:
-    """The pictures of a folder as [P, H, W, 3] in 0..1, brought to the size of the first.
-
-    Raises ForgetError where there is no such folder, or no picture in it.
-    """
+def picture_files(folder: Path) -> list[Path]:
+    """The pictures in a folder, by name; raises ForgetError where there is no such folder, or no picture in it."""
     if not folder.is_dir():
         raise ForgetError(f"There is no folder {folder.absolute()}: make it and put pictures of the concept into it.")
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
     if not files:
         raise ForgetError(f"There is no picture in {folder}: put PNG, JPEG or WebP files there.")
-    fitted, size = [], None
-    for file in files:
+    return files
+
+
+def read_images(folder: Path, resolution: int = 0) -> Tensor:
+    """The pictures of a folder as [P, H, W, 3] in 0..1, as `read_pictures` reads them."""
+    return read_pictures(picture_files(folder), resolution=resolution)[0].float() / 255
+
+
+def read_pictures(
+    sources: Sequence[Path | bytes], masks: Sequence[Path | bytes] = (), resolution: int = 0
+) -> tuple[Tensor | None, Tensor | None]:
+    """Pictures [P, H, W, 3] and masks [1 or P, H, W] as bytes, white where the concept is, in the size of the first picture;
+    None where there are none.
+
+    What is larger than training at `resolution` (0: the model's own) can use is shrunk as it is read. Raises ForgetError
+    for what is no picture, and for masks that fit none.
+    """
+    if not sources:
+        if masks:
+            raise ForgetError("There is a mask but no picture: give the pictures it belongs to, or take the mask off.")
+        return None, None
+    if masks and len(masks) not in (1, len(sources)):
+        raise ForgetError(f"There are {len(masks)} masks and {len(sources)} pictures: give one mask, or one for each.")
+    most = most_pixels(resolution)
+    first, size = read_picture(sources[0], "RGB", most)
+    fitted, shapes = [np.asarray(first)], [size]
+    for source in sources[1:]:
+        picture, size = read_picture(source, "RGB", most)
+        fitted.append(np.asarray(ImageOps.fit(picture, first.size)))
+        shapes.append(size)
+    images = torch.from_numpy(np.stack(fitted))
+    if not masks:
+        return images, None
+    fitted = []
+    for mask, (width, height) in zip(masks, shapes, strict=False):  # one mask for all has the first picture's shape
+        drawn, (mask_width, mask_height) = read_picture(mask, "L", most)
+        if mask_width * height != mask_height * width:
+            raise ForgetError(
+                f"A mask is {mask_width} x {mask_height} and its picture {width} x {height}: give the mask the picture's "
+                "shape."
+            )
+        fitted.append(np.asarray(ImageOps.fit(drawn, first.size)))
+    return images, torch.from_numpy(np.stack(fitted))
+
+
+def most_pixels(resolution: int) -> int:
+    """How many pixels of a picture training at this resolution can use."""
+    return (SPARE * (resolution or LARGEST)) ** 2
+
+
+def opened(source: Path | bytes) -> Image.Image:
+    """A picture of which only the head is read by now; raises ForgetError for what is none, or too large."""
+    try:
+        picture = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise unreadable(source, error) from error
+    if picture.width * picture.height > MOST_PIXELS:
+        raise ForgetError(
+            f"{name_of(source)} has {picture.width} x {picture.height} pixels, and {MOST_PIXELS:,} are the most: make it "
+            "smaller."
+        )
+    if max(picture.size) > THINNEST * min(picture.size):
+        raise ForgetError(f"{name_of(source)} has {picture.width} x {picture.height} pixels: give it a picture's shape.")
+    return picture
+
+
+def read_picture(source: Path | bytes, mode: str, most: int) -> tuple[Image.Image, tuple[int, int]]:
+    """A picture in this mode with about `most` pixels at most, turned as its camera says, and the size that it had so
+    turned; raises ForgetError for what is none."""
+    with DECODING, opened(source) as picture:
+        full = picture.size
+        scale = (most / (full[0] * full[1])) ** 0.5
+        small = tuple(max(int(side * scale), 1) for side in full)
         try:
-            with Image.open(file) as picture:
-                upright = ImageOps.exif_transpose(picture).convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ForgetError(f"{file} cannot be read ({error}): it is damaged or no picture; take it away.") from error
-        size = size or upright.size
-        fitted.append(np.asarray(ImageOps.fit(upright, size)))
-    return torch.from_numpy(np.stack(fitted)).float() / 255
+            if scale < 1:
+                picture.draft(None, small)  # a JPEG is decoded at a half, a quarter or an eighth
+            plain = picture.convert(mode)
+            if scale < 1:
+                plain = plain.resize(small, Image.Resampling.LANCZOS, reducing_gap=2.0)
+            turned = plain.getexif().get(ORIENTATION, 1) > 4  # by a quarter, one way or the other
+            return ImageOps.exif_transpose(plain), full[::-1] if turned else full
+        except (OSError, ValueError, SyntaxError) as error:
+            raise unreadable(source, error) from error
+
+
+def unreadable(source: Path | bytes, error: Exception) -> ForgetError:
+    return ForgetError(
+        f"{name_of(source)} cannot be read as a picture ({brief(error)}): it is damaged or none; give PNG, JPEG or WebP."
+    )
+
+
+def name_of(source: Path | bytes) -> str:
+    return str(source) if isinstance(source, Path) else "What was sent"
 
 
 def prepare_pictures(

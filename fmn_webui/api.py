@@ -4,98 +4,151 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Callable
-from functools import wraps
+from pathlib import Path
 from secrets import compare_digest
 
-from fastapi import Body, Depends, FastAPI, HTTPException
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from modules import shared
 
-from fmn_core.errors import ForgetError
+from fmn_core.errors import ForgetError, brief
 from fmn_core.patch import read_patch
 from fmn_core.settings import EvaluateSettings, ForgetSettings
 
-from .forms import converted, decoded, members_of, read_pictures, settings_of
+from .escaping import plain
+from .forms import converted, decoded, members_of, settings_of
 from .jobs import Job, Outcome
-from .work import JOBS, Asked, find_patch, patches, submit_evaluate, submit_forget, submit_stack
+from .receiving import RECEIVER, parsed
+from .work import JOBS, Asked, find_patch, patches, pictures_for, submit_evaluate, submit_forget, submit_stack
+
+BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
+
+
+class Answer(JSONResponse):
+    """JSON that can be sent whatever a file or a user has put into it."""
+
+    def render(self, content) -> bytes:
+        return json.dumps(plain(content), ensure_ascii=False, allow_nan=False).encode()
+
+
+class NoSuchJob(ForgetError):
+    """A job that is not remembered."""
+
+    status = 404
+
+    def __init__(self, id: str):
+        super().__init__(f"There is no job {brief(id)}: GET /fmn/jobs lists them.")
 
 
 def add_routes(demo, app: FastAPI) -> None:
-    """Adds the routes where the webui's own API is on, behind the user and password that it asks for."""
+    """Adds the routes where the webui's own API is on, behind the user and password that it or its page asks for."""
     if not (shared.cmd_opts.api or shared.cmd_opts.nowebui):
         return
     guards = guards_of(app)
     for method, path, endpoint in ROUTES:
-        status = 202 if endpoint in (post_forget, post_evaluate, post_stack) else 200
+        asks = endpoint in (post_forget, post_evaluate, post_stack)
         app.add_api_route(
             path,
-            told(endpoint),
+            answering(endpoint, asks),
+            name=endpoint.__name__,
+            description=endpoint.__doc__,
             methods=[method],
             dependencies=guards,
-            status_code=status,
+            status_code=202 if asks else 200,
             response_model=None,
+            openapi_extra=BODY if asks else None,
             tags=["FMN"],
         )
 
 
 def guards_of(app: FastAPI) -> list:
-    """What a request has to pass: the users of --api-auth or, where only the page is locked, those of --gradio-auth, by
-    HTTP Basic both. The webui leaves its API open in the second case; training is too much for that."""
-    if shared.cmd_opts.api_auth:
-        users = dict(each.split(":", 1) for each in shared.cmd_opts.api_auth.split(","))
-    else:
-        users = getattr(app, "auth", None)
-    if not users:
+    """What a request has to pass: the users of --api-auth or, where only the page is locked, the page's, by HTTP Basic both.
+
+    The webui leaves its API open in the second case, and asks nobody with --nowebui; training is too much for that.
+    """
+    flags = shared.cmd_opts
+    locked = flags.api_auth or flags.gradio_auth or flags.gradio_auth_path or getattr(app, "auth", None)
+    if not locked:
         return []
+    users = users_in(flags.api_auth) if flags.api_auth else getattr(app, "auth", None) or page_users()
 
     def check(given: HTTPBasicCredentials = Depends(HTTPBasic())) -> None:  # noqa: B008
         if callable(users):
             right = users(given.username, given.password)
         else:
             known = users.get(given.username)
-            right = known is not None and compare_digest(known.encode(), given.password.encode())
+            right = known is not None and compare_digest(raw(known), raw(given.password))
         if not right:
             raise HTTPException(401, "Incorrect user or password.", {"WWW-Authenticate": "Basic"})
 
     return [Depends(check)]
 
 
-def told(endpoint: Callable) -> Callable:
-    """The endpoint with its ForgetError as a 422 that has the sentence."""
+def page_users() -> dict[str, str]:
+    """The users of --gradio-auth and --gradio-auth-path, which only a page asks for by itself; raises OSError where the
+    file cannot be read, and no route is added then."""
+    flags, users = shared.cmd_opts, users_in(shared.cmd_opts.gradio_auth)
+    if flags.gradio_auth_path:
+        for line in Path(flags.gradio_auth_path).read_text(encoding="utf8").splitlines():
+            users |= users_in(line)
+    return users
 
-    @wraps(endpoint)
-    def answer(*args, **kwargs):
+
+def users_in(text: str | None) -> dict[str, str]:
+    """User -> password in `user:password,user:password`; what has no colon names nobody."""
+    pairs = (each.strip().partition(":") for each in (text or "").split(","))
+    return {user: password for user, colon, password in pairs if colon}
+
+
+def raw(text: str) -> bytes:
+    return text.encode(errors="surrogatepass")
+
+
+def answering(endpoint: Callable, asks: bool) -> Callable:
+    """The endpoint as a route: what a user can mend is an answer with its status and `detail`, a sentence."""
+
+    async def answer(request: Request) -> Response:
         try:
-            return endpoint(*args, **kwargs)
+            if asks:
+                async with RECEIVER.body(request) as body:
+                    found = await run_in_threadpool(lambda: endpoint(parsed(body)))
+            else:
+                found = await run_in_threadpool(endpoint, **request.path_params)
         except ForgetError as error:
-            raise HTTPException(422, str(error)) from error
+            return Answer({"detail": str(error)}, getattr(error, "status", 422))
+        return Answer(found, 202 if asks else 200)
 
     return answer
 
 
-def post_forget(body: dict = Body(...)) -> dict:  # noqa: B008
+def post_forget(body: dict) -> dict:
     """Queues the making of a patch: `concept`, and by choice `name`, `images` and `masks` (base64), `card`, any setting."""
     own = {"concept": "", "name": "", "card": True}
     taken = {key: converted(key, body.pop(key, default), default) for key, default in own.items()}
-    pictures = decoded(body.pop("images", []), "`images`"), decoded(body.pop("masks", []), "`masks`")
-    images, mask = read_pictures(*pictures)
-    return job_json(submit_forget(Asked(**taken, settings=settings_of(ForgetSettings, body), images=images, mask=mask)))
+    sources, masks = decoded(body.pop("images", []), "`images`"), decoded(body.pop("masks", []), "`masks`")
+    settings = settings_of(ForgetSettings, body)
+    images, mask = pictures_for(settings, sources, masks)
+    return job_json(submit_forget(Asked(**taken, settings=settings, images=images, mask=mask)))
 
 
-def post_evaluate(body: dict = Body(...)) -> dict:  # noqa: B008
+def post_evaluate(body: dict) -> dict:
     """Queues the measuring of a patch: `patch`, and by choice `save_as`, `images` (base64), any setting."""
     taken = {key: converted(key, body.pop(key, ""), "") for key in ("patch", "save_as")}
-    images, _ = read_pictures(decoded(body.pop("images", []), "`images`"))
-    return job_json(submit_evaluate(taken["patch"], settings_of(EvaluateSettings, body), images, taken["save_as"]))
+    sources = decoded(body.pop("images", []), "`images`")
+    settings = settings_of(EvaluateSettings, body)
+    return job_json(submit_evaluate(taken["patch"], settings, pictures_for(settings, sources)[0], taken["save_as"]))
 
 
-def post_stack(body: dict = Body(...)) -> dict:  # noqa: B008
+def post_stack(body: dict) -> dict:
     """Queues the stacking of `patches`, pairs of a name and a strength; with `save` as a file, by choice under `name`."""
     rows = members_of(body.pop("patches", []))
     save, name = converted("save", body.pop("save", True), True), converted("name", body.pop("name", ""), "")
     if body:
-        raise ForgetError(f"`{next(iter(body))}` is unknown: there are patches, save and name.")
+        raise ForgetError(f"`{brief(next(iter(body)))}` is unknown: there are patches, save and name.")
     return job_json(submit_stack(rows, name, save))
 
 
@@ -108,7 +161,7 @@ def get_job(id: str) -> dict:
     """One job, with its pictures (base64 JPEG) and figures."""
     job = JOBS.find(id)
     if job is None:
-        raise HTTPException(404, f"There is no job {id}: GET /fmn/jobs lists them.")
+        raise NoSuchJob(id)
     outcome = job.outcome or Outcome([])
     shown = {"picture": encoded(outcome.picture), "preview": encoded(job.preview), "figures": outcome.figures}
     return job_json(job) | shown
@@ -118,7 +171,7 @@ def post_interrupt(id: str) -> dict:
     """Stops a job; what it has learned by then is kept."""
     job = JOBS.interrupt(id)
     if job is None:
-        raise HTTPException(404, f"There is no job {id}: GET /fmn/jobs lists them.")
+        raise NoSuchJob(id)
     return job_json(job)
 
 
@@ -148,9 +201,9 @@ ROUTES = (
 def job_json(job: Job) -> dict:
     """A job as plain values; `files` are names in the LoRA folder."""
     outcome = job.outcome or Outcome([])
-    plain = {key: getattr(job, key) for key in ("id", "kind", "title", "state", "step", "steps", "error")}
+    shown = {key: getattr(job, key) for key in ("id", "kind", "title", "state", "step", "steps", "error")}
     files = [path.name for path in outcome.files]
-    return plain | {"seconds": round(job.seconds, 1), "lines": outcome.lines, "files": files}
+    return shown | {"seconds": round(job.seconds, 1), "lines": outcome.lines, "files": files}
 
 
 def encoded(picture) -> str | None:

@@ -16,25 +16,29 @@ from fmn_core.hosts.base import DiffusionHost
 from fmn_core.patch import Patch
 from fmn_core.sampling import sample_pictures
 
+from .escaping import whole
 from .webui import picture_of
 
 SIDE = 512  # pixels of a card's halves, at most
 STEPS, GUIDANCE = 20, 5.0
+NO_TAGS = str.maketrans("<>", "\u2039\u203a")  # single quotation marks
 VERSIONS = {"sd1": "SD1", "sd2": "SD2", "sd2_v": "SD2", "sdxl": "SDXL"}  # as the webui's card writes them
 
 
 def write_words(patch: Patch, path: Path, said: str) -> Path:
     """The card's words, NAME.json beside NAME.safetensors: no trigger word, strength 1, and what the patch says of itself.
 
-    Raises ForgetError where it cannot be written.
+    The description has no angle brackets: the webui has a setting that takes descriptions for HTML, and names of concepts
+    are anybody's. Raises ForgetError where it cannot be written.
     """
+    concept = whole(patch.info["concept"]).translate(NO_TAGS)
     words = {
-        "description": f"Makes the model forget `{patch.info['concept']}`. Hides it from prompts, deletes nothing.",
+        "description": f"Makes the model forget `{concept}`. Hides it from prompts, deletes nothing.",
         "sd version": VERSIONS[patch.info["base"]["family"]],
         "activation text": "",
         "preferred weight": 1.0,
         "negative text": "",
-        "notes": said,
+        "notes": whole(said),
     }
     file = path.with_suffix(".json")
     write_new(json.dumps(words, indent=4, ensure_ascii=False).encode(), file)

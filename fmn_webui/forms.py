@@ -5,20 +5,16 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
-import io
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from fmn_core.errors import ForgetError
+from fmn_core.concept import require_text
+from fmn_core.errors import ForgetError, brief
+from fmn_core.pictures import most_pixels, opened, picture_files, read_pictures
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # Pillow has others, of which EPS calls another program
-MOST_PIXELS = 64_000_000  # of a picture; more is no photograph
+from .limits import MOST_KEPT, MOST_MEMBERS, MOST_PICTURES, MOST_READ, MOST_TEXT, TooLarge
 
 
 def settings_of(kind: type, values: dict):
@@ -27,103 +23,74 @@ def settings_of(kind: type, values: dict):
     taken = {}
     for name, value in values.items():
         if name not in fields:
-            raise ForgetError(f"`{name}` is no setting: there are {', '.join(fields)}.")
+            raise ForgetError(f"`{brief(name)}` is no setting: there are {', '.join(fields)}.")
         taken[name] = converted(name, value, fields[name].default)
     return kind(**taken)
 
 
 def converted(name: str, value, default):
-    """The value in the type of the default; raises ForgetError where it is another."""
+    """The value in the type of the default; raises ForgetError where it is another, or a text that is too long or none."""
     number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**64
-    if isinstance(default, bool | str):
-        if isinstance(value, type(default)):
-            return value
-    elif isinstance(default, float) and number:
+    if isinstance(default, bool) and isinstance(value, bool):
+        return value
+    if isinstance(default, str) and isinstance(value, str):
+        if len(value) > MOST_TEXT:
+            raise TooLarge(f"{name} has {len(value):,} letters, and {MOST_TEXT:,} are the most: make it shorter.")
+        require_text(value)
+        return value
+    if isinstance(default, float) and number:
         return float(value)
-    elif isinstance(default, int) and number and value == int(value):
+    if isinstance(default, int) and not isinstance(default, bool) and number and value == int(value):
         return int(value)
     wanted = {bool: "true or false", str: "a text", int: "a whole number", float: "a number"}[type(default)]
-    raise ForgetError(f"{name} is {value!r}: it has to be {wanted}.")
+    raise ForgetError(f"{name} is {brief(ascii(value))}: it has to be {wanted}.")
 
 
-def read_pictures(
-    sources: Sequence[Path | bytes], masks: Sequence[Path | bytes] = ()
+def given_pictures(
+    sources: Sequence[Path | bytes], masks: Sequence[Path | bytes], resolution: int, needed: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Pictures [P, H, W, 3] and masks [1 or P, H, W] in 0..1, white where the concept is, brought to the size of the first
-    picture; None where there are none. Raises ForgetError for what is no picture, and for masks that fit none."""
-    if not sources:
-        if masks:
-            raise ForgetError("There is a mask but no picture: give the pictures it belongs to, or take the mask off.")
+    """Pictures and masks as `read_pictures` reads them; None where they are not needed, and nothing is decoded then.
+
+    Raises ForgetError as `read_pictures` does, and before anything is decoded for more than one request may have.
+    """
+    if len(sources) + len(masks) > MOST_PICTURES:
+        raise TooLarge(f"There are {len(sources) + len(masks)} pictures, and {MOST_PICTURES} are the most: give fewer.")
+    pixels = []
+    for source in [*sources, *masks]:
+        with opened(source) as picture:
+            pixels.append(picture.width * picture.height)
+    if sum(pixels) > MOST_READ:
+        raise TooLarge(f"The pictures have {sum(pixels):,} pixels, and {MOST_READ:,} are the most: make them smaller.")
+    if not needed and sources:
         return None, None
-    pictures = [opened(source).convert("RGB") for source in sources]
-    size = pictures[0].size
-    images = torch.stack([tensor_of(ImageOps.fit(picture, size)) for picture in pictures])
-    if not masks:
-        return images, None
-    if len(masks) not in (1, len(pictures)):
-        raise ForgetError(f"There are {len(masks)} masks and {len(pictures)} pictures: give one mask, or one for each.")
-    fitted = []
-    for mask, picture in zip(masks, pictures, strict=False):  # one mask for all has the first picture's shape
-        drawn = opened(mask).convert("L")
-        if drawn.width * picture.height != drawn.height * picture.width:
-            raise ForgetError(
-                f"A mask is {drawn.width} x {drawn.height} and its picture {picture.width} x {picture.height}: give the "
-                "mask the picture's shape."
-            )
-        fitted.append(tensor_of(ImageOps.fit(drawn, size)))
-    return images, torch.stack(fitted)
-
-
-def opened(source: Path | bytes) -> Image.Image:
-    """A picture, turned as its camera says; raises ForgetError for what is none."""
-    name = source.name if isinstance(source, Path) else "What was sent"
-    try:
-        picture = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS)
-        small = picture.width * picture.height <= MOST_PIXELS
-        turned = ImageOps.exif_transpose(picture) if small else None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ForgetError(f"{name} cannot be read as a picture: give PNG, JPEG or WebP.") from error
-    if turned is None:
-        raise ForgetError(f"{name} has {picture.width} x {picture.height} pixels: make it smaller.")
-    return turned
-
-
-def tensor_of(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.asarray(picture).copy()).float() / 255
+    if pixels and min(pixels[0], most_pixels(resolution)) * (3 * len(sources) + len(masks)) > MOST_KEPT:
+        raise TooLarge("So many pictures of that size are more than a job can hold: lower `resolution`, or give fewer.")
+    return read_pictures(sources, masks, resolution)
 
 
 def decoded(texts, what: str) -> list[bytes]:
     """The bytes of base64 texts, with or without a `data:` head; raises ForgetError for anything else."""
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise ForgetError(f"{what} have to be a list of base64 texts.")
+        raise ForgetError(f"{what} has to be a list of base64 texts.")
+    if len(texts) > MOST_PICTURES:
+        raise TooLarge(f"{what} has {len(texts):,} pictures, and {MOST_PICTURES} are the most: give fewer.")
     try:
         return [
             base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True) for text in texts
         ]
     except (binascii.Error, ValueError) as error:
-        raise ForgetError(f"{what} have to be a list of base64 texts, and one is not.") from error
+        raise ForgetError(f"{what} has to be a list of base64 texts, and one is not.") from error
 
 
-def folder_pictures(folder: str, suffixes: Sequence[str]) -> list[Path]:
-    """The pictures in a folder of the server; none for no folder. Raises ForgetError where there is no such folder, or no
-    picture in it."""
-    if not folder.strip():
-        return []
-    path = Path(folder.strip())
-    if not path.is_dir():
-        raise ForgetError(f"There is no folder {path.absolute()}: make it and put pictures of the concept into it.")
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes)
-    if not found:
-        raise ForgetError(f"There is no picture in {path}: put PNG, JPEG or WebP files there.")
-    return found
+def folder_pictures(folder: str) -> list[Path]:
+    """The pictures in a folder of the server; none for no folder. Raises ForgetError as `picture_files` does."""
+    return picture_files(Path(folder.strip())) if folder.strip() else []
 
 
 def members_of(rows) -> list[tuple[str, float]]:
     """(name, strength) of rows; raises ForgetError for rows that are none."""
-    try:
-        found = [(str(name), float(strength)) for name, strength in rows]
-    except (TypeError, ValueError):
-        raise ForgetError("`patches` has to be a list of pairs, each a name and a strength.") from None
-    if not all(math.isfinite(strength) for _, strength in found):
-        raise ForgetError("A strength has to be a number.")
-    return found
+    if not isinstance(rows, list) or not all(isinstance(row, list | tuple) and len(row) == 2 for row in rows):
+        raise ForgetError("`patches` has to be a list of pairs, each a name and a strength.")
+    if len(rows) > MOST_MEMBERS:
+        raise TooLarge(f"There are {len(rows):,} patches, and {MOST_MEMBERS} are the most: stack some of them first.")
+    return [(converted("A patch's name", name, ""), converted("A strength", strength, 1.0)) for name, strength in rows]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fmn_core.errors import ForgetError
+from fmn_core.concept import require_text
+from fmn_core.errors import ForgetError, brief
 from fmn_core.heatmap import COLOR_MAPS
 
+from .names import NONE
+
 ROWS = 3
-NONE = "None"
 LAYOUTS = ("overlay", "side by side", "contact sheet")  # of the core's views
 PATCHES, JOINTLY, LAYOUT, WORDS, OPACITY, COLOURS = (
     "FMN patches", "FMN patches jointly", "FMN heat maps", "FMN heat map words", "FMN heat map opacity",
@@ -41,8 +44,12 @@ class Wanted:
                 merged(rows), bool(jointly), bool(heat_maps), str(words or ""), str(layout), float(opacity), str(colours),
                 bool(save),
             )  # fmt: skip
-        except (TypeError, ValueError) as error:
-            raise ForgetError(f"The values of Forget-Me-Not cannot be read ({error}).") from error
+            require_text(wanted.words, *(name for name, _ in rows))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ForgetError(f"The values of Forget-Me-Not cannot be read ({brief(error)}).") from error
+        for name, strength in (*rows, *wanted.patches):
+            if not math.isfinite(strength):
+                raise ForgetError(f"The strength of `{brief(name)}` is {strength}: it has to be a number.")
         if wanted.layout not in LAYOUTS or wanted.colours not in COLOR_MAPS or not 0 <= wanted.opacity <= 1:
             known = f"the layouts {', '.join(LAYOUTS)}, the colours {', '.join(COLOR_MAPS)}"
             raise ForgetError(f"Heat maps have {known} and an opacity from 0 to 1.")
@@ -80,16 +87,17 @@ def strength_of(row: int) -> Callable[[dict], float]:
 
 
 def rows_of(params: dict) -> list[tuple[str, float]]:
-    """(name, strength) of every row of the script."""
-    rows = []
-    for part in str(params.get(PATCHES, "")).split(","):
-        name, colon, strength = part.strip().rpartition(":")
-        try:
-            if colon:
-                rows.append((name.strip(), float(strength)))
-        except ValueError:
-            continue
-    return (rows + ROWS * [(NONE, 1.0)])[:ROWS]
+    """(name, strength) of every row of the script; a text that is not what `infotext` writes stands in the first row as it
+    is, which is no patch's name, so that it is refused and not passed over."""
+    text = str(params.get(PATCHES, "")).strip()
+    parts = [part.strip().rpartition(":") for part in text.split(",")] if text else []
+    try:
+        rows = [(name.strip(), float(strength)) for name, _, strength in parts]
+    except ValueError:
+        rows = []
+    if len(rows) > ROWS or not all(name and math.isfinite(strength) for name, strength in rows):
+        rows = []
+    return ((rows or ([(text, 1.0)] if text else [])) + ROWS * [(NONE, 1.0)])[:ROWS]
 
 
 def restored(key: str, default, read: Callable = str) -> Callable[[dict], object]:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from .limits import MOST_JOBS, MOST_WAITING, Busy
+
 KEPT = 50  # finished jobs that are remembered
 ENDS = ("done", "stopped", "failed")
 
@@ -42,6 +44,7 @@ class Job:
     outcome: Outcome | None = None
     error: str = ""
     asked_to_stop: bool = False
+    holds: int = 0  # bytes of the pictures that its work has
     started: float = 0.0
     ended: float = 0.0
 
@@ -83,10 +86,20 @@ class Jobs:
         """The job of this id."""
         return next((job for job in self if job.id == id), None)
 
-    def submit(self, kind: str, title: str, work: Callable[[Job], Outcome]) -> Job:
-        """Puts work into the queue and returns at once."""
-        job = Job(kind, title, work)
+    def require_room(self, holds: int = 0) -> None:
+        """Raises Busy where a job that holds so many bytes of pictures has no place in the queue."""
+        unfinished = [job for job in self if not job.over]
+        if len(unfinished) >= MOST_JOBS:
+            raise Busy(f"{len(unfinished)} jobs wait, and {MOST_JOBS} are the most: try again when some are done.")
+        if holds + sum(job.holds for job in unfinished) > MOST_WAITING:
+            raise Busy("The jobs that wait hold as many pictures as the server has room for: try again when some are done.")
+
+    def submit(self, kind: str, title: str, work: Callable[[Job], Outcome], holds: int = 0) -> Job:
+        """Puts work, which holds so many bytes of pictures, into the queue and returns at once; raises Busy where there is
+        no room."""
+        job = Job(kind, title, work, holds=holds)
         with self.changed:
+            self.require_room(holds)
             over = [old for old in self.jobs if old.over]
             for old in over[: max(len(over) - KEPT, 0)]:
                 self.jobs.remove(old)

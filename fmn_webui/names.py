@@ -15,6 +15,7 @@ from fmn_core.patch import is_patch
 
 # A prompt calls a LoRA `<lora:NAME:WEIGHT>`, where `=` is for named weights; lists have commas; Windows refuses the others.
 UNFIT = re.compile(r'[<>:="/\\|?*,\x00-\x1f\x7f]')
+NONE = "None"  # what no patch is chosen by
 MOST = 100  # letters
 STACKS = "forget-me-not-stacks"  # a folder in the LoRA folder, of what the script stacked for a generation
 BESIDE = (".json", ".png")  # what a card is read from
@@ -38,6 +39,11 @@ def check_name(name: str) -> str:
     return name
 
 
+def can_be_called(name: str) -> bool:
+    """Whether a prompt's tag and a page can hold a file's name; a file that was put there by hand may have any."""
+    return name.isprintable() and not UNFIT.search(name) and name != NONE
+
+
 def lora_files(folder: Path) -> dict[str, list[Path]]:
     """Name -> LoRA files of that name in the folder and those below it, as the host finds them."""
     found: dict[str, list[Path]] = {}
@@ -49,8 +55,8 @@ def lora_files(folder: Path) -> dict[str, list[Path]]:
 
 
 class PatchList:
-    """The patches in the LoRA folder, without those made for one generation; whether a file is one is read once for each
-    time that it was written."""
+    """The patches in the LoRA folder that can be called, without those made for one generation; whether a file is one is
+    read once for each time that it was written."""
 
     def __init__(self):
         self.known: dict[tuple[str, int], bool] = {}
@@ -59,6 +65,8 @@ class PatchList:
         """Name -> file of every patch, in the order of names."""
         seen, found = {}, {}
         for name, paths in lora_files(folder).items():
+            if not can_be_called(name):
+                continue
             for path in (path for path in paths if path.suffix == ".safetensors" and path.is_file()):
                 key = str(path), path.stat().st_mtime_ns
                 seen[key] = self.known.get(key) if key in self.known else is_patch(path)

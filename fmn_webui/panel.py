@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import gradio as gr
 
-from fmn_core.errors import ForgetError
-
+from . import webui
+from .escaping import Markup, markup
 from .jobs import Job
 from .status import error_html
 from .work import patches
@@ -36,10 +36,10 @@ def one_or_all(updates: list):
     return updates[0] if len(updates) == 1 else updates
 
 
-def submitted(submit: Callable[..., Job], *arguments, **named) -> str:
+def submitted(submit: Callable[..., Job], *arguments, **named) -> Markup:
     """What a panel says beside its button: where the job stands, or why there is none."""
     try:
         job = submit(*arguments, **named)
-    except ForgetError as error:
-        return error_html(str(error))
-    return f'<p class="fmn-faint">Queued: {job.kind}. It goes on when this page is closed.</p>'
+    except Exception as error:  # what nobody foresaw is told like the rest
+        return error_html(webui.tell(error))
+    return markup('<p class="fmn-faint">Queued: {}. It goes on when this page is closed.</p>', job.kind)

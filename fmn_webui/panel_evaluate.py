@@ -6,12 +6,12 @@ import gradio as gr
 
 from fmn_core.settings import EvaluateSettings
 
-from .forms import read_pictures, settings_of
+from .forms import settings_of
 from .jobs import Job
 from .panel import Submit, patch_dropdown, refresh_button, submitted
 from .panel_forget import path_of
 from .settings_ui import components
-from .work import submit_evaluate
+from .work import pictures_for, submit_evaluate
 
 
 def evaluate_panel() -> Submit:
@@ -39,5 +39,6 @@ def evaluate_panel() -> Submit:
 
 def asked_of(patch: str, files, save_as: str, **settings) -> Job:
     """A job from the panel's values; raises ForgetError for those that cannot work."""
-    images, _ = read_pictures([path_of(file) for file in files or []])
-    return submit_evaluate(patch, settings_of(EvaluateSettings, settings), images, save_as)
+    chosen = settings_of(EvaluateSettings, settings)
+    images, _ = pictures_for(chosen, [path_of(file) for file in files or []])
+    return submit_evaluate(patch, chosen, images, save_as)

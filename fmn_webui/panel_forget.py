@@ -8,14 +8,13 @@ from pathlib import Path
 import gradio as gr
 from modules import shared
 
-from fmn_core.pictures import SUFFIXES
 from fmn_core.settings import CONCEPT_HELP, ForgetSettings
 
-from .forms import folder_pictures, read_pictures, settings_of
+from .forms import converted, folder_pictures, settings_of
 from .jobs import Job
 from .panel import Submit, submitted
 from .settings_ui import component, components
-from .work import Asked, submit_forget
+from .work import Asked, pictures_for, submit_forget
 
 
 def forget_panel() -> Submit:
@@ -77,9 +76,10 @@ def some(names: tuple[str, ...]) -> dict:
 
 def asked_of(concept: str, name: str, card: bool, files, folder: str, masks, **settings) -> Job:
     """A job from the panel's values; raises ForgetError for those that cannot work."""
-    sources = [path_of(file) for file in files or []] or folder_pictures(folder, SUFFIXES)
-    images, mask = read_pictures(sources, [path_of(file) for file in masks or []])
-    return submit_forget(Asked(concept, settings_of(ForgetSettings, settings), name, images, mask, card))
+    chosen = settings_of(ForgetSettings, settings)
+    sources = [path_of(file) for file in files or []] or folder_pictures(folder)
+    images, mask = pictures_for(chosen, sources, [path_of(file) for file in masks or []])
+    return submit_forget(Asked(converted("concept", concept, ""), chosen, name, images, mask, card))
 
 
 def path_of(file) -> Path:

@@ -38,4 +38,4 @@ def stack_panel() -> list[Submit]:
 def asked_of(save: bool, name: str, *values) -> Job:
     """A job from the panel's values; raises ForgetError for those that cannot work."""
     rows = zip(values[:ROWS], values[ROWS:], strict=True)
-    return submit_stack(members_of((patch, strength) for patch, strength in rows if patch not in (None, "None")), name, save)
+    return submit_stack(members_of([row for row in rows if row[0] not in (None, "None")]), name, save)

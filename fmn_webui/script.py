@@ -12,19 +12,19 @@ from fmn_core.errors import ForgetError
 from fmn_core.file_names import slug
 from fmn_core.heatmap import COLOR_MAPS
 
-from . import infotext
+from . import infotext, webui
+from .applying import Applied, allowed, check_loaded, prepared, refuse, refuse_sampling
 from .heat_maps import to_images
 from .infotext import LAYOUTS, NONE, ROWS, Wanted
 from .recorder import Recorder
-from .stacks import joint
 from .tags import with_params, with_tags
-from .work import find_patch, patches
+from .work import patches
 
 
 class ForgetMeNotScript(scripts.Script):
     def __init__(self):
         super().__init__()
-        self.recorder, self.wanted, self.rows, self.maps = Recorder(), Wanted(), [], []
+        self.recorder, self.wanted, self.applied, self.maps = Recorder(), Wanted(), Applied(), []
 
     def title(self):
         return "Forget-Me-Not"
@@ -94,29 +94,34 @@ class ForgetMeNotScript(scripts.Script):
         return controls, fields
 
     def process(self, p, *values):
-        """Once for each generation: what is wanted, into the infotext too."""
+        """Once for each generation: what is wanted, into the infotext too; what cannot be had ends it."""
         self.recorder.stop()
-        self.wanted, self.rows, self.maps = Wanted(), [], []
+        self.wanted, self.applied, self.maps = Wanted(), Applied(), []
         try:
-            wanted = Wanted.of(values)
-            several = wanted.jointly and len(wanted.patches) > 1
-            self.rows = joint(wanted.patches) if several else checked(wanted.patches)
-            self.wanted = wanted
-            p.extra_generation_params.update(wanted.infotext())
-        except ForgetError as error:
-            comment(p, str(error))
+            self.applied, self.wanted, gone = prepared(p, Wanted.of(values))
+            p.extra_generation_params.update(self.wanted.infotext())
+            for sentence in gone:
+                comment(p, sentence)
+        except Exception as error:  # the host would log it and draw the concept
+            refuse(p, webui.tell(error))
 
     def before_process_batch(self, p, *values, **kwargs):
         prompts = kwargs["prompts"]
-        prompts[:] = [with_tags(prompt, self.rows) for prompt in prompts]
+        prompts[:] = [with_tags(prompt, self.applied.rows) for prompt in prompts]
 
     def process_batch(self, p, *values, **kwargs):
         later = getattr(p, "hr_extra_network_data", None)  # hires fix takes its tags from prompts of its own
-        if self.wanted.patches and later is not None:
+        if self.applied.rows and later is not None:
             make = extra_networks.ExtraNetworkParams
-            later["lora"] = with_params(later.get("lora", []), self.rows, lambda items: make(items=items))
+            later["lora"] = with_params(later.get("lora", []), self.applied.rows, lambda items: make(items=items))
 
     def process_before_every_sampling(self, p, *values, **kwargs):
+        try:
+            if self.applied.rows:
+                check_loaded(p, self.applied)
+        except Exception as error:  # as above
+            sentence = webui.tell(error)
+            comment(p, sentence) if allowed() else refuse_sampling(p, sentence)
         if self.wanted.heat_maps:
             try:
                 self.recorder.start(p)
@@ -147,14 +152,7 @@ class ForgetMeNotScript(scripts.Script):
                     images.save_image(
                         picture, p.outpath_samples, "", seed, prompt, shared.opts.samples_format, info=text, **suffix
                     )
-        self.maps = []
-
-
-def checked(rows) -> list[tuple[str, float]]:
-    """The rows; raises ForgetError for a patch that is not there."""
-    for name, _ in rows:
-        find_patch(name)
-    return [*rows]
+        self.maps, self.applied = [], Applied()
 
 
 def comment(p, text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from fmn_core.forget import summary
 from fmn_core.members import Member
@@ -16,8 +17,8 @@ from .names import STACKS
 from .work import find_patch
 
 
-def joint(rows: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
-    """The rows as one LoRA at strength 1, in a file that is made once for these patches at these strengths.
+def joint(rows: Sequence[tuple[str, float]]) -> Path:
+    """The file of the rows as one LoRA at strength 1, which is made once for these patches at these strengths.
 
     Raises ForgetError as `stack` does.
     """
@@ -30,4 +31,4 @@ def joint(rows: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
         if not path.with_suffix(".json").exists():
             write_words(patch, path, summary(patch))
         webui.refresh_loras()
-    return [(path.stem, 1.0)]
+    return path

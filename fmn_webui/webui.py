@@ -56,7 +56,7 @@ def tell(error: BaseException) -> str:
     """The sentence of an error; what nobody foresaw goes to the console whole."""
     if isinstance(error, ForgetError):
         return str(error)
-    logging.error("Forget-Me-Not: a job failed", exc_info=error)
+    logging.error("Forget-Me-Not failed", exc_info=error)
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return f"{error} Or start the webui with --medvram."
     return f"{type(error).__name__}: {error}. The console shows where; please report it."

@@ -25,6 +25,7 @@ from fmn_core.stack import stack
 
 from . import webui
 from .cards import before_and_after, write_picture, write_words
+from .forms import given_pictures
 from .jobs import Job, Jobs, Outcome
 from .names import PatchList, check_name, free_file, new_file
 
@@ -47,7 +48,8 @@ def find_patch(name: str) -> Path:
 
 @dataclass(frozen=True)
 class Asked:
-    """What is to be forgotten, and how; `name` of the file, or empty for one made of the concept."""
+    """What is to be forgotten, and how; `name` of the file, or empty for one made of the concept; pictures and masks as
+    `read_pictures` gives them."""
 
     concept: str
     settings: ForgetSettings
@@ -55,6 +57,21 @@ class Asked:
     images: Tensor | None = None
     mask: Tensor | None = None
     card: bool = True
+
+
+def pictures_for(
+    settings: ForgetSettings | EvaluateSettings, sources: Sequence[Path | bytes], masks: Sequence[Path | bytes] = ()
+) -> tuple[Tensor | None, Tensor | None]:
+    """Pictures and masks for a job with these settings, None where it needs none; raises ForgetError as `given_pictures`
+    does, and where the queue is full."""
+    JOBS.require_room()
+    needed = settings.inversion if isinstance(settings, EvaluateSettings) else settings.preset != "fast"
+    return given_pictures(sources, masks, settings.resolution, needed)
+
+
+def from_bytes(pictures: Tensor | None) -> Tensor | None:
+    """Pictures of bytes in 0..1."""
+    return None if pictures is None else pictures.float() / 255
 
 
 def submit_forget(asked: Asked) -> Job:
@@ -75,7 +92,8 @@ def submit_forget(asked: Asked) -> Job:
 
         try:
             with Checkpoint(webui.lora_folder() / BESIDE, rescue) as checkpoint:
-                patch, _ = forget(host, asked.concept, asked.settings, asked.images, asked.mask, checkpoint)
+                images, mask = from_bytes(asked.images), from_bytes(asked.mask)
+                patch, _ = forget(host, asked.concept, asked.settings, images, mask, checkpoint)
                 outcome = keep(patch, asked.name)
         except BaseException as error:  # the webui's interrupt is no Exception
             if not rescued:
@@ -88,7 +106,8 @@ def submit_forget(asked: Asked) -> Job:
             add_picture(outcome, host, patch)
         return outcome
 
-    return JOBS.submit("forget", f"Forget {named}", work)
+    holds = sum(given.nbytes for given in (asked.images, asked.mask) if given is not None)
+    return JOBS.submit("forget", f"Forget {named}", work, holds)
 
 
 def keep(patch: Patch, name: str, numbered: bool = False) -> Outcome:
@@ -126,14 +145,14 @@ def add_picture(outcome: Outcome, host, patch: Patch) -> None:
 
 def submit_evaluate(name: str, settings: EvaluateSettings, images: Tensor | None = None, save_as: str = "") -> Job:
     """Queues the measuring of a patch; `save_as` names a copy with the report in it."""
-    patch = read_patch(find_patch(name))
+    read_patch(find_patch(name))
     check_pictures(images, None)
     if save_as.strip():
         new_file(webui.lora_folder(), save_as, "")
 
     def work(job: Job) -> Outcome:
-        host = webui.host_for(job, settings.resolution)
-        evaluation = evaluate(host, patch, settings, images=images)
+        host, patch = webui.host_for(job, settings.resolution), read_patch(find_patch(name))
+        evaluation = evaluate(host, patch, settings, images=from_bytes(images))
         saved = keep(with_evaluation(patch, evaluation.report), save_as) if save_as.strip() else Outcome([])
         return Outcome(
             [*saved.lines[:1], *evaluation.report["summary"].splitlines()],
@@ -142,19 +161,21 @@ def submit_evaluate(name: str, settings: EvaluateSettings, images: Tensor | None
             evaluation.report,
         )
 
-    return JOBS.submit("evaluate", f"Evaluate {name}", work)
+    return JOBS.submit("evaluate", f"Evaluate {name}", work, 0 if images is None else images.nbytes)
 
 
 def submit_stack(rows: Sequence[tuple[str, float]], name: str, save: bool) -> Job:
     """Queues the stacking of patches: a report, and with `save` a file."""
-    members = [Member(read_patch(find_patch(patch)), strength) for patch, strength in rows]
-    if not members:
+    if not rows:
         raise ForgetError("There is no patch to stack: choose one.")
+    JOBS.require_room()
+    for patch, _ in rows:
+        read_patch(find_patch(patch))  # what waits holds none of them
     if save and name.strip():
         new_file(webui.lora_folder(), check_name(name), "")
 
     def work(job: Job) -> Outcome:
-        joint = stack(members)
+        joint = stack([Member(read_patch(find_patch(patch)), strength) for patch, strength in rows])
         return keep(joint, name) if save else Outcome(summary(joint).splitlines())
 
     return JOBS.submit("stack", f"Stack {', '.join(patch for patch, _ in rows)}", work)

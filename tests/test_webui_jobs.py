@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from fmn_webui.jobs import KEPT, Jobs, Outcome
+from fmn_webui.limits import MOST_JOBS, MOST_WAITING, Busy
 from fmn_webui.status import report_html, status_html
 
 SECONDS = 10
@@ -153,3 +154,25 @@ def test_old_jobs_are_forgotten_and_unfinished_ones_never(jobs, host):
         assert jobs.find(waiting.id) and len([*jobs]) <= KEPT + 2
     assert over(jobs, waiting) == ["done"]
     assert jobs.find("nonsense") is None and jobs.interrupt("nonsense") is None
+
+
+def test_the_queue_has_an_end_and_takes_more_when_some_are_done(jobs, host):
+    with host.lock:
+        waiting = [jobs.submit("forget", "it", lambda job: Outcome([])) for _ in range(MOST_JOBS)]
+        with pytest.raises(Busy, match="100 jobs wait"):
+            jobs.submit("forget", "one too many", lambda job: Outcome([]))
+        assert len([*jobs]) == MOST_JOBS
+        jobs.interrupt(waiting[-1].id)
+        last = jobs.submit("forget", "it", lambda job: Outcome([]))
+    assert set(over(jobs, *waiting[:-1], last)) == {"done"}
+
+
+def test_what_waits_holds_no_more_pictures_than_there_is_room_for(jobs, host):
+    with host.lock:
+        one = jobs.submit("forget", "it", lambda job: Outcome([]), MOST_WAITING // 2)
+        two = jobs.submit("forget", "it", lambda job: Outcome([]), MOST_WAITING // 2)
+        with pytest.raises(Busy, match="pictures"):
+            jobs.submit("forget", "one too many", lambda job: Outcome([]), 1)
+        without = jobs.submit("forget", "without pictures", lambda job: Outcome([]))
+    assert over(jobs, one, two, without) == ["done"] * 3
+    jobs.require_room(MOST_WAITING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from PIL import Image
 
 from fmn_core.errors import ForgetError
 from fmn_core.settings import EvaluateSettings, ForgetSettings
-from fmn_webui import infotext
-from fmn_webui.forms import decoded, folder_pictures, members_of, read_pictures, settings_of
+from fmn_webui import forms, infotext
+from fmn_webui.forms import converted, decoded, folder_pictures, given_pictures, members_of, settings_of
 from fmn_webui.infotext import ROWS, Wanted
-from fmn_webui.names import MOST, PatchList, check_name, new_file
+from fmn_webui.limits import MOST_MEMBERS, MOST_PICTURES, MOST_TEXT, TooLarge
+from fmn_webui.names import MOST, PatchList, can_be_called, check_name, new_file
+from fmn_webui.receiving import MOST_DIGITS, MOST_VALUES, parsed
 from fmn_webui.tags import unet_weight, with_params, with_tags
 
 BAD = [
@@ -111,10 +114,12 @@ def test_what_goes_into_an_infotext_comes_back_from_it():
     assert [infotext.strength_of(row)(params) for row in range(ROWS)] == [1.0, 0.75, 1.0]
     assert params[infotext.WORDS] == "cat, hat" and infotext.restored(infotext.OPACITY, 0.6, float)(params) == 0.4
     assert infotext.restored(infotext.OPACITY, 0.6, float)({infotext.OPACITY: "much"}) == 0.6
-    assert Wanted.of(values()).infotext() == {} and infotext.patch_of(0)({infotext.PATCHES: "x: much"}) == infotext.NONE
+    assert Wanted.of(values()).infotext() == {} and infotext.patch_of(0)({infotext.PATCHES: "x: much"}) == "x: much"
 
 
 @pytest.mark.parametrize("wrong", [
+    values([("x", math.nan)]), values([("x", "-inf")]), values([("x", 10**400)]), values([("x", 1e308), ("x", 1e308)]),
+    values([("cat\ud800", 1.0)]), values((), True, True, "cat\ud800", "overlay", 0.5, "inferno", False),
     values([("x", "much")]), values()[:-1], values((), True, True, "", "spiral", 0.5, "inferno", False),
     values((), True, True, "", "contact sheet", 7, "inferno", False),
     values((), True, True, "", "contact sheet", math.nan, "inferno", False),
@@ -148,29 +153,49 @@ def png(size=(4, 6), colour=255, mode="RGB"):
 
 
 def test_pictures_and_masks_come_in_the_first_ones_size():
-    images, mask = read_pictures([png((4, 6)), png((8, 8), 0)], [png((8, 12), 255, "L"), png((8, 8), 0, "L")])
-    assert images.shape == (2, 6, 4, 3) and mask.shape == (2, 6, 4)
-    assert mask[0].min() == 1 and mask[1].max() == 0 and images[0].min() == 1 and images[1].max() == 0
-    assert read_pictures([]) == (None, None) and read_pictures([png()])[1] is None
-    assert torch.equal(read_pictures([png(), png()], [png(mode="L")])[1], torch.ones(1, 6, 4))
+    given = [png((4, 6)), png((8, 8), 0)], [png((8, 12), 255, "L"), png((8, 8), 0, "L")]
+    images, mask = given_pictures(*given, 0, True)
+    assert images.shape == (2, 6, 4, 3) and mask.shape == (2, 6, 4) and images.dtype == mask.dtype == torch.uint8
+    assert mask[0].min() == 255 and mask[1].max() == 0 and images[0].min() == 255 and images[1].max() == 0
+    assert given_pictures([], [], 0, True) == (None, None) and given_pictures([png()], [], 0, True)[1] is None
+    assert given_pictures([png(), png()], [png(mode="L")], 0, True)[1].shape == (1, 6, 4)
 
 
-@pytest.mark.parametrize("pictures, masks, said", [
-    ([b"no picture"], [], "cannot be read"), ([], [b"x"], "no picture"), ([png()], [png(), png()], "one for each"),
-    ([png((4, 6))], [png((6, 4))], "picture's shape"),
-])  # fmt: skip
+WRONG_PICTURES = [
+    ([b"no picture"], [], "cannot be read"), ([], [b"x"], "cannot be read"), ([], [png()], "no picture"),
+    ([png()], [png(), png()], "one for each"), ([png((4, 6))], [png((6, 4))], "picture's shape"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("pictures, masks, said", WRONG_PICTURES)
 def test_what_is_no_picture_is_told(pictures, masks, said):
     with pytest.raises(ForgetError, match=said):
-        read_pictures(pictures, masks)
+        given_pictures(pictures, masks, 0, True)
+
+
+def test_pictures_that_nobody_needs_are_not_decoded(monkeypatch):
+    monkeypatch.setattr(forms, "read_pictures", None)
+    assert given_pictures([png((8000, 7999))], [], 0, False) == (None, None)
+    with pytest.raises(ForgetError, match="cannot be read"):
+        given_pictures([b"no picture"], [], 0, False)
+
+
+@pytest.mark.parametrize("pictures, masks", [
+    ([png()] * MOST_PICTURES, [png()]), ([png((8000, 7999))] * 16, []), ([png((2048, 2048)), *[png()] * 60], []),
+])  # fmt: skip
+def test_more_than_one_request_may_have_is_refused_before_it_is_decoded(monkeypatch, pictures, masks):
+    monkeypatch.setattr(forms, "read_pictures", None)
+    with pytest.raises(TooLarge):
+        given_pictures(pictures, masks, 0, True)
 
 
 def test_a_folder_has_to_be_there_and_have_pictures(tmp_path):
-    assert folder_pictures(" ", (".png",)) == []
+    assert folder_pictures(" ") == []
     for folder in (tmp_path / "none", tmp_path):
         with pytest.raises(ForgetError, match="There is no"):
-            folder_pictures(str(folder), (".png",))
+            folder_pictures(str(folder))
     (tmp_path / "one.PNG").write_bytes(png())
-    assert folder_pictures(str(tmp_path), (".png",)) == [tmp_path / "one.PNG"]
+    assert folder_pictures(f" {tmp_path} ") == [tmp_path / "one.PNG"]
 
 
 @pytest.mark.parametrize("texts", ["no list", [3], ["%%%"], {"a": 1}])
@@ -179,7 +204,71 @@ def test_what_is_no_base64_is_told(texts):
         decoded(texts, "`images`")
 
 
-@pytest.mark.parametrize("rows", [3, ["x"], [["x"]], [["x", "much"]], [["x", math.inf]], [None]])
+def test_more_pictures_than_a_request_may_have_are_not_decoded():
+    with pytest.raises(TooLarge):
+        decoded(["%%%"] * (MOST_PICTURES + 1), "`images`")
+
+
+@pytest.mark.parametrize("rows", [
+    3, "x", ["x"], ["xy"], [["x"]], [["x", "much"]], [["x", math.inf]], [["x", math.nan]], [None], [["x", 10**4000]],
+    [[3, 1]], [["x", True]], [["x", None]], [["cat\ud800", 1]], {"x": 1}, [["x", 1.0]] * (MOST_MEMBERS + 1),
+    [["x" * (MOST_TEXT + 1), 1]],
+])  # fmt: skip
 def test_what_is_no_row_is_told(rows):
     with pytest.raises(ForgetError):
         members_of(rows)
+
+
+def test_texts_are_no_longer_than_a_page_and_whole():
+    assert converted("concept", "x" * MOST_TEXT, "") == "x" * MOST_TEXT
+    with pytest.raises(TooLarge, match="100,000 are the most"):
+        converted("concept", "x" * (MOST_TEXT + 1), "")
+    with pytest.raises(ForgetError, match="half a character"):
+        converted("concept", "cat\ud800", "")
+
+
+BODIES = [
+    b"", b"[]", b"3", b"{", b"\xff{}", b"{\"a\": NaN}", b"{\"a\": [-Infinity]}", b'{"a": "cat\\ud800"}',
+    b'{"cat\\udc00": 1}',
+    b'{"a": ' + (MOST_DIGITS + 1) * b"9" + b"}", 100_000 * b"[", b'{"a": ' + 100_000 * b"[" + 100_000 * b"]" + b"}",
+    b"[" + MOST_VALUES * b"0," + b"0]", '{"a": 1}'.encode("utf-16"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
+def test_a_body_that_is_no_object_of_whole_texts_and_numbers_is_refused(body):
+    with pytest.raises(ForgetError):
+        parsed(body)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.one_of(st.binary(max_size=60), st.text('{}[]":,0e9Na\\ud8 ', max_size=60).map(str.encode)))
+def test_any_body_is_taken_whole_or_refused(body):
+    try:
+        value = parsed(body)
+    except ForgetError:
+        return
+    assert isinstance(value, dict) and json.dumps(value, ensure_ascii=False).encode()
+
+
+def test_what_an_infotext_says_of_patches_is_never_passed_over():
+    rows = [(infotext.patch_of(row), infotext.strength_of(row)) for row in range(ROWS)]
+
+    def read(text):
+        return [(patch({infotext.PATCHES: text}), strength({infotext.PATCHES: text})) for patch, strength in rows]
+
+    nothing = (infotext.NONE, 1.0)
+    assert read("a: 1, b: 0.5") == [("a", 1.0), ("b", 0.5), nothing] and read("") == [nothing] * 3
+    for unread in ("a", "a: much", "a: nan", "a: 1, b", "a: 1, b: 1, c: 1, d: 1", ": 1", "a: 1,, b: 1", "a:1:"):
+        assert read(unread) == [(unread, 1.0), nothing, nothing]
+
+
+@given(st.lists(st.tuples(st.text(min_size=1, max_size=12), st.floats(-2, 2)), max_size=ROWS))
+def test_patches_that_can_be_called_come_back_from_an_infotext(wished):
+    wished = [(name.strip(), strength) for name, strength in wished if can_be_called(name.strip()) and name.strip()]
+    wanted = Wanted.of(values(wished))
+    params = wanted.infotext()
+    found = [(infotext.patch_of(row)(params), infotext.strength_of(row)(params)) for row in range(ROWS)]
+    assert [(name, f"{strength:g}") for name, strength in found if name != infotext.NONE] == [
+        (name, f"{strength:g}") for name, strength in wanted.patches
+    ]

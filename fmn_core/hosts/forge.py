@@ -18,13 +18,17 @@ from .webui_base import WebuiBase
 class ForgeHost(WebuiBase):
     """`shared.sd_model` of Forge, as it is without LoRAs: `forge_objects_original`."""
 
-    def __init__(self, sd_model, resolution: int = 0):
-        super().__init__(sd_model, resolution)
+    @property
+    def quantised(self) -> bool:
         storage = self.base.storage_dtype
-        if not (isinstance(storage, torch.dtype) and storage.is_floating_point):
+        return not (isinstance(storage, torch.dtype) and storage.is_floating_point)
+
+    def require_trainable(self) -> None:
+        super().require_trainable()
+        if self.quantised:
             raise ForgetError(
-                f"The model's weights are quantised ({storage}) and cannot be read as they are: set Diffusion in Low Bits "
-                "to Automatic, and load a checkpoint that is not quantised."
+                f"The model's weights are quantised ({self.base.storage_dtype}) and cannot be read as they are: set "
+                "Diffusion in Low Bits to Automatic, and load a checkpoint that is not quantised."
             )
 
     @property

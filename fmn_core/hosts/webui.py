@@ -43,24 +43,34 @@ def chosen_model():
         raise ForgetError(NO_MODEL) from error
 
 
-def adapt(model, resolution: int = 0) -> DiffusionHost:
-    """The adapter for a loaded model: Forge's keep their parts behind patchers, the webui's in the model itself."""
-    from modules import shared
+def adapt(model, resolution: int = 0, to_train: bool = True) -> WebuiBase:
+    """The adapter for a loaded model: Forge's keep their parts behind patchers, the webui's in the model itself.
 
+    Raises ForgetError for a model without the layers that are needed and, `to_train`, for one whose weights cannot be read.
+    """
     if hasattr(model, "forge_objects") and not hasattr(model, "model"):
         from .forge import ForgeHost
 
-        return ForgeHost(model, resolution)
-    if shared.cmd_opts.lowvram:
-        raise ForgetError(
-            "The webui was started with --lowvram, which tears the model into pieces that cannot be trained: start it "
-            "with --medvram, or with neither."
-        )
-    return WebuiHost(model, resolution)
+        host = ForgeHost(model, resolution)
+    else:
+        host = WebuiHost(model, resolution)
+    if to_train:
+        host.require_trainable()
+    return host
 
 
 class WebuiHost(WebuiBase):
     """`shared.sd_model` of the webui: ldm's LatentDiffusion for SD1 and SD2, sgm's DiffusionEngine for SDXL."""
+
+    def require_trainable(self) -> None:
+        from modules import shared
+
+        super().require_trainable()
+        if shared.cmd_opts.lowvram:
+            raise ForgetError(
+                "The webui was started with --lowvram, which tears the model into pieces that cannot be trained: start it "
+                "with --medvram, or with neither."
+            )
 
     @cached_property
     def unet(self) -> nn.Module:

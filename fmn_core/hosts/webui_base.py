@@ -38,6 +38,7 @@ class WebuiBase(DiffusionHost):
     model without the cross-attention that forgetting works on.
     """
 
+    quantised = False  # its weights' shapes then say nothing
     unet: nn.Module
     vae_dtype: torch.dtype
 
@@ -48,6 +49,9 @@ class WebuiBase(DiffusionHost):
                 f"Forget-Me-Not works on the text cross-attention of SD1.x, SD2.x and SDXL, and {self.model_name()} has no "
                 "such layers (Flux, SD3 and their kind): choose a checkpoint of one of these."
             )
+
+    def require_trainable(self) -> None:
+        """Raises ForgetError for a model that can draw but not forget."""
         if self.unet.in_channels not in (LATENT, INPAINTING):
             raise ForgetError(
                 f"{self.model_name()} takes a picture beside the prompt, and nothing here gives it one: choose a checkpoint "

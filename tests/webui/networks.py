@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from standin import layer_of, lora_modules, strict
 
 
 class Network:
-    def __init__(self, name, modules):
-        self.name, self.modules = name, modules
+    def __init__(self, name, modules, file):
+        self.name, self.modules, self.network_on_disk = name, modules, SimpleNamespace(filename=str(file))
         self.te_multiplier = self.unet_multiplier = 1.0
         self.dyn_dim = None
 
@@ -30,7 +31,7 @@ def load_networks(files, te_multipliers=None, unet_multipliers=None, dyn_dims=No
     """Takes files in place of names; nothing is merged until a layer runs."""
     loaded_networks.clear()
     for i, file in enumerate(files):
-        network = Network(Path(file).stem, lora_modules(file, unet_names))
+        network = Network(Path(file).stem, lora_modules(file, unet_names), file)
         network.te_multiplier = te_multipliers[i] if te_multipliers else 1.0
         network.unet_multiplier = unet_multipliers[i] if unet_multipliers else 1.0
         loaded_networks.append(network)

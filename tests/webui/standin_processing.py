@@ -30,6 +30,18 @@ def noise(shape, seeds):
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
+class Sampler:
+    def sample(self, p, x, sigmas, timesteps):
+        def denoise(x, sigma):
+            if shared.state.interrupted:
+                from modules.sd_samplers_common import InterruptedException
+
+                raise InterruptedException
+            return p.guess(x, timesteps[(sigmas == sigma).nonzero()[0, 0]].repeat(len(x)), sigma)
+
+        return euler(denoise, x, sigmas, shared.state)
+
+
 @dataclass
 class Processing:
     """`StableDiffusionProcessingTxt2Img`; a flavour defines `guess`, and `context` if it samples in one."""
@@ -70,6 +82,9 @@ class Processing:
         longest = max(c.shape[1] for c in one_at_a_time)  # shorter ones repeat their last vector, as the webui's do
         return torch.cat([torch.cat([c, c[:, -1:].repeat(1, longest - c.shape[1], 1)], 1) for c in one_at_a_time])
 
+    def init(self, all_prompts, all_seeds, all_subseeds):
+        """What a kind of processing does once, after the scripts' `process`."""
+
     def begin_batch(self):
         """What happens to the model before a batch."""
 
@@ -81,16 +96,10 @@ class Processing:
         raise NotImplementedError
 
     def sample(self, x, sigmas, timesteps):
-        def denoise(x, sigma):
-            if shared.state.interrupted:
-                from modules.sd_samplers_common import InterruptedException
-
-                raise InterruptedException
-            return self.guess(x, timesteps[(sigmas == sigma).nonzero()[0, 0]].repeat(len(x)), sigma)
-
         self.begin_sampling()
+        self.sampler = Sampler()
         self.call("process_before_every_sampling", x=x, noise=x, c=self.c, uc=self.uc)
-        return euler(denoise, x, sigmas, shared.state)
+        return self.sampler.sample(self, x, sigmas, timesteps)
 
     def sample_batch(self, alphas_cumprod):
         """Latents of one batch: from noise, and with hires fix again from those, larger."""
@@ -120,6 +129,7 @@ def process_images(p) -> Processed:
     images = []
     p.call("process")
     with p.context():
+        p.init(p.all_prompts, p.all_seeds, [0] * len(p.all_seeds))
         for n in range(p.n_iter):
             p.iteration, rows = n, slice(n * p.batch_size, (n + 1) * p.batch_size)
             p.prompts, p.seeds = p.all_prompts[rows], p.all_seeds[rows]

@@ -14,7 +14,9 @@ loaded_networks = []
 def load_networks(files, te_multipliers=None, unet_multipliers=None, dyn_dims=None):
     """Takes files in place of names."""
     model = sd_models.model_data.get_sd_model()
-    loaded_networks[:] = [SimpleNamespace(name=Path(file).stem) for file in files]
+    loaded_networks[:] = [
+        SimpleNamespace(name=Path(file).stem, network_on_disk=SimpleNamespace(filename=str(file))) for file in files
+    ]
     wanted = [
         [file, unet_multipliers[i] if unet_multipliers else 1.0, te_multipliers[i] if te_multipliers else 1.0]
         for i, file in enumerate(files)

@@ -1,52 +1,25 @@
-"""The script and the API in a webui's process: run by tests/test_webui_script.py, once in each flavour with its Gradio."""
+"""The script in a webui's process: run by tests/test_webui_script.py, once in each flavour with its Gradio."""
 
 from __future__ import annotations
 
-import sys
+import math
+import re
+from contextlib import contextmanager
 from pathlib import Path
 
+import networks
 import numpy as np
 import pytest
-import standin
+import torch
+from modules import extra_networks, images, processing, shared
+from modules.scripts import ScriptRunner
+from modules.sd_samplers_common import InterruptedException
+from webui_ui.fixtures import NOTHING
 
-sys.path.insert(0, str(Path(__file__).parent))
-import host_page
-
-host_page.import_standin(forge=any("webui_forge" in path for path in sys.path))
-
-import gradio as gr  # noqa: E402
-import networks  # noqa: E402
-from fastapi import FastAPI  # noqa: E402
-from fastapi.testclient import TestClient  # noqa: E402
-from modules import extra_networks, images, processing, script_callbacks, shared  # noqa: E402
-from modules.scripts import ScriptRunner  # noqa: E402
-from modules.sd_samplers_common import InterruptedException  # noqa: E402
-
-from fmn_core.forget import forget  # noqa: E402
-from fmn_core.hosts.webui import current_host  # noqa: E402
-from fmn_core.patch import save_patch  # noqa: E402
-from fmn_core.settings import ForgetSettings  # noqa: E402
-
-NOTHING = ("None", 1.0) * 3 + (True, False, "", "overlay", 0.6, "inferno", False)
-
-
-@pytest.fixture(scope="module")
-def loras(tmp_path_factory):
-    """The LoRA folder, with two patches in it."""
-    folder = tmp_path_factory.mktemp("Lora")
-    host_page.set_options(folder, api=True)
-    host = current_host(64)
-    for name in ("cat", "dog"):
-        save_patch(forget(host, name, ForgetSettings(resolution=64))[0], folder / f"{name}.safetensors")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def script(loras):
-    made = host_page.load_extension()
-    with gr.Blocks():
-        assert [control.value for control in made.ui(False)] == [*NOTHING]
-    return made
+from fmn_core.errors import ForgetError
+from fmn_core.hosts.webui import current_host
+from fmn_core.patch import Patch, read_patch, serialize
+from fmn_webui.applying import ALLOW
 
 
 class Runner(ScriptRunner):
@@ -72,7 +45,9 @@ def draw(script):
 
     def draw(prompt, values=NOTHING, *, hires_tags=None, **options):
         options = {"steps": 2, "width": 64, "height": 64, "cfg_scale": 3.0, **options}
+        disabled = options.pop("disable_extra_networks", False)
         p = processing.StableDiffusionProcessingTxt2Img(prompt=prompt, **options)
+        p.disable_extra_networks = disabled
         p.scripts, p.hires_tags, p.comments, p.outpath_samples = Runner(script, values), hires_tags, [], "outputs"
         p.comment = p.comments.append
         shared.state.begin("test")
@@ -83,13 +58,6 @@ def draw(script):
         return p, processed, [np.asarray(image) for image in processed.images]
 
     return draw
-
-
-@pytest.fixture(autouse=True)
-def reaches_for_nothing_else():
-    standin.REACHED.clear()
-    yield
-    assert not standin.REACHED, standin.REACHED
 
 
 def values(*rows, jointly=True, heat_maps=False, words="", layout="overlay", save=False):
@@ -131,12 +99,128 @@ def test_several_are_solved_jointly_into_one_file_or_added(draw, loras, monkeypa
     assert p.tags == [["cat", 1.0], ["dog", 0.5]] and not np.array_equal(joint, added)
 
 
-def test_what_is_not_there_is_told_under_the_picture(draw):
-    p, _, made = draw("a photo of a cat", values(("../../evil", 1.0)))
-    assert "There is no patch" in p.comments[0] and p.tags == [] and p.extra_generation_params == {}
-    assert np.array_equal(made, draw("a photo of a cat")[2])
+def test_words_that_are_not_there_are_told_under_the_picture(draw):
     p, processed, _ = draw("a photo of a cat", values(heat_maps=True, words="whale"))
     assert "`whale` is not in the recorded prompt" in p.comments[0] and len(processed.images) == 1
+
+
+@contextmanager
+def away(file):
+    """The file under a name that nobody asks for."""
+    file.rename(file.with_suffix(".away"))
+    try:
+        yield
+    finally:
+        file.with_suffix(".away").rename(file)
+
+
+@contextmanager
+def holding(file, data):
+    """The file with other bytes in it."""
+    with away(file):
+        file.write_bytes(data)
+        try:
+            yield
+        finally:
+            file.unlink()
+
+
+def changed(file, change, **info):
+    """The bytes of a patch with other tensors and other words about itself."""
+    patch = read_patch(file)
+    return serialize(Patch({key: change(key, each) for key, each in patch.items()}, patch.info | info), file.stem)
+
+
+def same(key, tensor):
+    return tensor
+
+
+def for_wider_text(key, tensor):
+    return torch.cat([tensor] * 2, 1) if key.endswith("to_k.lora_down.weight") else tensor
+
+
+def missing(loras, way):
+    """A context in which the patch `cat` cannot be had, and what has to be said of it."""
+    file = loras / "cat.safetensors"
+    return {
+        "gone": lambda: (away(file), "There is no patch `cat`"),
+        "no patch": lambda: (holding(file, b"nothing"), "There is no patch `cat`"),
+        "cut off": lambda: (holding(file, file.read_bytes()[:-9]), "There is no patch `cat`"),
+        "damaged": lambda: (
+            holding(file, changed(file, lambda key, each: each * math.nan)),
+            "copy the original anew|damaged",
+        ),
+        "of another schema": lambda: (holding(file, changed(file, same, schema=99)), "schema 99"),
+        "for another model": lambda: (holding(file, changed(file, for_wider_text)), "another shape"),
+    }[way]()
+
+
+@pytest.mark.parametrize("rows", [[("cat", 1.0)], [("dog", 1.0), ("cat", 0.5)]])
+@pytest.mark.parametrize("way", ["gone", "no patch", "cut off", "damaged", "of another schema", "for another model"])
+def test_without_a_patch_there_is_no_picture_unless_the_user_allows_it(draw, loras, monkeypatch, rows, way):
+    monkeypatch.setitem(vars(networks), "list_available_networks", lambda: None)
+    context, said = missing(loras, way)
+    with context:
+        with pytest.raises(ForgetError, match=said) as refused:
+            draw("a photo of a cat", values(*rows))
+        assert (refused.value.status_code, refused.value.detail) == (422, str(refused.value))
+        assert vars(shared.opts)[ALLOW] is False
+        monkeypatch.setitem(vars(shared.opts), ALLOW, True)
+        p, _, made = draw("a photo of a cat", values(*rows))
+        assert re.search(said, p.comments[0]) and p.tags == [[*row] for row in rows if row[0] == "dog"]
+        assert np.array_equal(made, draw("a photo of a cat", values(*rows[:-1]))[2])
+    assert draw("a photo of a cat", values(*rows))[0].comments == []
+
+
+@pytest.mark.parametrize("wrong", [
+    values(("Cat", 1.0)), values(("../../evil", 1.0)), values((["cat"], 1.0)), values(("cat.safetensors", 1.0)),
+    values((7, 1.0)), values(("cat", math.nan)), values(("cat", math.inf)), values(("cat", 10**4000)),
+    values(("cat", "much")), values(("cat", None)),
+    values(("cat", 1.0), layout="spiral"), values(("cat", 1.0))[:-2], values(("cat\ud800", 1.0)),
+])  # fmt: skip
+def test_a_request_that_is_wrong_has_no_picture(draw, monkeypatch, wrong):
+    for allowing in (False, True):
+        monkeypatch.setitem(vars(shared.opts), ALLOW, allowing)
+        if allowing and isinstance(wrong[1], float) and math.isfinite(wrong[1]) and wrong[0] != "cat" and len(wrong) == 13:
+            continue  # a name that is none is a patch that is missing
+        with pytest.raises(ForgetError) as refused:
+            draw("a photo of a cat", wrong)
+        assert refused.value.status_code == 422
+
+
+def loads_nothing(*_):
+    networks.loaded_networks.clear()
+
+
+def loads_another(load):
+    def loads(files, *strengths):
+        load(files, *strengths)
+        for net in networks.loaded_networks:
+            net.network_on_disk.filename = str(Path(files[0]).with_name("dog.safetensors"))
+
+    return loads
+
+
+@pytest.mark.parametrize("loads, said", [
+    (lambda load: loads_nothing, "has not loaded `cat`"), (loads_another, "in the place of"),
+])  # fmt: skip
+def test_a_patch_that_the_host_did_not_load_ends_the_generation(draw, monkeypatch, loads, said):
+    with monkeypatch.context() as patched:
+        patched.setattr(networks, "load_networks", loads(networks.load_networks))
+        with pytest.raises(ForgetError, match=said):
+            draw("a photo of a cat", values(("cat", 1.0)))
+        patched.setitem(vars(shared.opts), ALLOW, True)
+        assert said in draw("a photo of a cat", values(("cat", 1.0)))[0].comments[0]
+    with pytest.raises(ForgetError, match="are disabled"):
+        draw("a photo of a cat", values(("cat", 1.0)), disable_extra_networks=True)
+    assert draw("a photo of a cat", values(("cat", 1.0)))[0].comments == []
+
+
+def test_whatever_fails_in_the_script_ends_the_generation(draw, monkeypatch):
+    monkeypatch.setattr("fmn_webui.applying.find_patch", lambda name: 1 / 0)
+    with pytest.raises(ForgetError, match="ZeroDivisionError"):
+        draw("a photo of a cat", values(("cat", 1.0)))
+    assert draw("a photo of a cat")[0].comments == []
 
 
 def test_heat_maps_go_to_the_gallery_and_leave_the_picture_as_it_is(draw):
@@ -172,31 +256,3 @@ def test_an_interrupted_generation_leaves_no_hook(draw, monkeypatch):
         draw("a photo of a cat", values(heat_maps=True))
     draw("a photo of a cat")
     assert hooks() == hooked
-
-
-def client(app) -> TestClient:
-    for callback in script_callbacks.app_started[-1:]:
-        callback(None, app)
-    return TestClient(app)
-
-
-def test_the_routes_stand_behind_the_hosts_own_locks(script, loras):
-    host_page.set_options(loras, api=False)
-    assert client(FastAPI()).get("/fmn/jobs").status_code == 404
-    host_page.set_options(loras, api=False, nowebui=True)
-    assert client(FastAPI()).get("/fmn/jobs").json() == []
-    host_page.set_options(loras, api=True, api_auth="eve:x,ada:se:cret")
-    locked = client(FastAPI())
-    host_page.set_options(loras, api=True)
-    with gr.Blocks() as page:
-        gr.Markdown("locked")
-    page.queue()
-    app, *_ = page.launch(prevent_thread_lock=True, auth=[("ada", "se:cret")], quiet=True, show_api=False)
-    for guarded in (locked, client(app)):
-        for wrong in (None, ("ada", "x"), ("eve", "se:cret"), ("", "")):
-            for path in ("/fmn/jobs", "/fmn/patches"):
-                assert guarded.get(path, auth=wrong).status_code == 401
-            assert guarded.post("/fmn/forget", json={"concept": "cat"}, auth=wrong).status_code == 401
-        assert guarded.get("/fmn/jobs", auth=("ada", "se:cret")).json() == []
-        assert [each["name"] for each in guarded.get("/fmn/patches", auth=("ada", "se:cret")).json()] == ["cat", "dog"]
-    page.close()

@@ -57,12 +57,21 @@ def load_extension():
     return found[0]()
 
 
-def set_options(lora_dir: Path, api=False, api_auth=None, nowebui=False, **_) -> None:
-    from modules import shared
+def set_options(
+    lora_dir: Path, api=False, api_auth=None, nowebui=False, gradio_auth=None, gradio_auth_path=None, **_
+) -> None:
+    from modules import script_callbacks, shared
 
     flags = {"lora_dir": str(lora_dir), "api": api, "api_auth": api_auth, "nowebui": nowebui, "hide_ui_dir_config": False}
-    shared.cmd_opts.__dict__.update(flags)
-    shared.opts.__dict__.update(samples_format="png")
+    shared.cmd_opts.__dict__.update(flags, gradio_auth=gradio_auth, gradio_auth_path=gradio_auth_path)
+
+    def add_option(key, info):
+        vars(shared.opts)[key] = info.default
+
+    shared.opts.__dict__.update(samples_format="png", add_option=add_option)
+    shared.OptionInfo = lambda default, label, section: argparse.Namespace(default=default, label=label, section=section)
+    for callback in script_callbacks.ui_settings:
+        callback()
 
 
 def make_page(script):
@@ -102,8 +111,8 @@ def inject(gradio) -> None:
 
 def serve(options: argparse.Namespace) -> None:
     import_standin(options.forge)
-    set_options(**vars(options))
     script = load_extension()
+    set_options(**vars(options))
     from modules import script_callbacks
 
     if options.nowebui:

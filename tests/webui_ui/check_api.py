@@ -1,0 +1,196 @@
+"""The API in a webui's process: run by tests/test_webui_script.py, once in each flavour with its Gradio."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import itertools
+import json
+import re
+
+import gradio as gr
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from modules import call_queue
+from PIL import Image
+from webui_ui import host_page
+from webui_ui.fixtures import client
+
+from fmn_core.patch import Patch, read_patch, save_patch
+from fmn_core.settings import EvaluateSettings, ForgetSettings
+from fmn_webui import forms, jobs, receiving
+from fmn_webui.api import ROUTES
+from fmn_webui.limits import MOST_BODY
+from fmn_webui.status import status_html
+from fmn_webui.work import JOBS
+
+
+def routes():
+    return [(method, path.replace("{id}", "none")) for method, path, _ in ROUTES]
+
+
+@pytest.mark.parametrize("api, nowebui", [*itertools.product([True, False], repeat=2)])
+@pytest.mark.parametrize("flag", ["api_auth", "gradio_auth", "gradio_auth_path", "both", "no user", "a page's own"])
+def test_every_route_asks_for_the_password_that_is_set(script, loras, tmp_path, api, nowebui, flag):
+    file = tmp_path / "users.txt"
+    file.write_text("eve:x, ada:se:cret\n\nbob:y\n")
+    users = "eve:x,ada:se:cret"
+    flags = {
+        "gradio_auth_path": {"gradio_auth_path": str(file)}, "both": {"api_auth": users, "gradio_auth": "mallory:m"},
+        "no user": {"gradio_auth": " , nobody"}, "a page's own": {},
+    }.get(flag, {flag: users})  # fmt: skip
+    host_page.set_options(loras, api=api, nowebui=nowebui, **flags)
+    app = FastAPI()
+    if flag == "a page's own":
+        app.auth = {"ada": "se:cret"}
+    asked = client(app)
+    if not (api or nowebui):
+        assert {asked.request(method, path, json={}).status_code for method, path in routes()} == {404}
+        return
+    for wrong in (None, ("ada", "x"), ("eve", "se:cret"), ("", ""), ("nobody", ""), ("mallory", "m")):
+        for method, path in routes():
+            assert asked.request(method, path, json={}, auth=wrong).status_code == 401, (method, path, wrong)
+    found = {asked.request(method, path, json={}, auth=("ada", "se:cret")).status_code for method, path in routes()}
+    assert found == ({401} if flag == "no user" else {200, 404, 422})
+
+
+def test_a_file_of_users_that_is_gone_leaves_no_route_open(script, loras):
+    host_page.set_options(loras, nowebui=True, gradio_auth_path="/nowhere")
+    app = FastAPI()
+    with pytest.raises(OSError):  # which the webui logs
+        client(app)
+    assert TestClient(app).get("/fmn/jobs").status_code == 404
+
+
+def test_the_routes_are_there_with_the_api_and_take_a_pages_users(script, loras):
+    host_page.set_options(loras, api=False)
+    assert client(FastAPI()).get("/fmn/jobs").status_code == 404
+    host_page.set_options(loras, api=False, nowebui=True)
+    assert client(FastAPI()).get("/fmn/jobs").json() == []
+    host_page.set_options(loras, api=True)
+    with gr.Blocks() as page:
+        gr.Markdown("locked")
+    page.queue()
+    app, *_ = page.launch(prevent_thread_lock=True, auth=[("ada", "se:cret")], quiet=True, show_api=False)
+    guarded = client(app)
+    for wrong in (None, ("ada", "x"), ("eve", "se:cret"), ("", "")):
+        for path in ("/fmn/jobs", "/fmn/patches"):
+            assert guarded.get(path, auth=wrong).status_code == 401
+        assert guarded.post("/fmn/forget", json={"concept": "cat"}, auth=wrong).status_code == 401
+    assert guarded.get("/fmn/jobs", auth=("ada", "se:cret")).json() == []
+    assert [each["name"] for each in guarded.get("/fmn/patches", auth=("ada", "se:cret")).json()] == ["cat", "dog"]
+    page.close()
+
+
+@pytest.fixture
+def api(script, loras):
+    """The API, without a password; what it queues never runs."""
+    host_page.set_options(loras, api=True)
+    with call_queue.queue_lock:
+        yield client(FastAPI())
+        for job in JOBS:
+            JOBS.interrupt(job.id)
+
+
+def settings_and(kind, **own):
+    return {field.name: field.default for field in dataclasses.fields(kind)} | own
+
+
+BODIES = {
+    "/fmn/forget": settings_and(ForgetSettings, concept="cat", name="", images=[], masks=[], card=True),
+    "/fmn/evaluate": settings_and(EvaluateSettings, patch="cat", save_as="", images=[]),
+    "/fmn/stack": {"patches": [["cat", 1.0]], "save": True, "name": ""},
+}
+FIELDS = [(path, key) for path, body in BODIES.items() for key in body]
+WRONG = [
+    "null",
+    "NaN",
+    "-Infinity",
+    "1" + 3999 * "0",
+    '"cat\\ud800"',
+    "[[[]]]",
+    '{"x": 1}',
+    '["x"]',
+    '[["cat", NaN]]',
+    "1e999",
+]
+
+
+@pytest.mark.parametrize("path, key", FIELDS)
+def test_every_field_is_checked_and_refused_in_a_sentence(api, path, key):
+    before = [*JOBS]
+    for wrong in WRONG:
+        rest = json.dumps({each: value for each, value in BODIES[path].items() if each != key})
+        body = f'{rest[:-1]}, "{key}": {wrong}}}'
+        answer = api.post(path, content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 422 and re.search(r"[a-z]{2,} .*\.$", answer.json()["detail"], re.S), (
+            wrong,
+            answer.text,
+        )
+    assert [*JOBS] == before
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(FIELDS), st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=()), max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=6,
+))  # fmt: skip
+def test_no_value_ends_in_a_traceback(script, loras, field, value):
+    host_page.set_options(loras, api=True)
+    path, key = field
+    with call_queue.queue_lock:
+        body = json.dumps(BODIES[path] | {key: value})
+        answer = client(FastAPI()).post(path, content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code in (202, 413, 422) and answer.json(), answer.text
+        for job in JOBS:
+            JOBS.interrupt(job.id)
+
+
+def test_what_is_too_much_is_refused_before_it_is_read(api, monkeypatch):
+    as_json = {"Content-Type": "application/json"}
+    large = api.post("/fmn/forget", content=b"{}", headers=as_json | {"Content-Length": str(MOST_BODY + 1)})
+    assert large.status_code == 413 and "64 MB" in large.json()["detail"]
+    for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
+        assert api.post("/fmn/stack", content=b"{}", headers={"Content-Type": kind}).status_code == 415
+    monkeypatch.setattr(receiving, "MOST_BODY", 1000)
+    assert api.post("/fmn/forget", content=iter([b" " * 600] * 2), headers=as_json).status_code == 413
+    monkeypatch.setattr(receiving, "MOST_RECEIVED", 500)
+    assert api.post("/fmn/forget", content=b" " * 600, headers=as_json).status_code == 429
+    monkeypatch.setattr(receiving, "MOST_REQUESTS", 0)
+    assert api.post("/fmn/forget", content=b"{}", headers=as_json).status_code == 429
+    assert (receiving.RECEIVER.requests, receiving.RECEIVER.held) == (0, 0)
+
+
+def test_a_full_queue_refuses_before_pictures_are_decoded(api, monkeypatch):
+    monkeypatch.setattr(jobs, "MOST_JOBS", 1)
+    monkeypatch.setattr(forms, "read_pictures", None)
+    data = io.BytesIO()
+    Image.new("L", (8000, 7999)).save(data, "png")
+    body = {"concept": "cat", "images": [base64.b64encode(data.getvalue()).decode()] * 3, "card": False}
+    first = api.post("/fmn/forget", json=body)
+    assert first.status_code == 202 and JOBS.find(first.json()["id"]).holds == 0
+    full = api.post("/fmn/forget", json=body | {"preset": "paper"})
+    assert full.status_code == 429 and "jobs wait" in full.json()["detail"]
+
+
+def test_a_job_holds_its_pictures_as_training_can_use_them(api):
+    data = io.BytesIO()
+    Image.new("RGB", (3000, 2000)).save(data, "jpeg")
+    body = {"concept": "cat", "images": [base64.b64encode(data.getvalue()).decode()] * 2, "preset": "paper"}
+    job = JOBS.find(api.post("/fmn/forget", json=body | {"resolution": 128}).json()["id"])
+    assert 0.9 * 2 * 3 * 256**2 < job.holds <= 2 * 3 * 256**2
+
+
+def test_half_a_character_in_a_file_or_a_job_takes_no_route_away(api, loras):
+    patch = read_patch(loras / "cat.safetensors")
+    file = loras / "half.safetensors"
+    save_patch(Patch(dict(patch), patch.info | {"concept": "cat\ud800"}), file)
+    JOBS.submit("forget", "Forget cat\ud800", lambda job: jobs.Outcome([]))
+    assert {"cat", "dog", "half"} == {each["name"] for each in api.get("/fmn/patches").json()}
+    assert api.get("/fmn/jobs").json()[-1]["title"].startswith("Forget cat")
+    assert status_html(JOBS).encode()
+    file.unlink()
