@@ -87,7 +87,9 @@ def opened(source: Path | bytes) -> Image.Image:
     """A picture of which only the head is read by now; raises ForgetError for what is none, or too large."""
     try:
         picture = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError as error:
+        raise unreadable(source, "it is of no such kind") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise unreadable(source, error) from error
     if picture.width * picture.height > MOST_PIXELS:
         raise ForgetError(
@@ -118,10 +120,8 @@ def read_picture(source: Path | bytes, mode: str, most: int) -> tuple[Image.Imag
             raise unreadable(source, error) from error
 
 
-def unreadable(source: Path | bytes, error: Exception) -> ForgetError:
-    return ForgetError(
-        f"{name_of(source)} cannot be read as a picture ({brief(error)}): it is damaged or none; give PNG, JPEG or WebP."
-    )
+def unreadable(source: Path | bytes, said: object) -> ForgetError:
+    return ForgetError(f"{name_of(source)} cannot be read as a picture ({brief(said)}): give a whole PNG, JPEG or WebP.")
 
 
 def name_of(source: Path | bytes) -> str:

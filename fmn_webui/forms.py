@@ -53,6 +53,8 @@ def given_pictures(
 
     Raises ForgetError as `read_pictures` does, and before anything is decoded for more than one request may have.
     """
+    if not sources:
+        return read_pictures(sources, masks)
     if len(sources) + len(masks) > MOST_PICTURES:
         raise TooLarge(f"There are {len(sources) + len(masks)} pictures, and {MOST_PICTURES} are the most: give fewer.")
     pixels = []
@@ -61,9 +63,9 @@ def given_pictures(
             pixels.append(picture.width * picture.height)
     if sum(pixels) > MOST_READ:
         raise TooLarge(f"The pictures have {sum(pixels):,} pixels, and {MOST_READ:,} are the most: make them smaller.")
-    if not needed and sources:
+    if not needed:
         return None, None
-    if pixels and min(pixels[0], most_pixels(resolution)) * (3 * len(sources) + len(masks)) > MOST_KEPT:
+    if min(pixels[0], most_pixels(resolution)) * (3 * len(sources) + len(masks)) > MOST_KEPT:
         raise TooLarge("So many pictures of that size are more than a job can hold: lower `resolution`, or give fewer.")
     return read_pictures(sources, masks, resolution)
 

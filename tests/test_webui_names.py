@@ -162,7 +162,7 @@ def test_pictures_and_masks_come_in_the_first_ones_size():
 
 
 WRONG_PICTURES = [
-    ([b"no picture"], [], "cannot be read"), ([], [b"x"], "cannot be read"), ([], [png()], "no picture"),
+    ([b"no picture"], [], "cannot be read"), ([], [b"x"], "no picture"), ([png()], [b"x"], "cannot be read"),
     ([png()], [png(), png()], "one for each"), ([png((4, 6))], [png((6, 4))], "picture's shape"),
 ]  # fmt: skip
 
