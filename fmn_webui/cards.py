@@ -11,12 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from fmn_core.applied import applied
+from fmn_core.clean_text import replace_surrogates
 from fmn_core.files import write_new
 from fmn_core.hosts.base import DiffusionHost
 from fmn_core.patch import Patch
 from fmn_core.sampling import sample_pictures
 
-from .escaping import whole
 from .webui import picture_of
 
 SIDE = 512  # pixels of a card's halves, at most
@@ -31,14 +31,14 @@ def write_words(patch: Patch, path: Path, said: str) -> Path:
     The description has no angle brackets: the webui has a setting that takes descriptions for HTML, and names of concepts
     are anybody's. Raises ForgetError where it cannot be written.
     """
-    concept = whole(patch.info["concept"]).translate(NO_TAGS)
+    concept = replace_surrogates(patch.info["concept"]).translate(NO_TAGS)
     words = {
         "description": f"Makes the model forget `{concept}`. Hides it from prompts, deletes nothing.",
         "sd version": VERSIONS[patch.info["base"]["family"]],
         "activation text": "",
         "preferred weight": 1.0,
         "negative text": "",
-        "notes": whole(said),
+        "notes": replace_surrogates(said),
     }
     file = path.with_suffix(".json")
     write_new(json.dumps(words, indent=4, ensure_ascii=False).encode(), file)

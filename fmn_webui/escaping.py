@@ -7,6 +7,8 @@ import math
 import re
 from collections.abc import Iterable
 
+from fmn_core.clean_text import replace_surrogates
+
 
 class Markup(str):
     """HTML in which every text is escaped: only the functions below make it."""
@@ -23,7 +25,7 @@ def joined(parts: Iterable[Markup]) -> Markup:
 
 
 def escaped(text: str) -> Markup:
-    return Markup(html.escape(whole(text)))
+    return Markup(html.escape(replace_surrogates(text)))
 
 
 def sentence(text: str) -> Markup:
@@ -31,17 +33,12 @@ def sentence(text: str) -> Markup:
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escaped(text)))
 
 
-def whole(text: str) -> str:
-    """The text with a sign in place of each half of a character: file names and JSON may hold one, no encoding takes it."""
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
 def plain(value):
-    """The value as JSON can hold it: whole texts, and null for a number that is none."""
+    """The value as JSON can hold it: texts that can be encoded, and null for a number that is none."""
     if isinstance(value, dict):
-        return {whole(str(key)): plain(each) for key, each in value.items()}
+        return {replace_surrogates(str(key)): plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [plain(each) for each in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int) else whole(str(value))
+    return value if value is None or isinstance(value, bool | int) else replace_surrogates(str(value))
