@@ -23,9 +23,12 @@ from .base import (
     placeholder_texts,
     sampled,
 )  # fmt: skip
+from .diffusers_pipeline import asked_beside_text, beside_latents, require_fit, run_eagerly, uncompiled
 
 PLACES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
 OF_ANOTHER = re.compile(r"\.(attn2|base_layer|lora_A|lora_B)\.|\.base_layer$")  # what PEFT wraps and puts beside it
+LEAST_SIGNAL = 2**-24  # of alphas_cumprod, as diffusers' Euler has it: at none, the noise says nothing of the picture
+IMAGE_SIDES = {"sdxl": 128}  # latent pixels where the UNet's config says none; of the other families 64
 BLOCK = re.compile(r"^(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\.")
 
 
@@ -54,14 +57,11 @@ class DiffusersHost(DiffusionHost):
     """A loaded StableDiffusionPipeline or StableDiffusionXLPipeline; its modules are used as they are."""
 
     def __init__(self, pipeline, resolution: int = 0, progress_bar: bool = True):
+        require_fit(pipeline)
         self.pipeline, self.resolution = pipeline, resolution
-        self.unet, self.vae = getattr(pipeline, "unet", None), pipeline.vae
+        self.unet, self.vae = uncompiled(pipeline.unet), uncompiled(getattr(pipeline, "vae", None))
         self.bar = tqdm(disable=not progress_bar, leave=False)
-        if self.unet is None or not self.cross_attentions():
-            raise ForgetError(
-                f"{self.model_name()} has no text cross-attention (Flux, SD3 and their kind have none): "
-                "load a model of SD1.x, SD2.x or SDXL."
-            )
+        self.beside: dict[tuple[int, int], Tensor] = {}  # height and width -> what goes beside latents of that size
 
     @property
     def device(self) -> torch.device:
@@ -69,7 +69,7 @@ class DiffusersHost(DiffusionHost):
 
     @cached_property
     def alphas_cumprod(self) -> Tensor:
-        return self.pipeline.scheduler.alphas_cumprod.float().cpu()
+        return self.pipeline.scheduler.alphas_cumprod.float().cpu().clamp(min=LEAST_SIGNAL)
 
     @property
     def family(self) -> str:
@@ -108,15 +108,16 @@ class DiffusersHost(DiffusionHost):
         }
 
     def latent_shape(self) -> tuple[int, int, int]:
-        side = self.resolution // 8 or self.unet.config.sample_size
-        return self.unet.config.in_channels, side, side
+        size = self.resolution // 8 or self.unet.config.sample_size or IMAGE_SIDES.get(self.family, 64)
+        height, width = (size, size) if isinstance(size, int) else size
+        return self.unet.config.out_channels, height, width
 
     @property
     def encoders(self) -> list[tuple]:
         """(tokenizer, text encoder) of the pipeline: one, or SDXL's two."""
         names = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
         pairs = [tuple(getattr(self.pipeline, name, None) for name in pair) for pair in names]
-        return [pair for pair in pairs if pair[1] is not None]
+        return [(tokenizer, uncompiled(encoder)) for tokenizer, encoder in pairs if encoder is not None]
 
     def ids(self, tokenizer, texts: list[str]) -> Tensor:
         options = {"padding": "max_length", "truncation": True, "max_length": tokenizer.model_max_length}
@@ -193,26 +194,42 @@ class DiffusersHost(DiffusionHost):
         return Prompts((template,), embeddings, pooled, (self.tokenize(texts[0]),))
 
     def predict(self, x_t: Tensor, t: Tensor, prompts: Prompts) -> Tensor:
+        if lacking := asked_beside_text(self.unet):
+            raise ForgetError(f"{self.model_name()} wants {lacking}, so only the preset `fast` works on it.")
         dtype, added = self.unet.dtype, None
         if prompts.pooled is not None:
             height, width = (side * 8 for side in x_t.shape[-2:])
             ids = torch.tensor([[height, width, 0, 0, height, width]], device=x_t.device).expand(len(x_t), -1)
             added = {"text_embeds": prompts.pooled.to(dtype), "time_ids": ids.to(dtype)}
-        out = self.unet(x_t.to(dtype), t, prompts.embeddings.to(dtype), added_cond_kwargs=added).sample.float()
+        latents = self.with_beside(x_t).to(dtype)
+        out = self.unet(latents, t, prompts.embeddings.to(dtype), added_cond_kwargs=added).sample.float()
         if not self.predicts_v:
             return out
         a = self.alphas_cumprod.to(x_t)[t][:, None, None, None]
         return a.sqrt() * out + (1 - a).sqrt() * x_t
 
+    def with_beside(self, x_t: Tensor) -> Tensor:
+        """Latents [B, C, h, w] with what the UNet takes beside them, of which there may be nothing."""
+        channels, *size = x_t.shape[1:]
+        if self.unet.config.in_channels == channels:
+            return x_t
+        if tuple(size) not in self.beside:
+            self.beside[tuple(size)] = beside_latents(self, channels, *size)
+        return torch.cat([x_t, self.beside[tuple(size)].to(x_t).expand(len(x_t), -1, -1, -1)], 1)
+
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
+        if self.vae is None:
+            raise ForgetError(f"{self.model_name()} is without its vae, which makes latents of pictures: load it whole.")
         pixels = images.movedim(-1, 1).to(self.vae.device, self.vae.dtype) * 2 - 1
         latents = self.vae.encode(pixels)
         latents = latents.latents if hasattr(latents, "latents") else latents.latent_dist.mean
         return (latents.float() * self.vae.config.scaling_factor).to(self.device)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor) -> Tensor | None:
+        if self.vae is None:
+            return None
         pixels = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
         return (pixels.float() / 2 + 0.5).clamp(0, 1).movedim(1, -1).cpu()
 
@@ -248,7 +265,7 @@ class DiffusersHost(DiffusionHost):
         try:
             for module in modules:
                 module.requires_grad_(False).train(False)
-            with torch.enable_grad():
+            with torch.enable_grad(), run_eagerly(*modules):
                 yield
         finally:
             for parameter, flag in flags:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from ..attention import is_prompt, layer_size, projections
 from ..recording import AttentionRecording, RecordingSettings
 from .diffusers import DiffusersHost
+from .diffusers_pipeline import run_eagerly
 
 
 @contextmanager
@@ -37,7 +38,7 @@ def recorded_attention(
 
     hook = host.unet.register_forward_pre_hook(ask, with_kwargs=True)
     try:
-        with projections(layers, take):
+        with projections(layers, take), run_eagerly(host.pipeline.unet):
             yield recording
     finally:
         hook.remove()

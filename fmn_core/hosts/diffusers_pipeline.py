@@ -1,0 +1,90 @@
+"""What the adapter asks of a diffusers pipeline, and what keeps its UNet from being one that text alone can steer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ForgetError
+from .base import DiffusionHost
+
+PARAMETERISATIONS = ("epsilon", "v_prediction")
+
+
+def require_fit(pipeline) -> None:
+    """Raises ForgetError, with the cause, for a pipeline that is none of Stable Diffusion 1, 2 or XL whole and as loaded."""
+    from diffusers import UNet2DConditionModel
+
+    name, unet = type(pipeline).__name__, uncompiled(getattr(pipeline, "unet", None))
+    whole = isinstance(unet, UNet2DConditionModel)  # that of videos has text cross-attention too
+    attentions = [module for path, module in unet.named_modules() if path.endswith("attn2")] if whole else []
+    if not attentions:
+        raise ForgetError(
+            f"{name} has no UNet with text cross-attention (Flux, SD3 and their kind are transformers): load a model of "
+            "SD1.x, SD2.x or SDXL."
+        )
+    for part in ("text_encoder", "tokenizer"):
+        if getattr(pipeline, part, None) is None:
+            raise ForgetError(f"{name} is without its {part}: load it whole (SDXL's refiner has none: take the base).")
+    scheduler = getattr(pipeline, "scheduler", None)
+    predicts = getattr(getattr(scheduler, "config", None), "prediction_type", None)
+    if predicts not in PARAMETERISATIONS or not hasattr(scheduler, "alphas_cumprod"):
+        raise ForgetError(
+            f"{name} has the scheduler {type(scheduler).__name__}: forgetting needs one with alphas_cumprod that "
+            f"predicts {' or '.join(PARAMETERISATIONS)}, which those of flow matching are not."
+        )
+    if any(getattr(attention, "fused_projections", False) for attention in attentions):
+        raise ForgetError(
+            f"{name} has fused projections, which pass over to_k and to_v: call its unfuse_qkv_projections() first."
+        )
+
+
+def uncompiled(module):
+    """The module that `torch.compile` has wrapped, or the module itself."""
+    return getattr(module, "_orig_mod", module)
+
+
+@contextmanager
+def run_eagerly(*modules: nn.Module) -> Iterator[None]:
+    """Context in which what torch has compiled runs as it is written: hooks that came later are seen in no other way.
+
+    Raises ForgetError where a module is compiled and torch is too old for that (before 2.6).
+    """
+    if hasattr(torch.compiler, "set_stance"):
+        with torch.compiler.set_stance("force_eager"):
+            yield
+        return
+    parts = [part for module in modules for part in module.modules()]
+    if any(uncompiled(part) is not part or getattr(part, "_compiled_call_impl", None) for part in parts):
+        raise ForgetError("The model is compiled, which this torch cannot set aside: load it anew, or update torch to 2.6.")
+    yield
+
+
+def asked_beside_text(unet: nn.Module) -> str:
+    """What a UNet wants to be told that neither a prompt nor a latent says, or nothing."""
+    config = unet.config
+    if config.encoder_hid_dim_type == "ip_image_proj":
+        return "pictures for its IP-Adapter (take it off by unload_ip_adapter())"
+    if config.class_embed_type is not None or config.num_class_embeds is not None:
+        return "a class or a noise level"
+    kinds = {config.encoder_hid_dim_type, config.addition_embed_type} - {None, "text_time"}
+    return f"an embedding of the kind {' and '.join(sorted(kinds))}" if kinds else ""
+
+
+@torch.no_grad()
+def beside_latents(host: DiffusionHost, channels: int, height: int, width: int) -> Tensor:
+    """What a UNet takes beside latents of this size where all is to be drawn [1, C, h, w]: one of inpainting a mask over
+    all and the latents of a grey picture, one that edits pictures zeros. Raises ForgetError for any other."""
+    more = host.unet.config.in_channels - channels
+    if more == channels + 1:  # diffusers' StableDiffusionInpaintPipeline, prepare_mask_latents
+        grey = host.encode_images(torch.full((1, 8 * height, 8 * width, 3), 0.5))
+        return torch.cat([torch.ones_like(grey[:, :1]), grey], 1)
+    if more == channels:  # StableDiffusionInstructPix2PixPipeline, prepare_image_latents
+        return torch.zeros(1, channels, height, width)
+    raise ForgetError(
+        f"{host.model_name()} takes {more} channels beside the latent's {channels}, neither a mask and a picture nor a "
+        "picture alone, so only the preset `fast` works on it."
+    )
