@@ -21,7 +21,7 @@ from torch import Tensor
 
 from . import __version__
 from .errors import ForgetError
-from .files import remove_left_over, write_over
+from .files import remove_left_over, save_under_next, write_over
 from .hosts.base import DiffusionHost
 from .log import logger
 from .weights_file import UNREADABLE, read_small
@@ -193,9 +193,12 @@ def beside(path: Path, save: Callable[[object, Path], object]) -> Checkpoint:
     def rescue(result: object) -> Path:
         stem = f"{path.stem}-unfinished"
         names = (path.with_stem(f"{stem}-{n}" if n else stem) for n in itertools.count())
-        free = next(name for name in names if not os.path.lexists(name))
-        save(result, free)
-        return free
+
+        def save_as(name: Path) -> Path:
+            save(result, name)
+            return name
+
+        return save_under_next((name for name in names if not os.path.lexists(name)), save_as)
 
     return Checkpoint(path.parent / BESIDE, rescue)
 

@@ -21,8 +21,8 @@ MOST_BYTES = 1 << 26  # of a file: 64 words of SDXL's take less than a million
 PLACEHOLDER = re.compile(r"<s(\d+)>")  # the original's files have one tensor for each of its tokens
 
 
-def save_embedding(vectors: WordVectors, path: Path, settings: dict) -> None:
-    """Writes vectors under a name that must be new, with the settings that made them: whole or not at all.
+def save_embedding(vectors: WordVectors, path: Path, settings: dict) -> Path:
+    """Writes vectors under a name that must be new, with the settings that made them, whole or not at all; returns the file.
 
     Raises ForgetError where the name is taken or the file cannot be written.
     """
@@ -31,7 +31,7 @@ def save_embedding(vectors: WordVectors, path: Path, settings: dict) -> None:
     tensors = {key: vectors[name].float().contiguous() for key, name in zip(keys, names, strict=True)}
     made = {"version": __version__, "settings": settings}
     metadata = {"modelspec.title": path.stem, "fmn.embedding": json.dumps(made, sort_keys=True)}
-    write_new(with_sorted_header(save(tensors, metadata)), path)
+    return write_new(with_sorted_header(save(tensors, metadata)), path)
 
 
 def read_embedding(path: Path, encoders: dict[str, int]) -> WordVectors:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from .errors import ForgetError
 
 PREFIX, SUFFIX = ".fmn-", ".tmp"  # of files that are being written
 LEFT_OVER = 86400  # seconds after which a half-written file is one that a killed process left
+Saved = TypeVar("Saved")
+
+
+class NameTakenError(ForgetError):
+    """A name is in use, and files are never overwritten."""
 
 
 def mode_of_new_files() -> int:
@@ -32,10 +38,12 @@ def describe(path: Path) -> str:
     return f"{path}  {path.stat().st_size:,} bytes"
 
 
-def write_new(data: bytes, path: Path) -> None:
-    """Writes a file under a name that must be new: whole or not at all; raises ForgetError where that cannot be."""
+def write_new(data: bytes, path: Path) -> Path:
+    """Writes a file under a name that must be new, whole or not at all, and returns it; raises ForgetError where that cannot
+    be."""
     with new_file(path) as file:
         file.write(data)
+    return path
 
 
 def write_all_new(files: dict[Path, bytes]) -> None:
@@ -51,6 +59,18 @@ def write_all_new(files: dict[Path, bytes]) -> None:
         for path in written:
             path.unlink(missing_ok=True)
         raise
+
+
+def save_under_next(paths: Iterable[Path], save: Callable[[Path], Saved]) -> Saved:
+    """What `save` returns for the first of the paths whose name it finds free: another process may take a name that was
+    free when it was chosen. Raises ForgetError as `save` does for anything else, and where there is no further path."""
+    taken = None
+    for path in paths:
+        try:
+            return save(path)
+        except NameTakenError as error:
+            taken = error
+    raise taken or ForgetError("There is no name left to save under: choose another.")
 
 
 def write_over(data: bytes, path: Path) -> None:
@@ -113,18 +133,41 @@ def remove_left_over(folder: Path) -> None:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Gives a finished file its name; hosts cache by name, so a name in use is never taken over."""
+    """Gives a finished file its name; hosts cache by name, so a name in use is never taken over.
+
+    Raises NameTakenError where another process was quicker.
+    """
     try:
         os.link(temporary, path)
         return
     except OSError:  # the name is taken, or the file system has no hard links
         pass
-    require_new(path)
-    os.rename(temporary, path)
+    with reserved(path):
+        require_new(path)
+        os.rename(temporary, path)
+
+
+@contextmanager
+def reserved(path: Path) -> Iterator[None]:
+    """Context in which no other process of this pack gives a file this name; raises NameTakenError where one is about to."""
+    mark = path.with_name(f"{PREFIX}{hashlib.sha256(path.name.encode(errors='surrogateescape')).hexdigest()[:16]}{SUFFIX}")
+    try:
+        os.close(os.open(mark, os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        raise NameTakenError(taken(path)) from None
+    try:
+        yield
+    finally:
+        mark.unlink(missing_ok=True)
+
+
+def taken(path: Path) -> str:
+    """What a user reads of a name in use."""
+    return f"{path} exists already, and files are never overwritten: choose another name."
 
 
 def require_new(path: Path) -> Path:
-    """The path; raises ForgetError where the name is taken, be it by a link to nowhere: better before the work."""
+    """The path; raises NameTakenError where the name is taken, be it by a link to nowhere: better before the work."""
     if os.path.lexists(path):
-        raise ForgetError(f"{path} exists already, and files are never overwritten: choose another name.")
+        raise NameTakenError(taken(path))
     return path

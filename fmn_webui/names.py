@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fmn_core.errors import ForgetError
@@ -82,18 +82,33 @@ def new_file(folder: Path, name: str, concept: str) -> Path:
     Raises ForgetError for a name that cannot be or is taken.
     """
     if not name.strip():
-        return free_file(folder, f"forget-{slug(concept)}")
+        return next(free_files(folder, f"forget-{slug(concept)}"))
     stem = check_name(name)
     if not is_free(folder)(stem):
         raise ForgetError(f"`{stem}` is in the LoRA folder already, and files are never overwritten: choose another name.")
     return folder / f"{stem}.safetensors"
 
 
-def free_file(folder: Path, stem: str) -> Path:
-    """The first of `stem`, `stem-2`, `stem-3` ... that no LoRA has."""
+def new_files(folder: Path, name: str, concept: str, numbered: bool = False) -> Iterator[Path]:
+    """Where a new patch may go, the best place first: as `new_file` says, or with `numbered` under the next free name of the
+    kind; and where that was taken meanwhile, under a number of its own: what was learned is not thrown away."""
+    if numbered:
+        yield from free_files(folder, name)
+    if name.strip():
+        try:
+            yield new_file(folder, name, concept)
+        except ForgetError:  # taken while the patch was made
+            pass
+    yield from free_files(folder, f"forget-{slug(f'{name} {concept}'.strip())}")
+
+
+def free_files(folder: Path, stem: str) -> Iterator[Path]:
+    """Those of `stem`, `stem-2`, `stem-3` ... that no LoRA has, one after another."""
     free = is_free(folder)
-    numbered = itertools.chain([stem], (f"{stem}-{n}" for n in itertools.count(2)))
-    return folder / f"{next(each for each in numbered if free(each))}.safetensors"
+    for n in itertools.count(1):
+        each = stem if n == 1 else f"{stem}-{n}"
+        if free(each):
+            yield folder / f"{each}.safetensors"
 
 
 def is_free(folder: Path) -> Callable[[str], bool]:

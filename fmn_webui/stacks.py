@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from fmn_core.files import NameTakenError
 from fmn_core.forget import summary
 from fmn_core.members import Member
 from fmn_core.patch import read_patch, save_patch, tensor_hash
@@ -27,7 +28,10 @@ def joint(rows: Sequence[tuple[str, float]]) -> Path:
     path = webui.lora_folder() / STACKS / f"fmn-stack-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.safetensors"
     if not path.exists():
         patch = stack(members)
-        save_patch(patch, path)
+        try:
+            save_patch(patch, path)
+        except NameTakenError:
+            pass  # another webui on this folder has made the same
         if not path.with_suffix(".json").exists():
             write_words(patch, path, summary(patch))
         webui.refresh_loras()

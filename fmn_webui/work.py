@@ -15,6 +15,7 @@ from fmn_core.concept import make_concepts
 from fmn_core.errors import ForgetError
 from fmn_core.evaluate import evaluate, with_evaluation
 from fmn_core.file_names import slug
+from fmn_core.files import save_under_next
 from fmn_core.forget import forget, summary
 from fmn_core.members import Member
 from fmn_core.patch import Patch, read_patch, save_patch
@@ -27,7 +28,7 @@ from . import webui
 from .cards import before_and_after, write_picture, write_words
 from .forms import given_pictures
 from .jobs import Job, Jobs, Outcome
-from .names import PatchList, check_name, free_file, new_file
+from .names import PatchList, check_name, new_file, new_files
 
 JOBS = Jobs(webui.turn, webui.interrupt, webui.tell)
 PATCHES = PatchList()
@@ -114,12 +115,9 @@ def keep(patch: Patch, name: str, numbered: bool = False) -> Outcome:
     """Writes a patch into the LoRA folder, with its card's words; `numbered`: under the next free name of the kind. Where
     its name was taken while it was made, it gets another: what was learned is not thrown away."""
     folder = webui.lora_folder()
-    try:
-        path = free_file(folder, name) if numbered else new_file(folder, name, patch.info["concept"])
-    except ForgetError:
-        path = new_file(folder, "", f"{name} {patch.info['concept']}")
-    said = summary(patch)
-    files = save_patch(patch, path)
+    said, paths = summary(patch), new_files(folder, name, patch.info["concept"], numbered)
+    files = save_under_next(paths, lambda path: save_patch(patch, path))
+    path = files[0]
     tags = " ".join(f"<lora:{file.stem}:1>" for file in files)
     lines = [f"Saved {path.name}: {tags} in a prompt applies it.", *said.splitlines()]
     try:

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..fmn_core.attention_compare import CompareSettings, compare, draw_comparison
 from ..fmn_core.attention_data import as_json, as_npz
 from ..fmn_core.attention_picture import ViewSettings, visualize
-from ..fmn_core.files import describe, write_new
+from ..fmn_core.files import describe, save_under_next, write_new
 from ..fmn_core.heatmap import told_of_others
 from ..fmn_core.hosts.comfy import ComfyHost, progress_bar
 from ..fmn_core.hosts.comfy_attention import record_attention
@@ -208,6 +208,6 @@ class SaveTokenAttention(io.ComfyNode):
         recording, told = own(cls, recording, "image")
         data = {"npz": as_npz, "json": as_json}[format](recording)
         root = Path(folder_paths.get_output_directory(), "attention")
-        path = numbered(root, filename_prefix or "attention", format)
-        write_new(data, path)
+        paths = numbered(root, filename_prefix or "attention", format)
+        path = save_under_next(paths, lambda path: write_new(data, path))
         return io.NodeOutput(str(path), ui=shown(cls, f"Saved {describe(path)}\n{told}".strip()))

@@ -8,12 +8,12 @@ import torch
 from comfy_api.latest import io
 
 from ..fmn_core.exports import FORMATS, save_as
-from ..fmn_core.file_names import slug
+from ..fmn_core.files import save_under_next
 from ..fmn_core.forget import summary
 from ..fmn_core.hosts.comfy import ComfyHost
 from ..fmn_core.imports import import_patch
 from ..fmn_core.settings import ImportSettings
-from .patch import as_patch, listed, new_path, require_file, written_at
+from .patch import as_patch, listed, lora_name, new_paths, require_file, written_at
 from .schema import LoraModel, schema, settings_inputs, shown
 
 FROM_MODEL = "the connected model"
@@ -128,6 +128,6 @@ class ExportPatch(io.ComfyNode):
     @classmethod
     def execute(cls, lora, format, filename_prefix) -> io.NodeOutput:
         patch = as_patch(lora)
-        path, name = new_path(filename_prefix.replace("%format%", format), slug(patch.info["concept"]))
-        text = "\n".join(f"Saved {file}" for file in save_as(patch, format, path))
-        return io.NodeOutput(name, ui=shown(cls, text))
+        paths = new_paths(filename_prefix.replace("%format%", format), patch)
+        files = save_under_next(paths, lambda path: save_as(patch, format, path))
+        return io.NodeOutput(lora_name(files[0]), ui=shown(cls, "\n".join(f"Saved {file}" for file in files)))

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from comfy_api.latest import io
 
-from ..fmn_core.file_names import slug
+from ..fmn_core.files import save_under_next
 from ..fmn_core.forget import forget, summary
 from ..fmn_core.hosts.comfy import ComfyHost
 from ..fmn_core.patch import Patch, save_patch
 from ..fmn_core.settings import CONCEPT_HELP, ForgetSettings
-from .patch import new_path
+from .patch import new_paths
 from .schema import LoraModel, LossMap, schema, settings_inputs, shown
 from .unfinished import checkpoint_for
 
@@ -78,5 +78,5 @@ class ForgetConcept(io.ComfyNode):
 
 def save_unfinished(patch: Patch) -> Path:
     """Writes the patch of a training that was stopped beside the others; returns the file."""
-    path, _ = new_path("forget-%concept%-unfinished", slug(patch.info["concept"]))
-    return save_patch(patch, path)[0]
+    paths = new_paths("forget-%concept%-unfinished", patch)
+    return save_under_next(paths, lambda path: save_patch(patch, path))[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from comfy_api.latest import io
 
 from ..fmn_core.embedding import save_embedding
 from ..fmn_core.file_names import slug
+from ..fmn_core.files import save_under_next
 from ..fmn_core.hosts.comfy import ComfyHost
 from ..fmn_core.inversion import Inversion, invert_pictures
 from ..fmn_core.settings import InvertSettings
@@ -70,9 +73,8 @@ class InvertConcept(io.ComfyNode):
             host = ComfyHost(model, clip, vae, resolution=settings.resolution)
 
             def save(inversion: Inversion, concept: str = concept) -> Path:
-                path = new_embedding(concept)
-                save_embedding(inversion.vectors, path, asdict(settings))
-                return path
+                paths = new_embeddings(concept)
+                return save_under_next(paths, lambda path: save_embedding(inversion.vectors, path, asdict(settings)))
 
             with checkpoint_for(cls, lambda inversion: save(inversion, f"{concept} unfinished")) as checkpoint:
                 inversion = invert_pictures(host, settings, images, mask, concept, checkpoint)
@@ -81,12 +83,10 @@ class InvertConcept(io.ComfyNode):
         return io.NodeOutput(f"embedding:{path.stem}", {"loss": inversion.losses}, ui=shown(cls, text))
 
 
-def new_embedding(concept: str) -> Path:
-    """A numbered path in the host's first embeddings folder, of a name that is in none of them: prompts call by name."""
+def new_embeddings(concept: str) -> Iterator[Path]:
+    """Numbered paths in the host's first embeddings folder, of names that are in none of them: prompts call by name."""
     folders = [Path(folder) for folder in folder_paths.get_folder_paths("embeddings")]
-    counter = 1
-    while True:
-        name = f"learned-{slug(concept)}_{counter:05}_"
+    for number in itertools.count(1):
+        name = f"learned-{slug(concept)}_{number:05}_"
         if not any(file.stem == name for folder in folders for file in folder.rglob(f"{name}.*")):
-            return folders[0] / f"{name}.safetensors"
-        counter += 1
+            yield folders[0] / f"{name}.safetensors"

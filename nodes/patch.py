@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import folder_paths
@@ -10,6 +11,7 @@ from comfy_api.latest import io
 
 from ..fmn_core.errors import ForgetError
 from ..fmn_core.file_names import folder_and_name, slug
+from ..fmn_core.files import save_under_next
 from ..fmn_core.hosts.comfy_apply import apply_patch
 from ..fmn_core.patch import Patch, read_patch, save_patch
 from .schema import LoraModel, schema, shown
@@ -113,27 +115,35 @@ class SavePatch(io.ComfyNode):
     @classmethod
     def execute(cls, lora, filename_prefix) -> io.NodeOutput:
         patch = as_patch(lora)
-        path, name = new_path(filename_prefix, slug(patch.info["concept"]))
-        text = "\n".join(f"Saved {file}" for file in save_patch(patch, path))
-        return io.NodeOutput(name, ui=shown(cls, text))
+        files = save_under_next(new_paths(filename_prefix, patch), lambda path: save_patch(patch, path))
+        return io.NodeOutput(lora_name(files[0]), ui=shown(cls, "\n".join(f"Saved {file}" for file in files)))
 
 
-def new_path(prefix: str, concept: str) -> tuple[Path, str]:
-    """A numbered path below output/loras that no file has, and its name in the LoRA loaders' lists, which no file in
-    any LoRA folder of the host has: loaders ask by that name and take the first they find.
+def patches_folder() -> Path:
+    """Where the host's LoRA loaders find what its nodes save."""
+    return Path(folder_paths.get_output_directory(), "loras")
+
+
+def lora_name(path: Path) -> str:
+    """A saved file's name as the LoRA loaders list it."""
+    return str(path.relative_to(patches_folder()))
+
+
+def new_paths(prefix: str, patch: Patch) -> Iterator[Path]:
+    """Numbered paths below output/loras that no file has, and whose names in the LoRA loaders' lists no file in any LoRA
+    folder of the host has: loaders ask by that name and take the first they find.
 
     Raises ForgetError for a prefix that leads elsewhere.
     """
-    root = Path(folder_paths.get_output_directory(), "loras")
+    root, concept = patches_folder(), slug(patch.info["concept"])
     prefix = folder_and_name(prefix.replace("%concept%", concept), root)
     if not prefix or prefix.endswith("/"):
         prefix += f"forget-{concept}"
-    path = numbered(root, prefix, "safetensors", lambda name: folder_paths.get_full_path("loras", name) is not None)
-    return path, str(path.relative_to(root))
+    return numbered(root, prefix, "safetensors", lambda name: folder_paths.get_full_path("loras", name) is not None)
 
 
-def numbered(root: Path, prefix: str, suffix: str, taken: Callable[[str], bool] = lambda name: False) -> Path:
-    """A numbered path below `root` that no file has, and whose name below it is not taken elsewhere.
+def numbered(root: Path, prefix: str, suffix: str, taken: Callable[[str], bool] = lambda name: False) -> Iterator[Path]:
+    """Numbered paths below `root` that no file has, and whose names below it are not taken elsewhere, one after another.
 
     Raises ForgetError for a prefix that leads elsewhere.
     """
@@ -141,13 +151,14 @@ def numbered(root: Path, prefix: str, suffix: str, taken: Callable[[str], bool] 
     try:
         root.mkdir(parents=True, exist_ok=True)
         folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, str(root))
-        while (path := Path(folder, f"{stem}_{counter:05}_.{suffix}")).exists() or taken(str(Path(subfolder, path.name))):
-            counter += 1
-        return path
     except OSError as error:
         raise ForgetError(f"`{prefix}` cannot be used below {root}: {error.strerror}. Choose another name.") from error
     except Exception as error:  # the host raises a bare Exception for a folder outside
         raise ForgetError(f"`{prefix}` leads out of {root}: use a name, or a folder inside it, without `..`.") from error
+    for number in itertools.count(counter):
+        path = Path(folder, f"{stem}_{number:05}_.{suffix}")
+        if not path.exists() and not taken(str(Path(subfolder, path.name))):
+            yield path
 
 
 class ApplyPatch(io.ComfyNode):
