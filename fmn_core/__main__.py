@@ -191,7 +191,15 @@ def run_doctor(options: argparse.Namespace) -> None:
         raise ForgetError(f"{ill} of these need a hand.")
 
 
+def show_any_letter() -> None:
+    """Lets the streams write letters that the terminal's encoding lacks as their numbers."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not where a caller reads along
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main(arguments: list[str] | None = None) -> int:
+    show_any_letter()
     parser = argparse.ArgumentParser(prog="python -m fmn_core", description=__doc__)
     parser.add_argument("--log", action="store_true", help="one line to stderr for each phase: what, how long, its figures")
     commands = parser.add_subparsers(dest="command", required=True)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import ForgetError
+from .libraries import take_from
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's own
 
@@ -16,11 +17,10 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 def load_clip(folder: str) -> Callable[[Tensor, list[str]], Tensor]:
     """A function of pictures [B, H, W, 3] in 0..1 and texts that returns cosines [B, T]; raises ForgetError where the
     folder holds no CLIP model."""
-    from transformers import CLIPModel, CLIPTokenizer
-
+    clip, clip_tokenizer = take_from("transformers", "CLIPModel", "CLIPTokenizer")
     try:
-        model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).float()
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        model = clip.from_pretrained(folder, local_files_only=True, use_safetensors=True).float()
+        tokenizer = clip_tokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ForgetError(
             f"There is no CLIP model in {folder}: name a folder with a transformers CLIPModel as safetensors, and its "

@@ -228,9 +228,9 @@ def open_host(config: dict, model: str | None, device: str | None) -> DiffusionH
     name = model or str(config["pretrained_model_name_or_path"])
     try:
         pipeline = load_pipeline(name, device)
-    except OSError as error:
+    except ForgetError as error:
         raise ForgetError(
-            f"The model {name} cannot be loaded ({str(error).splitlines()[0]}): name another with --model, a folder or a "
-            ".safetensors file. The original's stabilityai/stable-diffusion-2-1-base is not on the hub any more."
+            f"{error} Name another with --model, a folder or a .safetensors file. The original's "
+            "stabilityai/stable-diffusion-2-1-base is not on the hub any more."
         ) from error
     return DiffusersHost(pipeline, number(config, "resolution", int))

@@ -18,9 +18,14 @@ from .errors import ForgetError
 from .files import write_new
 from .forget import forget
 from .hosts.base import DiffusionHost
+from .libraries import take_from
 from .patch import fingerprint, serialize
 from .settings import ForgetSettings
 
+COMMANDS_TAKE = {
+    "transformers": ("CLIPModel", "CLIPTokenizer"),
+    "diffusers": ("DiffusionPipeline", "StableDiffusionPipeline", "StableDiffusionXLPipeline"),
+}
 Finding = tuple[bool, str, str]  # well, what, how it is
 PACKAGES = ("torch", "safetensors", "numpy", "pillow", "einops", "transformers", "diffusers")
 ROOT = Path(__file__).parent.parent
@@ -38,10 +43,19 @@ def examine() -> Iterator[Finding]:
             yield True, name, "not installed; only the command line needs it"
         else:
             yield bool(found), name, found or "missing: install the host's own requirements.txt"
-    yield from devices()
+    yield from told("libraries", importable())
+    yield from told("devices", devices())
     for what, folder in (("current folder", Path.cwd()), ("temporary folder", Path(tempfile.gettempdir()))):
         yield writable(what, folder)
-    yield from self_test()
+    yield from told("self-test", self_test())
+
+
+def told(what: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+    """The findings, the last of them what ended them before their time."""
+    try:
+        yield from findings
+    except Exception as error:  # whatever is ill: the other checks go on
+        yield False, what, f"{type(error).__name__}: {error}"
 
 
 def version_of(package: str) -> str:
@@ -50,6 +64,18 @@ def version_of(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return ""
+
+
+def importable() -> Iterator[Finding]:
+    """Whether what the commands take of the libraries can be imported: one may be there and not fit another."""
+    for library, names in COMMANDS_TAKE.items():
+        if version_of(library):
+            try:
+                take_from(library, *names)
+            except ForgetError as error:
+                yield False, f"{library}, imported", str(error)
+            else:
+                yield True, f"{library}, imported", ", ".join(names)
 
 
 def devices() -> Iterator[Finding]:
@@ -82,7 +108,7 @@ def self_test() -> Iterator[Finding]:
     for what, load in (("ComfyUI", comfyui_host), ("diffusers", diffusers_host)):
         try:
             host = load()
-        except (ImportError, OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # there, but of a kind that the pack does not run in
             yield True, what, f"not used: {error}"
             continue
         if what == "ComfyUI":

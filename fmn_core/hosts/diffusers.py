@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from functools import cached_property
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -23,7 +22,7 @@ from .base import (
     placeholder_texts,
     sampled,
 )  # fmt: skip
-from .diffusers_pipeline import asked_beside_text, beside_latents, require_fit, run_eagerly, uncompiled
+from .diffusers_pipeline import asked_beside_text, beside_latents, open_pipeline, require_fit, run_eagerly, uncompiled
 
 PLACES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
 OF_ANOTHER = re.compile(r"\.(attn2|base_layer|lora_A|lora_B)\.|\.base_layer$")  # what PEFT wraps and puts beside it
@@ -33,21 +32,12 @@ BLOCK = re.compile(r"^(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\.
 
 
 def load_pipeline(name: str, device: str | None = None):
-    """A pipeline from a folder, a single file or a name that the hub knows, in fp32 on a CPU and fp16 on a GPU."""
-    from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+    """A pipeline from a folder, a single file or a name that the hub knows, in fp32 on a CPU and fp16 on a GPU.
 
+    Raises ForgetError where it cannot be loaded.
+    """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    options = {"torch_dtype": torch.float32 if device == "cpu" else torch.float16}
-    if name.endswith(".ckpt"):
-        raise ForgetError(f"{name} is of a format that can run anything when read: convert it to .safetensors first.")
-    if name.endswith(".safetensors"):
-        with safe_open(name, "pt") as file:
-            two_encoders = any(key.startswith("conditioner.embedders.1.") for key in file.keys())
-        kind = StableDiffusionXLPipeline if two_encoders else StableDiffusionPipeline
-        pipeline = kind.from_single_file(name, **options)
-    else:
-        pipeline = DiffusionPipeline.from_pretrained(name, use_safetensors=True, **options)
-    pipeline = pipeline.to(device)
+    pipeline = open_pipeline(name, torch.float32 if device == "cpu" else torch.float16).to(device)
     if getattr(pipeline, "vae", None) is not None:
         pipeline.vae.float()  # SDXL's overflows in half precision
     return pipeline

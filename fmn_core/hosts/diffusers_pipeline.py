@@ -1,17 +1,59 @@
-"""What the adapter asks of a diffusers pipeline, and what keeps its UNet from being one that text alone can steer."""
+"""Opening a diffusers pipeline, and what the adapter asks of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..errors import ForgetError
+from ..errors import ForgetError, brief
+from ..libraries import take_from
 from .base import DiffusionHost
 
+OUT_OF_REACH = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError", "ConnectTimeout")
 PARAMETERISATIONS = ("epsilon", "v_prediction")
+
+
+def open_pipeline(name: str, dtype: torch.dtype):
+    """A pipeline from a folder, a single file or a name that the hub knows.
+
+    The configs of a single file come from a folder of its name beside it, where there is one, and else from the hub.
+    Raises ForgetError where it cannot be loaded.
+    """
+    path, single = Path(name), name.endswith(".safetensors")
+    if name.endswith(".ckpt"):
+        raise ForgetError(f"{name} is of a format that can run anything when read: convert it to .safetensors first.")
+    if not path.exists() and (single or path.is_absolute() or name.count("/") != 1 or name.startswith(".")):
+        raise ForgetError(f"There is no model {name}: correct the path to its folder or .safetensors file.")
+    from_hub, sd, sdxl = take_from("diffusers", "DiffusionPipeline", "StableDiffusionPipeline", "StableDiffusionXLPipeline")
+    configs = path.with_suffix("")
+    try:
+        if not single:
+            return from_hub.from_pretrained(name, use_safetensors=True, torch_dtype=dtype)
+        with safe_open(name, "pt") as file:
+            keys = [*file.keys()]
+        if not any(key.endswith("attn2.to_k.weight") for key in keys):
+            raise ValueError("there is no UNet with text cross-attention in it")
+        two_encoders = any(key.startswith("conditioner.embedders.1.") for key in keys)
+        own = {"config": str(configs)} if (configs / "model_index.json").exists() else {}
+        return (sdxl if two_encoders else sd).from_single_file(name, torch_dtype=dtype, **own)
+    except Exception as error:  # of one of the libraries below, and of any kind
+        if not single:
+            remedy = "it is damaged, not whole, or not on this machine and the hub out of reach"
+        elif any(type(error).__name__ == kind for kind in OUT_OF_REACH):
+            remedy = (
+                "a single file lacks its configs, and the hub that has them is out of reach: put a diffusers folder "
+                f"of its kind, which needs no weights, at {configs}"
+            )
+        else:
+            remedy = "it is damaged or no whole model of SD1.x, SD2.x or SDXL: copy it anew or choose another"
+        raise ForgetError(
+            f"The model {name} cannot be loaded ({brief(str(error).strip().split(chr(10))[0])}): {remedy}."
+        ) from error
 
 
 def require_fit(pipeline) -> None:
