@@ -21,6 +21,9 @@ from PIL import Image, ImageDraw, ImageFont
 from safetensors import safe_open
 from tqdm import tqdm
 
+from fmn_core.errors import ForgetError
+from fmn_core.files import NameTakenError, write_new
+
 from .judge import Judge
 from .server import PACK, ComfyServer, ServerError
 from .workflow import by_title, load_workflow
@@ -32,7 +35,7 @@ TILE = 128
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m demo.run", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("fmn-demo"))
     parser.add_argument("--comfyui", type=Path, required=True)
     parser.add_argument("--python", type=Path, help="the interpreter of ComfyUI")
@@ -43,6 +46,7 @@ def main() -> int:
     arguments = parser.parse_args()
     python = sys.executable if arguments.own else str(arguments.python or find_python(arguments.comfyui))
     arguments.out.mkdir(parents=True, exist_ok=True)
+    place_patches(arguments.comfyui)
     seconds: dict[str, float] = {}
     with ExitStack() as stack:
         with timed(seconds, "start"):
@@ -53,6 +57,18 @@ def main() -> int:
         if arguments.serve:
             serve(server)
     return 0
+
+
+def place_patches(comfyui: Path) -> None:
+    """Copies the examples' patches into the host's own LoRA folder, before it starts: other packs list that alone, and what
+    a pack adds to the host's folders later only the host's own loaders see. A file that is there stays as it is."""
+    for patch in sorted((PACK / "demo/loras").glob("*.safetensors")):
+        try:
+            write_new(patch.read_bytes(), comfyui / "models/loras" / patch.name)
+        except NameTakenError:
+            continue
+        except ForgetError as error:  # the examples work without, by the pack's own folder
+            print(error, file=sys.stderr)
 
 
 def find_python(comfyui: Path) -> Path:
