@@ -1,17 +1,12 @@
-"""What each part of the presets is worth: `python benchmarks/ablation.py [--quick] [--json FILE]`.
+"""What each part of the presets is worth: `python -m benchmarks.ablation [--quick] [--json FILE]`.
 
 The presets with one part taken away or put in, in the table of benchmarks/quality.py, on two objects, a style and a
 person (--quick: the object alone).
 """
 
 import argparse
-import sys
 import time
 from functools import partial
-from pathlib import Path
-
-if __package__ is None:  # run as a file
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.k_resteering import k_and_v, k_resteering
 from benchmarks.methods import by_preset, without_vocabulary
@@ -72,7 +67,7 @@ PARTS = {
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python benchmarks/ablation.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=__doc__)
     add_arguments(parser, PARTS)
     options = parser.parse_args()
     parts = {name: PARTS[name] for name in options.methods or PARTS}

@@ -1,20 +1,15 @@
 """The methods compared: the pack's presets, the published ones, and the grid that their settings come from.
 
-`python benchmarks/methods.py` prints the grid: the two trained baselines at several learning rates and lengths on
+`python -m benchmarks.methods` prints the grid: the two trained baselines at several learning rates and lengths on
 targets that are not in the benchmark. The published rates belong to models a hundred times as large; for each method
 the row of the best mean H is what the benchmark runs, beside the published one.
 """
 
 import argparse
-import sys
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from functools import partial
 from importlib import import_module
-from pathlib import Path
-
-if __package__ is None:  # run as a file
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.baselines import esd, forget_me_not, uce
 from benchmarks.k_resteering import k_resteering
@@ -88,7 +83,7 @@ METHODS = {
 def main():
     from benchmarks.quality import WORKERS, benchmark, mean_row, show
 
-    parser = argparse.ArgumentParser(prog="python benchmarks/methods.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__)
     parser.add_argument("--methods", nargs="+", choices=GRID, default=list(GRID))
     options = parser.parse_args()
     several = {

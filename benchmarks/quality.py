@@ -1,4 +1,4 @@
-"""What every method forgets and keeps on the embedded model: `python benchmarks/quality.py [--quick] [--json FILE]`.
+"""What every method forgets and keeps on the embedded model: `python -m benchmarks.quality [--quick] [--json FILE]`.
 
 UA, IRA and CRA as in UnlearnCanvas (Zhang et al., arXiv 2402.11846): the share of pictures asked for the target that
 the judge does not take for it (the untouched model's own share stands beside it); the accuracy on others of its kind;
@@ -9,15 +9,11 @@ the accuracy in the other kind. H is their harmonic mean, drift the mean absolut
 import argparse
 import json
 import statistics
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
-
-if __package__ is None:  # run as a file
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
@@ -266,7 +262,7 @@ def jobs_of(options) -> list:
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python benchmarks/quality.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
     add_arguments(parser, METHODS)
     parser.add_argument("--curve", action="store_true", help="also 1 to half of the vocabulary at once")
     options = parser.parse_args()

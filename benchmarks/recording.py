@@ -1,4 +1,4 @@
-"""What recording token attention costs a sampling: `python benchmarks/recording.py [--json FILE]`.
+"""What recording token attention costs a sampling: `python -m benchmarks.recording [--json FILE]`.
 
 The same sampling with and without recording, in turns, in seconds of one core's work; and the most memory that
 tensors take in each. On the embedded model (20 steps of a picture of 128 pixels, guidance 3) and on an SD1.5 UNet of real
@@ -10,12 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 from pathlib import Path
-
-if __package__ is None:  # run as a file
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
@@ -93,7 +89,7 @@ def measure_all(turns: int, small: bool) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python benchmarks/recording.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.recording", description=__doc__)
     parser.add_argument("--json", type=Path, help="write the rows there")
     parser.add_argument("--turns", type=int, default=5, help="samplings of each kind (default: 5)")
     parser.add_argument("--small", action="store_true", help="the embedded model alone")

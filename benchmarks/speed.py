@@ -1,4 +1,4 @@
-"""Time and memory at real sizes, against the original's step: `python benchmarks/speed.py [--quick] [--json FILE]`.
+"""Time and memory at real sizes, against the original's step: `python -m benchmarks.speed [--quick] [--json FILE]`.
 
 diffusers' SD1.5 (and SDXL) with random weights, in fp32; a step's time is the median of a few in this one run, and each
 ratio is to the original's step of the same run (below 1: quicker, smaller). Memory is what tensors take at most, weights of
@@ -14,13 +14,9 @@ import gc
 import json
 import logging
 import statistics
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-
-if __package__ is None:  # run as a file
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -319,7 +315,7 @@ IMAGINED = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python benchmarks/speed.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
     parser.add_argument(
         "--quick", action="store_true", help="smaller pictures, fewer turns; no LECO, SDXL, whole jobs or recorder"
     )

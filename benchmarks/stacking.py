@@ -1,4 +1,4 @@
-"""Ten patches of like concepts at once: `python benchmarks/stacking.py [--quick] [--json FILE]`.
+"""Ten patches of like concepts at once: `python -m benchmarks.stacking [--quick] [--json FILE]`.
 
 Each concept is forgotten alone; the ten patches are then simply added, as a chain of LoRA loaders does, and stacked; beside
 them one patch that was made for all ten together. The table is that of benchmarks/quality.py. Then for every pair what the
@@ -9,12 +9,7 @@ concept's prompts, and how well the two orders agree (Spearman's rho).
 import argparse
 import json
 import statistics
-import sys
 from functools import partial
-from pathlib import Path
-
-if __package__ is None:  # run as a file
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
@@ -99,7 +94,7 @@ def spearman(x: list[float], y: list[float]) -> float:
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python benchmarks/stacking.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.stacking", description=__doc__)
     add_arguments(parser, METHODS)
     options = parser.parse_args()
     names = tuple(options.targets or LIKE)

@@ -1,4 +1,4 @@
-"""How good the embedded model is, as the judge sees it: `python demo/evaluate.py [--quick] [--json FILE]`.
+"""How good the embedded model is, as the judge sees it: `python -m demo.evaluate [--quick] [--json FILE]`.
 
 Samples every (object, style) pair, every person, synonyms, colours, backgrounds and counts in ComfyUI's own UNet, and
 prints what the judge recognises beside what it recognises of real drawings that it never saw.
@@ -7,14 +7,10 @@ prints what the judge recognises beside what it recognises of real drawings that
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
-
-if __package__ is None:  # run as a file
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
@@ -286,7 +282,7 @@ def draw_sheets(kept, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python demo/evaluate.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m demo.evaluate", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few pictures of each kind, in under a minute")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     parser.add_argument(

@@ -5,8 +5,8 @@ Runs the pack's own nodes in a real server, at their defaults.
 
 from __future__ import annotations
 
+import argparse
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
@@ -30,4 +30,6 @@ def main(comfyui: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve())
+    parser = argparse.ArgumentParser(prog="python -m demo.make_patches", description=__doc__)
+    parser.add_argument("comfyui", type=Path, metavar="COMFYUI_FOLDER")
+    main(parser.parse_args().comfyui.resolve())

@@ -117,7 +117,7 @@ def test_a_trained_baseline_takes_attention_or_noise_away_and_leaves_the_host(em
 
 def test_the_quick_command_prints_a_table_in_which_fast_forgets_and_keeps(comfyui, tmp_path):
     file = tmp_path / "rows.json"
-    command = [sys.executable, "benchmarks/quality.py", "--quick", "--targets", "cat", "--methods", "fast", "UCE"]
+    command = [sys.executable, "-m", "benchmarks.quality", "--quick", "--targets", "cat", "--methods", "fast", "UCE"]
     done = subprocess.run(
         [*command, "--json", str(file)], cwd=ROOT, capture_output=True, text=True,
         env={**os.environ, "FMN_COMFYUI": str(comfyui)},

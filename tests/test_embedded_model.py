@@ -238,7 +238,7 @@ def test_distances_are_smallest_to_the_same_pictures():
 def test_the_model_draws_what_is_asked(run_python, tmp_path):
     """The quick evaluation, as its command runs."""
     report = tmp_path / "report.json"
-    run_python("demo/evaluate.py", "--quick", "--json", report)
+    run_python("-m", "demo.evaluate", "--quick", "--json", report)
     rows = json.loads(report.read_text())["rows"]
     assert rows["objects, in every style"][0] >= 0.8 and rows["styles, of every object"][0] >= 0.8
     assert rows["people"][0] >= 0.9
