@@ -43,7 +43,7 @@ class ViewSettings:
         0.0,
         "The share of attention that gets the brightest colour. 0: the highest found. Wire another one's maximum here to "
         "compare two pictures on one scale.",
-        min=0.0, max=1.0, step=0.001,
+        min=0.0, max=1.0, step=0.001, auto=True,
     )  # fmt: skip
     threshold: float = setting(
         0.0, "MASK is 1 where the heat map is above this part of the maximum, and 0 elsewhere. 0: the heat map itself.",

@@ -17,14 +17,15 @@ STREAM_RATE = (
 )
 
 
-def setting(default, help: str, *, choices=None, min=None, max=None, step=None, advanced=False, multiline=False):
-    """A dataclass field that carries its own help, bounds and whether it is for everyday use."""
+def setting(default, help: str, *, choices=None, min=None, max=None, step=None, auto=False, advanced=False, multiline=False):
+    """A dataclass field that carries its own help, bounds, whether 0 means automatic, and whether it is for everyday use."""
     metadata = {
         "help": help,
         "choices": choices,
         "min": min,
         "max": max,
         "step": step,
+        "auto": auto,
         "advanced": advanced,
         "multiline": multiline,
     }
@@ -84,7 +85,8 @@ class ForgetSettings:
     learning_rate: float = setting(
         0.0,
         "AdamW's step size for the LoRA; 0: the preset's own (`paper` 0.005, the others "
-        "0.003; 0.0035 through the residual stream). Higher forgets more and harms more.", min=0.0, max=1e-1, step=1e-6
+        "0.003; 0.0035 through the residual stream). Higher forgets more and harms more.", min=0.0, max=1e-1, step=1e-6,
+        auto=True,
     )  # fmt: skip
     seed: int = setting(
         0, "Seed of everything random: the same inputs and seed give the same patch. `fast` has nothing random.",
@@ -121,7 +123,7 @@ class ForgetSettings:
     resolution: int = setting(
         0,
         "Width and height of these pictures, and about the size that given pictures are brought to. 0: what the "
-        "model was made for.", min=0, max=2048, step=64, advanced=True
+        "model was made for.", min=0, max=2048, step=64, auto=True, advanced=True
     )  # fmt: skip
     sampling_steps: int = setting(20, "Steps to make each of these pictures.", min=1, max=150, advanced=True)
     guidance: float = setting(5.0, "Guidance scale (CFG) of these pictures.", min=1.0, max=30.0, step=0.1, advanced=True)
@@ -196,7 +198,7 @@ class InvertSettings:
     )
     resolution: int = setting(
         0, "Width and height of these pictures, and about the size that given pictures are brought to. 0: what the model "
-        "was made for.", min=0, max=2048, step=64, advanced=True,
+        "was made for.", min=0, max=2048, step=64, auto=True, advanced=True,
     )  # fmt: skip
     sampling_steps: int = setting(20, "Steps to make each of these pictures.", min=1, max=150, advanced=True)
     guidance: float = setting(
@@ -232,8 +234,9 @@ class EvaluateSettings:
     steps: int = setting(20, "Steps to sample each picture.", min=1, max=150, advanced=True)
     guidance: float = setting(5.0, "Guidance scale (CFG) of the pictures.", min=1.0, max=30.0, step=0.1, advanced=True)
     resolution: int = setting(
-        0, "Width and height of the pictures. 0: what the model was made for.", min=0, max=2048, step=64, advanced=True
-    )
+        0, "Width and height of the pictures. 0: what the model was made for.", min=0, max=2048, step=64,
+        auto=True, advanced=True,
+    )  # fmt: skip
     inversion_steps: int = setting(
         300, "Steps of each of the two inversions, on the model as it was and on the patched one.",
         min=1, max=10000, advanced=True,
@@ -254,11 +257,9 @@ class ImportSettings:
         choices=tuple(name for name in TEMPLATES if name != "custom"),
     )
     rank: int = setting(
-        0,
-        "Rank of the patch at most. 0: a LoRA's own, and for all other files the least that keeps `energy`.",
-        min=0,
-        max=1280,
-    )
+        0, "Rank of the patch at most. 0: a LoRA's own, and for all other files the least that keeps `energy`.",
+        min=0, max=1280, auto=True,
+    )  # fmt: skip
     energy: float = setting(
         0.99,
         "For all but plain LoRAs: the share of the change's energy (squared singular values) to keep where `rank` is 0. "

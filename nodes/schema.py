@@ -18,9 +18,19 @@ Recording = io.Custom("FMN_RECORDING")
 
 
 def schema(**kwargs) -> io.Schema:
-    """io.Schema with the fields that this host knows: `search_aliases` came after 0.3.75."""
+    """io.Schema with the fields that this host knows (`search_aliases` came after 0.3.75), and help that reads well whether
+    the page takes it for Markdown or for text."""
     known = {f.name for f in dataclasses.fields(io.Schema)}
-    return io.Schema(category=CATEGORY, **{key: value for key, value in kwargs.items() if key in known})
+    made = io.Schema(category=CATEGORY, **{key: value for key, value in kwargs.items() if key in known})
+    made.description = plain(made.description)
+    for slot in (*made.inputs, *made.outputs):
+        slot.tooltip = slot.tooltip and plain(slot.tooltip)
+    return made
+
+
+def plain(text: str) -> str:
+    """A text without its marks of code: the newest page draws code dark on dark."""
+    return text.replace("`", "")
 
 
 def shown(node: type[io.ComfyNode], text: str) -> ui.PreviewText:
@@ -45,6 +55,7 @@ def settings_inputs(settings: type) -> list:
     inputs = []
     for f in sorted(dataclasses.fields(settings), key=lambda f: f.metadata["advanced"]):
         common = {"default": f.default, "tooltip": f.metadata["help"], "advanced": f.metadata["advanced"]}
+        common["display_name"] = f"{f.name} (0: auto)" if f.metadata["auto"] else None
         if f.metadata["choices"]:
             inputs.append(widget(io.Combo, f.name, options=list(f.metadata["choices"]), **common))
         elif isinstance(f.default, bool):
