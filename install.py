@@ -67,10 +67,11 @@ def pip_install(*arguments: str) -> None:
         sys.exit("pip could not install what is needed (see above): is there a network? Run the same command again.")
 
 
-def set_up_gradio() -> None:
-    """The webuis' two versions of Gradio, each in a folder in .venv that goes before its packages on a process's path."""
-    for version in "34":
-        requirements, folder = ROOT / f"tests/webui_ui/gradio{version}.txt", VENV / f"gradio{version}"
+def set_up_other_versions() -> None:
+    """Folders in .venv for what must not be among its packages: the webuis' two versions of Gradio, which go before them on
+    a process's path, and ComfyUI's newest page."""
+    for name in ("tests/webui_ui/gradio3", "tests/webui_ui/gradio4", "tests/frontend"):
+        requirements, folder = ROOT / f"{name}.txt", VENV / Path(name).name
         stamp, wanted = folder / ".from", hashlib.sha256(requirements.read_bytes()).hexdigest()
         if stamp.exists() and stamp.read_text() == wanted:
             continue
@@ -110,7 +111,7 @@ def main() -> int:
     if arguments.command == "test":
         set_up("demo", "demo/recipe", "tests")
         pip_install("--no-deps", LDM, DAAM)
-        set_up_gradio()
+        set_up_other_versions()
         # Two processes of one thread each do more on two cores than one of two threads: the models are small.
         environment = {"FMN_COMFYUI": str(own_comfyui()), "OMP_NUM_THREADS": "1", **os.environ}
         return run([str(venv_python()), "-m", "pytest", "tests", "-n2", "--dist=loadfile", *rest], environment)

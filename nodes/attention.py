@@ -6,7 +6,7 @@ from pathlib import Path
 
 import folder_paths
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..fmn_core.attention_compare import CompareSettings, compare, draw_comparison
 from ..fmn_core.attention_data import as_json, as_npz
@@ -19,7 +19,7 @@ from ..fmn_core.hosts.comfy_graph import recording_of
 from ..fmn_core.picture_attention import LookSettings, record_pictures
 from ..fmn_core.recording import AttentionRecording, RecordingSettings
 from .patch import numbered
-from .schema import Recording, schema, settings_inputs, shown
+from .schema import Recording, schema, settings_inputs
 
 OWN_PICTURE = "The picture sampled with the recording model: of several passes, the last recorded one before it counts."
 ALIASES = ["attention map", "heat map", "daam"]
@@ -138,7 +138,7 @@ class VisualizeTokenAttention(io.ComfyNode):
     def execute(cls, recording, image, **settings) -> io.NodeOutput:
         recording, told = own(cls, recording, "image")
         seen = visualize(recording, image, ViewSettings(**settings), progress_bar())
-        return io.NodeOutput(*seen, ui=shown(cls, f"{told} {told_of_others(recording)}".strip()))
+        return io.NodeOutput(*seen, ui=ui.PreviewText(f"{told} {told_of_others(recording)}".strip()))
 
 
 class CompareTokenAttention(io.ComfyNode):
@@ -173,7 +173,8 @@ class CompareTokenAttention(io.ComfyNode):
         comparison = compare(first, second, chosen.words, *first_image.shape[1:3], progress_bar())
         report = comparison.report((chosen.first_title, chosen.second_title))
         sheets = draw_comparison(comparison, (first_image, second_image), chosen, progress_bar())
-        return io.NodeOutput(sheets, report, comparison.as_json(), ui=shown(cls, "\n".join([report, one, two]).strip()))
+        text = "\n".join([report, one, two]).strip()
+        return io.NodeOutput(sheets, report, comparison.as_json(), ui=ui.PreviewText(text))
 
 
 class SaveTokenAttention(io.ComfyNode):
@@ -210,4 +211,4 @@ class SaveTokenAttention(io.ComfyNode):
         root = Path(folder_paths.get_output_directory(), "attention")
         paths = numbered(root, filename_prefix or "attention", format)
         path = save_under_next(paths, lambda path: write_new(data, path))
-        return io.NodeOutput(str(path), ui=shown(cls, f"Saved {describe(path)}\n{told}".strip()))
+        return io.NodeOutput(str(path), ui=ui.PreviewText(f"Saved {describe(path)}\n{told}".strip()))

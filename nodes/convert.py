@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..fmn_core.exports import FORMATS, save_as
 from ..fmn_core.files import save_under_next
@@ -14,7 +14,7 @@ from ..fmn_core.hosts.comfy import ComfyHost
 from ..fmn_core.imports import import_patch
 from ..fmn_core.settings import ImportSettings
 from .patch import as_patch, listed, lora_name, new_paths, require_file, written_at
-from .schema import LoraModel, schema, settings_inputs, shown
+from .schema import LoraModel, schema, settings_inputs
 
 FROM_MODEL = "the connected model"
 CHECKPOINT = "checkpoint: "  # before the names of checkpoints, in a list that has LoRAs too
@@ -35,7 +35,6 @@ class ImportPatch(io.ComfyNode):
             description="Makes a forget patch of what another tool made: a LoRA in any spelling (kohya, LECO, LyCORIS, "
             "diffusers, PEFT), an ESD file, or a checkpoint that has forgotten.",
             search_aliases=["convert lora", "esd", "leco", "extract lora"],
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The model that the file was made for. It is left as it is."),
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
@@ -93,7 +92,7 @@ class ImportPatch(io.ComfyNode):
         text = summary(patch)
         if patch.info["report"]["warnings"]:
             logging.warning("Import Forget Patch: %s", text)
-        return io.NodeOutput(patch, patch.rest, text, ui=shown(cls, text))
+        return io.NodeOutput(patch, patch.rest, text, ui=ui.PreviewText(text))
 
 
 class ExportPatch(io.ComfyNode):
@@ -105,7 +104,6 @@ class ExportPatch(io.ComfyNode):
             description="Writes a patch for other programs: under PEFT's names for diffusers, or as full differences.",
             search_aliases=["save lora", "diffusers lora", "peft"],
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 LoraModel.Input("lora", tooltip="The patch."),
                 io.Combo.Input(
@@ -130,4 +128,4 @@ class ExportPatch(io.ComfyNode):
         patch = as_patch(lora)
         paths = new_paths(filename_prefix.replace("%format%", format), patch)
         files = save_under_next(paths, lambda path: save_as(patch, format, path))
-        return io.NodeOutput(lora_name(files[0]), ui=shown(cls, "\n".join(f"Saved {file}" for file in files)))
+        return io.NodeOutput(lora_name(files[0]), ui=ui.PreviewText("\n".join(f"Saved {file}" for file in files)))

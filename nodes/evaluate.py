@@ -6,7 +6,7 @@ import json
 import logging
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..fmn_core.evaluate import evaluate, with_evaluation
 from ..fmn_core.hosts.comfy import ComfyHost
@@ -14,7 +14,7 @@ from ..fmn_core.hosts.comfy_clip import clip_scorer
 from ..fmn_core.report_picture import draw_report
 from ..fmn_core.settings import EvaluateSettings
 from .patch import as_patch
-from .schema import LoraModel, schema, settings_inputs, shown
+from .schema import LoraModel, schema, settings_inputs
 
 
 class EvaluatePatch(io.ComfyNode):
@@ -27,7 +27,6 @@ class EvaluatePatch(io.ComfyNode):
             "with and without it.",
             search_aliases=["measure patch", "forget report", "m-score"],
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The model without the patch. It is left as it is."),
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
@@ -75,5 +74,5 @@ class EvaluatePatch(io.ComfyNode):
             draw_report(evaluation)[None],
             json.dumps(evaluation.report, indent=1),
             text,
-            ui=shown(cls, text),
+            ui=ui.PreviewText(text),
         )

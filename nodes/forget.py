@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..fmn_core.files import save_under_next
 from ..fmn_core.forget import forget, summary
@@ -13,7 +13,7 @@ from ..fmn_core.hosts.comfy import ComfyHost
 from ..fmn_core.patch import Patch, save_patch
 from ..fmn_core.settings import CONCEPT_HELP, ForgetSettings
 from .patch import new_paths
-from .schema import LoraModel, LossMap, schema, settings_inputs, shown
+from .schema import LoraModel, LossMap, schema, settings_inputs
 from .unfinished import checkpoint_for
 
 
@@ -73,7 +73,7 @@ class ForgetConcept(io.ComfyNode):
             host = ComfyHost(model, clip, vae, resolution=settings["resolution"])
             with checkpoint_for(cls, save_unfinished) as checkpoint:
                 patch, losses = forget(host, concept, ForgetSettings(**settings), images, mask, checkpoint)
-        return io.NodeOutput(patch, {"loss": losses}, patch.rest, ui=shown(cls, summary(patch)))
+        return io.NodeOutput(patch, {"loss": losses}, patch.rest, ui=ui.PreviewText(summary(patch)))
 
 
 def save_unfinished(patch: Patch) -> Path:

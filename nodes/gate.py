@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..fmn_core.errors import ForgetError
 from ..fmn_core.gate import OPEN
 from ..fmn_core.hosts.comfy_hooks import gated
 from .patch import changed_at, choose, patch_input
-from .schema import LoraModel, schema, shown
+from .schema import LoraModel, schema
 
 
 class GatePatch(io.ComfyNode):
@@ -21,7 +21,6 @@ class GatePatch(io.ComfyNode):
             description="Puts a patch on a prompt, and only where the prompt calls for the concept: any other gives the "
             "model's own picture, bit for bit. In place of Apply FMN Patch; the MODEL stays as it is.",
             search_aliases=["conditional lora", "prompt gate", "forget patch hook"],
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Conditioning.Input(
                     "conditioning", tooltip="The encoded prompt; each part of a combined one has its own gate."
@@ -88,4 +87,4 @@ class GatePatch(io.ComfyNode):
             for value, on in zip(values, called, strict=True)
         ]
         text = "\n".join(lines)
-        return io.NodeOutput(hooked, max(values), ui=shown(cls, text))
+        return io.NodeOutput(hooked, max(values), ui=ui.PreviewText(text))

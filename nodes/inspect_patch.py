@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..fmn_core.hosts.comfy import ComfyHost
 from ..fmn_core.inspection import inspect_patch
 from ..fmn_core.inspection_picture import draw_inspection
 from ..fmn_core.inspection_text import text_of
 from .patch import changed_at, choose, patch_input
-from .schema import LoraModel, schema, shown
+from .schema import LoraModel, schema
 
 
 class InspectPatch(io.ComfyNode):
@@ -22,7 +22,6 @@ class InspectPatch(io.ComfyNode):
             "how strongly it changes each layer.",
             search_aliases=["patch info", "lora metadata", "read patch"],
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 patch_input(),
                 LoraModel.Input("lora", optional=True, tooltip="A patch straight from Forget Concept."),
@@ -47,4 +46,4 @@ class InspectPatch(io.ComfyNode):
         chosen, file = choose(patch, lora)
         inspection = inspect_patch(chosen, None if model is None else ComfyHost(model, None), file)
         text = text_of(inspection)
-        return io.NodeOutput(text, draw_inspection(inspection)[None], ui=shown(cls, text))
+        return io.NodeOutput(text, draw_inspection(inspection)[None], ui=ui.PreviewText(text))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import folder_paths
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..fmn_core.embedding import save_embedding
 from ..fmn_core.file_names import slug
@@ -17,7 +17,7 @@ from ..fmn_core.files import save_under_next
 from ..fmn_core.hosts.comfy import ComfyHost
 from ..fmn_core.inversion import Inversion, invert_pictures
 from ..fmn_core.settings import InvertSettings
-from .schema import LossMap, schema, settings_inputs, shown
+from .schema import LossMap, schema, settings_inputs
 from .unfinished import checkpoint_for
 
 
@@ -80,7 +80,7 @@ class InvertConcept(io.ComfyNode):
                 inversion = invert_pictures(host, settings, images, mask, concept, checkpoint)
                 path = save(inversion)
         text = f"{inversion.summary}\nSaved {path}"
-        return io.NodeOutput(f"embedding:{path.stem}", {"loss": inversion.losses}, ui=shown(cls, text))
+        return io.NodeOutput(f"embedding:{path.stem}", {"loss": inversion.losses}, ui=ui.PreviewText(text))
 
 
 def new_embeddings(concept: str) -> Iterator[Path]:

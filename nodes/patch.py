@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import folder_paths
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..fmn_core.errors import ForgetError
 from ..fmn_core.file_names import folder_and_name, slug
 from ..fmn_core.files import save_under_next
 from ..fmn_core.hosts.comfy_apply import apply_patch
 from ..fmn_core.patch import Patch, read_patch, save_patch
-from .schema import LoraModel, schema, shown
+from .schema import LoraModel, schema
 
 FROM_INPUT = "from the lora input"
 
@@ -99,7 +99,6 @@ class SavePatch(io.ComfyNode):
             "(press R to refresh the lists). Files are numbered, never overwritten.",
             search_aliases=["save lora"],
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 LoraModel.Input("lora", tooltip="The patch that Forget Concept made."),
                 io.String.Input(
@@ -116,7 +115,7 @@ class SavePatch(io.ComfyNode):
     def execute(cls, lora, filename_prefix) -> io.NodeOutput:
         patch = as_patch(lora)
         files = save_under_next(new_paths(filename_prefix, patch), lambda path: save_patch(patch, path))
-        return io.NodeOutput(lora_name(files[0]), ui=shown(cls, "\n".join(f"Saved {file}" for file in files)))
+        return io.NodeOutput(lora_name(files[0]), ui=ui.PreviewText("\n".join(f"Saved {file}" for file in files)))
 
 
 def patches_folder() -> Path:

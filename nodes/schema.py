@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import inspect
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from server import PromptServer
-
-from ..fmn_core.clean_text import displayable
 
 CATEGORY = "Forget-Me-Not"
 LoraModel = io.Custom("LORA_MODEL")
@@ -33,14 +30,12 @@ def plain(text: str) -> str:
     return text.replace("`", "")
 
 
-def shown(node: type[io.ComfyNode], text: str) -> ui.PreviewText:
-    """A node's text as its output, and on the node itself, which must have io.Hidden.unique_id.
-
-    The page takes the text on a node for HTML, and what it quotes may be a file's or a request's.
-    """
-    text = displayable(text)
-    PromptServer.instance.send_progress_text(html.escape(text, quote=False), node.hidden.unique_id)
-    return ui.PreviewText(text)
+def tell(node: type[io.ComfyNode], text: str) -> None:
+    """Shows a text on a node, which must have io.Hidden.unique_id, in the page that queued it: for one that ends without
+    an output. What has an output gives its text as `ui.PreviewText`; web/forget_me_not.js puts either on the node."""
+    server = PromptServer.instance
+    if server.client_id is not None:  # without one the host tells every page
+        server.send_sync("forget-me-not.text", {"node": node.hidden.unique_id, "text": text}, server.client_id)
 
 
 def widget(kind, id: str, *, advanced: bool = False, **kwargs):

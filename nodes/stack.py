@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import comfy.sd
 import comfy.utils
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..fmn_core.errors import ForgetError
 from ..fmn_core.forget import summary
@@ -13,7 +13,7 @@ from ..fmn_core.members import Member
 from ..fmn_core.patch import is_patch, read_patch
 from ..fmn_core.stack import stack
 from .patch import FROM_INPUT, as_patch, changed_at, listed, require_file
-from .schema import LoraModel, schema, shown
+from .schema import LoraModel, schema
 
 ROWS = 6
 LoraStack = io.Custom("LORA_STACK")  # [(name, strength of the model, strength of the text encoder)]: what many packs share
@@ -48,7 +48,6 @@ class StackPatches(io.ComfyNode):
             description="Several patches that act together as each does alone: solved jointly, in any order, and savable as "
             "one. Chain several of these nodes, lora to lora_1, for any number.",
             search_aliases=["lora stack", "merge forget patches", "combine patches"],
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 *rows,
                 io.Model.Input("model", optional=True, tooltip="The model to patch; a patched copy comes out."),
@@ -112,7 +111,7 @@ class StackPatches(io.ComfyNode):
             count = len(joint.info["members"])
             text = f"{count} {'patches' if count > 1 else 'patch'}: {joint.info['concept']}\n{summary(joint)}"
             model = None if model is None else apply_patch(model, joint, 1.0)
-        return io.NodeOutput(model, clip, joint, [*given, *chosen], text, ui=shown(cls, text))
+        return io.NodeOutput(model, clip, joint, [*given, *chosen], text, ui=ui.PreviewText(text))
 
 
 def entries(lora_stack) -> list[tuple[str, float, float]]:

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..fmn_core.checkpoint import Checkpoint
 from ..fmn_core.hosts.comfy_folders import checkpoints_folder
-from .schema import shown
+from .schema import tell
 
 
 def checkpoint_for(node: type[io.ComfyNode], save: Callable[[object], Path]) -> Checkpoint:
@@ -18,7 +18,7 @@ def checkpoint_for(node: type[io.ComfyNode], save: Callable[[object], Path]) -> 
 
     def rescue(result: object) -> Path:
         path = save(result)
-        shown(node, f"Stopped. What was done so far is in {path}. Queue again with the same inputs to go on from there.")
+        tell(node, f"Stopped. What was done so far is in {path}. Queue again with the same inputs to go on from there.")
         return path
 
     return Checkpoint(checkpoints_folder(), rescue)
