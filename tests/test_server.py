@@ -76,13 +76,37 @@ def test_nodes_are_there_with_a_tooltip_on_every_input_and_output(info):
         assert all(node["output_tooltips"]), name
 
 
+def test_no_help_that_the_page_may_take_for_markdown_has_marks_of_code(info):
+    for name in NODES:
+        node = info[name]
+        inputs = {**node["input"]["required"], **node["input"].get("optional", {})}
+        texts = [node["description"], *node["output_tooltips"], *(options["tooltip"] for _, options in inputs.values())]
+        assert "`" not in "".join(texts), name
+    for path in (ROOT / "workflows").glob("*.json"):
+        notes = [node["widgets_values"] for node in json.loads(path.read_text())["nodes"] if node["type"] == "MarkdownNote"]
+        assert notes and "`" not in str(notes), path.name
+
+
+def test_an_input_whose_0_is_no_value_says_so_in_its_name(info):
+    named = {
+        "FMN_ForgetConcept": ("learning_rate", "resolution"),
+        "FMN_EvaluatePatch": ("resolution",),
+        "FMN_InvertConcept": ("resolution",),
+        "FMN_ImportPatch": ("rank",),
+        "FMN_VisualizeTokenAttention": ("maximum",),
+    }
+    for name, inputs in named.items():
+        for input in inputs:
+            assert info[name]["input"]["required"][input][1]["display_name"] == f"{input} (0: auto)"
+
+
 def test_every_node_has_its_help_page(info, server):
     for name in NODES:
         page = (ROOT / f"web/docs/{name}.md").read_text()
         for group in ("required", "optional"):
             for input, (_, options) in info[name]["input"].get(group, {}).items():
                 row = next((line for line in page.splitlines() if line.startswith(f"| `{input}`")), "")
-                assert options["tooltip"] in row, f"{name}.md does not say of {input} what its tooltip says"
+                assert options["tooltip"] in row.replace("`", ""), f"{name}.md does not say of {input} what its tooltip says"
         assert server.read(f"extensions/forget-me-not/docs/{name}.md").decode() == page
 
 
