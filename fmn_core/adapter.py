@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable
@@ -11,7 +10,8 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from .errors import ForgetError
+from .bounded_json import parse_json
+from .errors import ForgetError, brief
 from .key_names import flatten
 from .low_rank import Factors
 from .lycoris import LOHA, LOKR, loha, lokr
@@ -129,14 +129,14 @@ def peft_config(weights: WeightsFile) -> dict:
         if stored is None and weights.path.stem == "adapter_model" and beside.is_file():
             if beside.stat().st_size > MOST_BYTES:
                 raise ValueError(f"{beside.name} has more than {MOST_BYTES:,} bytes")
-            stored = beside.read_text()
-        config = {key.removeprefix("unet."): value for key, value in json.loads(stored or "{}").items()}
+            stored = beside.read_bytes()
+        config = {key.removeprefix("unet."): value for key, value in parse_json(stored or "{}").items()}
         patterns = [(config.get(f"{key}_pattern") or {}).values() for key in ("alpha", "rank")]
         numbers = [config[key] for key in ("lora_alpha", "alpha", "r") if config.get(key) is not None] + [*chain(*patterns)]
         if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
             raise TypeError("an alpha is no number")
-    except (AttributeError, TypeError, ValueError, RecursionError, OverflowError, OSError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError, OSError) as error:
         raise ForgetError(
-            f"What {weights.path.name} says of its strength cannot be read ({error}): it is damaged; get it anew."
+            f"What {weights.path.name} says of its strength cannot be read ({brief(error)}): it is damaged; get it anew."
         ) from error
     return config

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
 from .errors import ForgetError
 from .hosts.base import DiffusionHost, Token
+from .patch_bounds import require_few
 
 # The original's templates (configs/attn.yaml, `concept_type`); identities used the object's there.
 TEMPLATES = {
@@ -43,7 +44,7 @@ def make_concepts(text: str, type: str = "object", template: str = "") -> tuple[
     """Concepts from a text, one a line, other names of the same after commas, and a type (a key of TEMPLATES).
 
     For `custom`, `template` has one prompt a line with `{}` for the name. Raises ForgetError for an empty text, an
-    unknown type, a template without `{}`, a name that comes twice, and more than MOST_PROMPTS.
+    unknown type, a template without `{}`, a name that comes twice, and more or longer ones than a patch can remember.
     """
     if type not in TEMPLATES:
         raise ForgetError(f"The concept type `{type}` is unknown: choose one of {', '.join(TEMPLATES)}.")
@@ -57,6 +58,10 @@ def make_concepts(text: str, type: str = "object", template: str = "") -> tuple[
     if not concepts:
         raise ForgetError("The concept is empty: type the name of what the model should forget, for example `cat`.")
     require_text(text, *templates)
+    try:
+        require_few([asdict(concept) for concept in concepts])
+    except ValueError as error:
+        raise ForgetError(f"The concept cannot be forgotten: {error}. Use fewer and shorter names.") from None
     for name, count in Counter(name.lower() for concept in concepts for name in concept.names).items():
         if count > 1:
             raise ForgetError(f"`{name}` is named twice: give each concept a line of its own, and each name once.")

@@ -13,7 +13,7 @@ from .checkpoint import beside
 from .clean_text import say
 from .concept import Concept, make_concepts
 from .embedding import add_embedding, save_embedding
-from .errors import ForgetError
+from .errors import ForgetError, brief
 from .file_names import slug
 from .files import describe, require_new
 from .forget import summary
@@ -28,6 +28,7 @@ from .settings import LEARNING_RATES, ForgetSettings, InvertSettings
 LEARNING_RATE, OURS = 2e-6, LEARNING_RATES["paper"]
 
 # Keys that still say something, with the original's defaults; and by root the others, which have no effect any more.
+MOST_BYTES = 1 << 15  # of a file: the original's have one thousand, a hundred concepts four
 ATTN = {
     "multi_concept": None,
     "output_dir": "exps_attn",
@@ -91,9 +92,9 @@ def read_config(file: Path) -> dict[str, dict]:
     Raises ForgetError for a file that is no such config.
     """
     try:
-        content = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ForgetError(f"{file} cannot be read as YAML: {error}") from error
+        content = parse_yaml(file)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ForgetError(f"{file} cannot be read as YAML: {brief(error)}") from error
     known = {"Ti": TI, "Attn": ATTN}
     if not isinstance(content, dict) or not content or not all(isinstance(part, dict) for part in content.values()):
         raise ForgetError(f"{file} is no config of Forget-Me-Not: its keys stand below `Attn:` or `Ti:`.")
@@ -103,7 +104,7 @@ def read_config(file: Path) -> dict[str, dict]:
             raise ForgetError(f"{file} has the part `{root}`: there are only `Attn` and `Ti`.")
         unknown = [key for key in content[root] if key not in known[root] and key not in DEAD[root]]
         if unknown:
-            raise ForgetError(f"{file} has keys that the original does not know: {', '.join(map(str, unknown))}.")
+            raise ForgetError(f"{file} has keys that the original does not know: {brief(', '.join(map(str, unknown)))}.")
         without = [key for key in content[root] if key in DEAD[root]]
         if without:
             say(f"Of {root} these keys have no effect any more: {', '.join(without)}.")
@@ -111,11 +112,31 @@ def read_config(file: Path) -> dict[str, dict]:
     return found
 
 
+class PlainLoader(yaml.SafeLoader):
+    """Reads no aliases, of which nine lines can make a billion values."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias: write the value itself")
+        return super().compose_node(parent, index)
+
+
+def parse_yaml(file: Path) -> object:
+    """The value in a file; raises OSError, ValueError, RecursionError or YAMLError for one that is no YAML, or too long."""
+    with open(file, "rb") as opened:
+        raw = opened.read(MOST_BYTES + 1)
+    if len(raw) > MOST_BYTES:
+        raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+    return PlainLoader(raw.decode()).get_single_data()
+
+
 def inversion_settings(config: dict) -> InvertSettings:
     """The settings that `Ti` means; raises ForgetError for what is not there any more."""
     template = config["use_template"]
     if template not in ("object", "style"):
-        raise ForgetError(f"use_template is `{template}`: write `object` or `style`; captions in file names are not read.")
+        raise ForgetError(
+            f"use_template is `{brief(template)}`: write `object` or `style`; captions in file names are not read."
+        )
     words = [word for word in (config["placeholder_tokens"] or "").split("|") if word]
     initializers = config["initializer_tokens"] or "|".join(["<rand-0.017>"] * max(1, len(words)))
     count = len(str(initializers).split("|"))
@@ -153,8 +174,8 @@ def number(config: dict, key: str, kind: type):
     """A key's number, 0 where it is null; YAML takes `2e-6` for a text."""
     try:
         return kind(float(config[key] or 0))
-    except (TypeError, ValueError):
-        raise ForgetError(f"{key} is `{config[key]}`: write a number.") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ForgetError(f"{key} is `{brief(config[key])}`: write a number.") from None
 
 
 def read_concepts(config: dict) -> list[tuple[str, str]]:
@@ -162,7 +183,7 @@ def read_concepts(config: dict) -> list[tuple[str, str]]:
     listed = config["multi_concept"]
     pairs = isinstance(listed, list) and all(isinstance(entry, list) and len(entry) == 2 for entry in listed)
     if not listed or not pairs:
-        raise ForgetError(f"multi_concept is `{listed}`: write a list of pairs, such as [[elon-musk, object]].")
+        raise ForgetError(f"multi_concept is `{brief(listed)}`: write a list of pairs, such as [[elon-musk, object]].")
     return [(str(name), str(type)) for name, type in listed]
 
 

@@ -19,7 +19,7 @@ def conflicts(members: Sequence[Member]) -> list[dict]:
     """Pairs {concept, other, share}: how much the patch of `other` changes the words of `concept`, beside what the
     concept's own does, which is 1; the root mean square over its words, K and V. The largest come first."""
     moments = [member.moments for member in members]
-    acts = [[action(member, own) if own else 0.0 for own in moments] for member in members]
+    acts = [actions(member, moments) for member in members]
     pairs = [
         {"concept": member.name, "other": other.name, "share": acts[j][i] / acts[i][i]}
         for i, member in enumerate(members)
@@ -29,10 +29,14 @@ def conflicts(members: Sequence[Member]) -> list[dict]:
     return sorted(pairs, key=lambda pair: -pair["share"])
 
 
-def action(member: Member, moments: Moments) -> float:
-    """The size of what a patch adds to K and V of a concept's words."""
-    modules = filter(reads_text, member.patch.modules)
-    return sum(added(*side_by_side([member], module), moments).square().sum().item() for module in modules) ** 0.5
+def actions(member: Member, moments: Sequence[Moments | None]) -> list[float]:
+    """The size of what a patch adds to K and V of each concept's words, 0 for one that nobody knows."""
+    squares: list[list[float]] = [[] for _ in moments]
+    for module in filter(reads_text, member.patch.modules):
+        factors = side_by_side([member], module)
+        for own, several in zip(moments, squares, strict=True):
+            several.append(added(*factors, own).square().sum().item() if own else 0.0)
+    return [sum(several) ** 0.5 for several in squares]
 
 
 def added(up: Tensor, down: Tensor, moments: Moments) -> Tensor:
@@ -43,22 +47,21 @@ def added(up: Tensor, down: Tensor, moments: Moments) -> Tensor:
 def responses(members: Sequence[Member], stacked: Mapping[str, Tensor]) -> list[dict]:
     """By how much the response to each concept's words differs from what its own patch alone does, |dW x - dW_i x| /
     |dW_i x|, where the patches are simply `added`, and `jointly`, by the stacked one."""
-    found = []
-    for member in members:
-        own = member.moments
-        if own is None:
-            continue
-        sizes = dict.fromkeys(("alone", "added", "jointly"), 0.0)
-        for module in filter(reads_text, modules_of(members)):
-            together = added(*side_by_side(members, module), own)
+    keys = ("alone", "added", "jointly")
+    known = [(member, own, dict.fromkeys(keys, 0.0)) for member in members if (own := member.moments)]
+    for module in filter(reads_text, modules_of(members)):
+        factors, joint = side_by_side(members, module), (stacked[module + UP].double(), stacked[module + DOWN].double())
+        for member, own, sizes in known:
+            together = added(*factors, own)
             alone = added(*side_by_side([member], module), own) if module + UP in member.patch else 0 * together
-            jointly = added(stacked[module + UP], stacked[module + DOWN], own)
-            for key, change in (("alone", alone), ("added", together - alone), ("jointly", jointly - alone)):
+            jointly = added(*joint, own)
+            for key, change in zip(keys, (alone, together - alone, jointly - alone), strict=True):
                 sizes[key] += change.square().sum().item()
-        if sizes["alone"]:
-            off = {key: (sizes[key] / sizes["alone"]) ** 0.5 for key in ("added", "jointly")}
-            found.append({"concept": member.name} | off)
-    return found
+    return [
+        {"concept": member.name} | {key: (sizes[key] / sizes["alone"]) ** 0.5 for key in ("added", "jointly")}
+        for member, _, sizes in known
+        if sizes["alone"]
+    ]
 
 
 def spill(members: Sequence[Member], stacked: Mapping[str, Tensor]) -> float:
@@ -67,7 +70,7 @@ def spill(members: Sequence[Member], stacked: Mapping[str, Tensor]) -> float:
     known = [(member, member.moments) for member in members if member.moments]
     if not known:
         return 0.0
-    own = sum(action(member, words) ** 2 / words.keys.square().sum().item() for member, words in known) / len(known)
+    own = sum(actions(member, [words])[0] ** 2 / words.keys.square().sum().item() for member, words in known) / len(known)
     total = size = 0.0
     for _, words in known:
         size += words.kept.square().sum().item() + words.tail * words.kept.shape[1]
@@ -81,17 +84,21 @@ def spill(members: Sequence[Member], stacked: Mapping[str, Tensor]) -> float:
 
 def warnings(members: Sequence[Member]) -> list[str]:
     """A sentence, with what to do, for each pair that contradicts one another, forgets the same, or is of two models."""
-    found = []
+    found, forgotten = [], [spoken([member]) for member in members]
     for at, member in enumerate(members):
-        for other in members[:at] + members[at + 1 :]:
-            for word in kept_words(member.patch):
-                if word.lower() in spoken([other]):
-                    found.append(
-                        f"`{word}` is kept by the patch of `{member.name}` and forgotten by that of `{other.name}`: it is "
-                        "forgotten. Leave the latter out to keep it."
-                    )
-        for other in members[:at]:
-            same = sorted(spoken([member]) & spoken([other]))
+        kept: dict[str, list[str]] = {}
+        for word in kept_words(member.patch):
+            kept.setdefault(word.lower(), []).append(word)
+        order = {word: place for place, word in enumerate(kept)}
+        for other, its in zip(members, forgotten, strict=True):
+            for word in sorted(order.keys() & its, key=order.__getitem__) if other is not member else ():
+                found += [
+                    f"`{spelled}` is kept by the patch of `{member.name}` and forgotten by that of `{other.name}`: it is "
+                    "forgotten. Leave the latter out to keep it."
+                    for spelled in kept[word]
+                ]
+        for other, its in zip(members[:at], forgotten, strict=False):
+            same = sorted(forgotten[at] & its)
             if same:
                 found.append(f"Two patches forget `{same[0]}`, which is more than enough: leave one out.")
             if member.patch.info["base"].get("hash") != other.patch.info["base"].get("hash"):

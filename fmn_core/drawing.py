@@ -11,6 +11,7 @@ from torch import Tensor
 
 INK, FAINT, PAPER = "#1c2833", "#808b96", "#ffffff"
 MOST_LETTERS = 200  # of a line that is cut
+MOST_MEASURED = 1000  # letters that can stand in a line: the narrowest are 2 pixels wide
 
 
 # Fonts with more letters than Pillow's own has, as Linux, Windows and macOS have them.
@@ -54,7 +55,7 @@ def wrapped(pen: ImageDraw.ImageDraw, text: str, width: int, size: int = 14) -> 
 def shortened(pen: ImageDraw.ImageDraw, text: str, width: float, size: int) -> str:
     """The text, cut where it is wider than this."""
     chosen = font(size, not text.isascii())
-    if pen.textlength(text, chosen) <= width:
+    if len(text) <= MOST_MEASURED and pen.textlength(text, chosen) <= width:
         return text
     text = text[:MOST_LETTERS]
     while text and pen.textlength(text + "...", chosen) > width:

@@ -12,8 +12,8 @@ from safetensors.torch import save
 from . import __version__
 from .errors import ForgetError, brief
 from .files import write_new
+from .header import with_sorted_header
 from .hosts.base import DiffusionHost, WordVectors
-from .patch import with_sorted_header
 from .weights_file import UNREADABLE, read_small
 
 ONE_ENCODER = "emb_params"  # the key of SD1 and SD2; SDXL's are the encoders' own names

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from .errors import ForgetError
 from .files import new_file, require_new, write_all_new
+from .header import read_header
 from .key_names import blocks_per_level, dotted, of_text_encoder, one_name, split_key
-from .patch import ALPHA, DOWN, UP, Patch, check_strength, metadata, with_sorted_header
+from .patch import ALPHA, DOWN, UP, Patch, check_strength, metadata
+from .streamed import write_half
 from .weights_file import open_weights
 
 PER_LEVEL = 3  # of SD1, SD2 and SDXL
@@ -36,15 +37,20 @@ def to_peft(tensors: dict[str, Tensor], per_level: int = PER_LEVEL) -> dict[str,
     return named
 
 
-def to_diff(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The full change of each layer, fp16, under kohya's names: for ComfyUI and the webuis, not for diffusers or
-    sd-scripts."""
-    changes = {}
+def to_diff(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The full change of each layer, fp16, under kohya's names, one after the other, since all of them are as large as the
+    model's: for ComfyUI and the webuis, not for diffusers or sd-scripts."""
     for module in modules_of(tensors):
         up, down = tensors[module + UP], tensors[module + DOWN]
         delta = up.float().flatten(1) @ down.float().flatten(1)
-        changes[f"{module}.diff"] = delta.reshape(len(up), *down.shape[1:]).half()
-    return changes
+        yield f"{module}.diff", delta.reshape(len(up), *down.shape[1:]).half()
+
+
+def diff_shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of what `to_diff` gives."""
+    return {
+        f"{module}.diff": (len(tensors[module + UP]), *tensors[module + DOWN].shape[1:]) for module in modules_of(tensors)
+    }
 
 
 def modules_of(tensors: Iterable[str]) -> list[str]:
@@ -58,12 +64,17 @@ def save_as(patch: Patch, format: str, path: Path, per_level: int = PER_LEVEL) -
     Raises ForgetError where a name is taken or a file cannot be written.
     """
     sources = {path: dict(patch)} | ({path.with_stem(f"{path.stem}-rest"): patch.rest} if patch.rest else {})
-    files = {}
-    for file, tensors in sources.items():
-        converted = to_peft(tensors, per_level) if format == "peft" else to_diff(tensors)
-        files[file] = with_sorted_header(save(converted, metadata(patch, file.stem, converted)))
-    write_all_new(files)
-    return [*files]
+
+    def write(file: BinaryIO, name: str, tensors: dict[str, Tensor]) -> None:
+        if format == "peft":
+            named = dict(sorted(to_peft(tensors, per_level).items()))
+            shapes, values = {key: tuple(tensor.shape) for key, tensor in named.items()}, named.values()
+        else:
+            shapes, values = diff_shapes(tensors), (change for _, change in to_diff(tensors))
+        write_half(file, shapes, values, lambda digest: metadata(patch, name, digest))
+
+    write_all_new({path: partial(write, name=path.stem, tensors=tensors) for path, tensors in sources.items()})
+    return [*sources]
 
 
 @torch.no_grad()
@@ -94,8 +105,7 @@ def merge(checkpoint: Path, patch: Patch, strength: float, out: Path) -> Path:
                 )
             patched[key] = module
         with new_file(out) as file, open(weights.path, "rb") as original:
-            size = struct.unpack("<Q", original.read(8))[0]
-            header = json.loads(original.read(size))
+            header = read_header(original)
             original.seek(0)
             shutil.copyfileobj(original, file, 1 << 24)
             for key, module in patched.items():
@@ -104,6 +114,6 @@ def merge(checkpoint: Path, patch: Patch, strength: float, out: Path) -> Path:
                 merged = (weight.float() + delta.reshape(weight.shape)).to(weight.dtype)
                 if not merged.float().isfinite().all():
                     raise ForgetError(f"{module} is not finite with the patch at strength {strength}: lower the strength.")
-                file.seek(8 + size + header[key]["data_offsets"][0])
+                file.seek(header.size + header.tensors[key].start)
                 file.write(merged.contiguous().view(torch.uint8).numpy().tobytes())
     return out

@@ -46,14 +46,16 @@ def write_new(data: bytes, path: Path) -> Path:
     return path
 
 
-def write_all_new(files: dict[Path, bytes]) -> None:
-    """Writes several files that belong together under names that must be new: all of them or none; raises ForgetError."""
+def write_all_new(files: dict[Path, Callable[[BinaryIO], object]]) -> None:
+    """Writes several files that belong together, each by what writes into it once it is open, under names that must be
+    new: all of them or none; raises ForgetError."""
     for path in files:
         require_new(path)
     written = []
     try:
-        for path, data in files.items():
-            write_new(data, path)
+        for path, write in files.items():
+            with new_file(path) as file:
+                write(file)
             written.append(path)
     except BaseException:
         for path in written:

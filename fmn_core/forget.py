@@ -22,6 +22,8 @@ from .resteering import forget_by_resteering
 from .robust import forget_robust
 from .settings import ForgetSettings
 
+MOST_TOLD = 200  # concepts, other names or warnings in a text
+
 
 def forget(
     host: DiffusionHost,
@@ -64,17 +66,23 @@ def forget(
     return patch, losses
 
 
+def few(texts: list[str]) -> str:
+    """The texts between commas, and how many there are beyond what anybody reads."""
+    more = f" and {len(texts) - MOST_TOLD:,} more" if len(texts) > MOST_TOLD else ""
+    return ", ".join(texts[:MOST_TOLD]) + more
+
+
 def summary(patch: Patch) -> str:
     """What a patch's own report says, in a line or two, its warnings first."""
     report = readable(patch.info["report"])
-    lines = list(report["warnings"])
+    lines = report["warnings"][:MOST_TOLD]
     if "imported" in report:
         lines += import_summary(report["imported"])
     if "erased" in report:
-        way = ", ".join(f"`{name}` goes {share:.0%}" for name, share in report["erased"].items())
-        lines.append(f"{way} of the way to what stands in its place.")
+        erased = [f"`{name}` goes {share:.0%}" for name, share in report["erased"].items()]
+        lines.append(f"{few(erased)} of the way to what stands in its place.")
         if report["also"]:
-            lines.append(f"Forgotten as other names of the same: {', '.join(report['also'])}. `keep` prevents it.")
+            lines.append(f"Forgotten as other names of the same: {few(report['also'])}. `keep` prevents it.")
         if report["drift"]:
             word, share = max(report["drift"].items(), key=lambda one: one[1])  # a file sorts them by name
             lines.append(f"Of the near words `{word}` moves most, by {share:.1%} of that way.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -17,8 +17,9 @@ from .contents import Contents, Layers
 from .errors import ForgetError
 from .fast import word_moments
 from .file_kinds import extension, part_of_model
+from .header import one_line
 from .hosts.base import DiffusionHost
-from .low_rank import Factors, least_rank, of_one_rank, spectrum, truncated
+from .low_rank import Factors, OneRank, least_rank, of_one_rank, spectrum, truncated
 from .patch import ALPHA, DOWN, UP, Patch, make_patch, require_finite
 from .settings import ForgetSettings, ImportSettings
 from .tuned import TunedWeights
@@ -63,9 +64,9 @@ def import_patch(
             named, warnings, delta = tuned.changed(), tuned.left_out(), tuned.delta
         if given is None:
             given = low_rank(host, named, delta, settings)
-        given = of_one_rank(given, lambda name: min(layers.shapes[name]))
+        given = one_rank(weights, given, lambda name: min(layers.shapes[name]))
         require_half(weights, given)
-        factors = {layers.targets[name]: pair for name, pair in given.items()}
+        factors = OneRank({layers.targets[name]: pair for name, pair in given.factors.items()})
         report = {"imported": {"file": weights.path.name, "kind": kind, "rest": len(rest) // 3}, "warnings": warnings}
         if lost:
             report["imported"]["rest_error"] = lost
@@ -75,7 +76,7 @@ def import_patch(
         warnings += unknown
         how = {"preset": "imported"} | asdict(settings)
         patch = make_patch(host, factors, concepts, how, report, moments)
-        patch.info["concept"] = patch.info["concept"] or weights.path.stem
+        patch.info["concept"] = patch.info["concept"] or one_line(weights.path.stem)
         patch.rest = rest
         report["imported"] |= {"rank": patch.rank, "projections": len(patch.modules)} | errors(
             weights, patch, layers, named, delta
@@ -155,7 +156,8 @@ def take_rest(
         factors |= nearest
     rest = {}
     if factors:
-        factors = of_one_rank(factors, lambda name: least_side(shape_of(layers.others[name][1])))
+        factors = one_rank(source.weights, factors, lambda name: least_side(shape_of(layers.others[name][1])))
+        require_half(source.weights, factors)
         for name, (up, down) in factors.items():
             key, module = layers.others[name]
             out, *inner = shape_of(module)
@@ -171,6 +173,14 @@ def take_rest(
         "Full weights beside the LoRA, of": full,
     }
     return rest, [f"{what}, {several(names)} left out." for what, names in left.items() if names], lost
+
+
+def one_rank(weights: WeightsFile, factors: dict[str, Factors], most: Callable[[str], int]) -> OneRank:
+    """`of_one_rank`; raises ForgetError where that would be mostly zeros."""
+    try:
+        return of_one_rank(factors, most)
+    except ValueError as error:
+        raise ForgetError(f"{weights.path.name} cannot be imported: {error}. Bring it to one rank first.") from None
 
 
 def several(names: dict[str, str | None]) -> str:
@@ -189,7 +199,7 @@ def least_side(shape: tuple[int, ...]) -> int:
     return min(shape[0], math.prod(shape[1:]))
 
 
-def require_half(weights: WeightsFile, factors: dict[str, Factors]) -> None:
+def require_half(weights: WeightsFile, factors: Mapping[str, Factors]) -> None:
     """Raises ForgetError where half precision cannot hold a layer's factors."""
     for name, (up, down) in factors.items():
         if not max(up.norm() * down.norm(), up.abs().max(), down.abs().max()) < LARGEST:

@@ -9,8 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from .errors import ForgetError
+from .header import tensor_hash
 from .hosts.base import MATRICES, DiffusionHost
-from .patch import DOWN, UP, Patch, check_fits, fingerprint, model_shapes, tensor_hash
+from .patch import DOWN, UP, Patch, check_fits, fingerprint, model_shapes
 
 # A layer's kohya name begins with diffusers' name of its place or, in SDXL, with sgm's.
 PLACE = re.compile(r"^lora_unet_(down|mid|up|input|middle|output)_")
@@ -95,8 +96,11 @@ def inspect_patch(patch: Patch, host: DiffusionHost | None = None, file: Path | 
 
 
 def delta_norm(up: Tensor, down: Tensor) -> float:
-    """|up @ down| (Frobenius) of up [out, r], down [r, in] by r x r matrices: |U D|^2 = tr(U^T U D D^T)."""
+    """|up @ down| (Frobenius) of up [out, r], down [r, in] by r x r matrices, |U D|^2 = tr(U^T U D D^T), where these are
+    smaller than the product."""
     up, down = up.double(), down.double()
+    if len(up) * down.shape[1] < len(down) ** 2:
+        return (up @ down).norm().item()
     return (up.T @ up * (down @ down.T)).sum().clamp(min=0).sqrt().item()
 
 

@@ -21,6 +21,7 @@ WIDEST = 26  # a bar of the chart
 ROW, NAME, VALUE = BAR + 6, 118, 52  # of a panel: height of a row, width of its name and of its figure
 MATRIX_COLOURS = {"to_k": "#2471a3", "to_v": "#d68910", "to_q": "#1e8449", "to_out": "#7d3c98"}
 LINE = "#e5e8e8"
+MOST_OF_A_LINE = 4000  # letters before it is wrapped
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ def draw_head(pen: ImageDraw.ImageDraw, inspection: Inspection) -> int:
 def draw_lines(pen: ImageDraw.ImageDraw, lines: list[str], y: int, size: int, colour: str) -> int:
     """Lines of text as wide as the picture; returns where they end."""
     for line in lines:
-        for part in wrapped(pen, line, WIDTH - 2 * MARGIN, size):
+        for part in wrapped(pen, line[:MOST_OF_A_LINE], WIDTH - 2 * MARGIN, size):
+            if y > HIGHEST:
+                return y
             pen.text((MARGIN, y), shortened(pen, part, WIDTH - 2 * MARGIN, size), colour, font(size))
             y += round(1.4 * size)
     return y
@@ -193,6 +196,6 @@ def draw_panels(pen: ImageDraw.ImageDraw, panels: list[Panel], y: int) -> int:
 def sentences(inspection: Inspection) -> list[str]:
     """The patch's own report in words, less its warnings, which stand at the top."""
     lines = [line for line in said(inspection.patch, inspection.report) if line not in inspection.warnings]
-    return [textwrap.shorten(line, 2 * MOST_LETTERS, placeholder=" ...") for line in lines] or [
+    return [textwrap.shorten(line[:MOST_OF_A_LINE], 2 * MOST_LETTERS, placeholder=" ...") for line in lines] or [
         "It holds no figures of its own."
     ]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import textwrap
 
 from .errors import ForgetError
-from .forget import summary
+from .forget import MOST_TOLD, summary
+from .header import tensor_hash
 from .inspection import Change, Inspection, texts
 from .members import stored_parts
-from .patch import ALPHA, Patch, tensor_hash
+from .patch import ALPHA, Patch
 from .settings import LEARNING_RATES, ForgetSettings
 
 LETTERS = {"to_k": "K", "to_v": "V", "to_q": "Q", "to_out": "out"}
@@ -47,7 +48,7 @@ def made(patch: Patch) -> list[str]:
         f"`{first}` also as {', '.join(f'`{name}`' for name in others)}."
         for first, *others in (texts(c.get("names")) or [""] for c in concepts)
         if others
-    ]
+    ][:MOST_TOLD]
     preset, by = preset_of(settings), f"Forget-Me-Not {info.get('version', '')}".strip()
     if "members" in info:
         return [*lines, f"It was stacked by {by} of {parts_of(patch)}."]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor
 from .lora import balanced
 
 Factors = tuple[Tensor, Tensor]  # up [out, r], down [r, in]
+MOST_PADDING, ROOM = 8, 1 << 24  # times the numbers, and numbers beside: LoRAs of several ranks come to 2 or 4 times
 
 
 def spectrum(delta: Tensor) -> Tensor:
@@ -36,16 +37,36 @@ def least_rank(spectra: Iterable[Tensor], energy: float) -> int:
     return min(int((kept < energy * kept[-1]).sum()) + 1, len(kept))
 
 
-def of_one_rank(factors: dict, most: Callable[[object], int]) -> dict:
-    """The same products with one rank throughout, zero-padded; `most` is the rank that a matrix can have at all."""
+class OneRank(Mapping):
+    """Factors by name, zero-padded to one rank when they are asked for: together they may be many times as large."""
+
+    def __init__(self, factors: dict[object, Factors]):
+        self.factors = factors
+        self.rank = max(len(down) for _, down in factors.values())
+
+    def __getitem__(self, name: object) -> Factors:
+        up, down = self.factors[name]
+        return F.pad(up, (0, self.rank - len(down))), F.pad(down, (0, 0, 0, self.rank - len(down)))
+
+    def __iter__(self) -> Iterator:
+        return iter(self.factors)
+
+    def __len__(self) -> int:
+        return len(self.factors)
+
+
+def of_one_rank(factors: dict, most: Callable[[object], int]) -> OneRank:
+    """The same products with one rank throughout, zero-padded; `most` is the rank that a matrix can have at all. Raises
+    ValueError where the zeros would be far more than the numbers."""
     fitting = {}
     for name, (up, down) in factors.items():
         if len(down) > most(name):
             up, down = (part.double() for part in balanced(up, down))
             up, down = up[:, : most(name)], down[: most(name)]
         fitting[name] = up, down
-    rank = max(len(down) for _, down in fitting.values())
-    return {
-        name: (F.pad(up, (0, rank - len(down))), F.pad(down, (0, 0, 0, rank - len(down))))
-        for name, (up, down) in fitting.items()
-    }
+    padded = OneRank(fitting)
+    own = sum(up.numel() + down.numel() for up, down in fitting.values())
+    whole = padded.rank * sum(len(up) + down.shape[1] for up, down in fitting.values())
+    if whole > MOST_PADDING * own + ROOM:
+        raise ValueError(f"of its {len(padded)} layers few have a rank of {padded.rank}, and a patch has one rank for all")
+    return padded

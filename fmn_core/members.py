@@ -13,6 +13,7 @@ from .concept import split_names
 from .errors import ForgetError
 from .moments import Moments
 from .patch import DOWN, UP, Patch
+from .patch_bounds import MOST_PARTS
 
 
 class Member(NamedTuple):
@@ -46,7 +47,9 @@ def stored_parts(info: dict) -> list[Part]:
         raise ForgetError("This patch is not stacked of others: there is nothing to take apart.")
     try:
         parts = [Part(dict(m["info"]), int(m["rank"]), float(m["strength"]), str(m["has"])) for m in info["members"]]
-        sound = all(part.rank > 0 and 0 < abs(part.strength) < math.inf and "members" not in part.info for part in parts)
+        sound = len(parts) <= MOST_PARTS and all(
+            part.rank > 0 and 0 < abs(part.strength) < math.inf and "members" not in part.info for part in parts
+        )
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError):
         parts, sound = [], False
     if not parts or not sound:

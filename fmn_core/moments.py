@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from .errors import ForgetError
+from .patch_bounds import MOST_SIDE
 
 KEYS, MOST_KEYS = 16, 64  # leading directions of a concept's columns, and of those of many: 98 % of what they are
 SMALLEST, LARGEST = 1e-12, 1e12  # that a scale or the tail may be
+MOST_ROWS = 2 * MOST_KEYS  # that are read
 KEPT = 16  # leading directions of what is kept; the others count as alike
 
 
@@ -68,11 +70,13 @@ def encode(rows: Tensor) -> dict:
 def decode(stored: dict) -> Tensor:
     """The inverse of `encode`, in double; raises ValueError, TypeError or KeyError for anything else."""
     rows, columns = stored["shape"]
+    if not (1 <= rows <= MOST_ROWS and 1 <= columns <= MOST_SIDE) or len(stored["fp16"]) > 3 * rows * columns + 4:
+        raise ValueError(stored["shape"])
     if not SMALLEST < float(stored["scale"]) < LARGEST:
         raise ValueError(stored["scale"])
     values = np.frombuffer(base64.b64decode(stored["fp16"], validate=True), "<f2").astype(np.float64) * float(
         stored["scale"]
     )
-    if min(rows, columns) < 1 or values.size != rows * columns or not np.isfinite(values).all():
+    if values.size != rows * columns or not np.isfinite(values).all():
         raise ValueError(stored["shape"])
     return torch.from_numpy(values).reshape(rows, columns)

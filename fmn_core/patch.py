@@ -6,29 +6,31 @@ import hashlib
 import json
 import math
 import re
-import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from . import __version__
+from .bounded_json import parse_json, require_bounded_json
 from .clean_text import replace_surrogates
 from .concept import Concept
 from .errors import ForgetError, brief
 from .files import write_all_new
+from .header import one_line, read_header, read_raw_header, require_bounded_header, tensor_hash, with_sorted_header
 from .hosts.base import FAMILIES, MATRICES, DiffusionHost
 from .lora import LoRAs, balanced
 from .moments import Moments
+from .patch_bounds import require_brief, require_room
 from .weights_file import UNREADABLE, read_small
 
 SCHEMA = 1
 DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
 KNOWN = {"concept": str, "settings": dict, "report": dict, "version": str}  # of every patch's info
-MOST_BYTES, MOST_TOLD = 1 << 29, 1 << 26  # of a file: SDXL's at rank 128 has 300 million; characters of its metadata
-MODULE = re.compile(r"^(?P<layer>lora_unet_\w+_attn2)_to_(q|k|v|out_0)$")
+MOST_BYTES = 1 << 30  # of a file: SDXL's at rank 128 has 202 million, a hundred concepts of rank 4 stacked 380 million
+MODULE = re.compile(r"lora_unet_\w+_attn2_to_(q|k|v|out_0)", re.ASCII)
 
 
 class Patch(dict):
@@ -78,7 +80,7 @@ def make_patch(
         "concept": ", ".join(concept.name for concept in concepts),
         "concepts": [{"names": [*c.names], "type": c.type, "templates": [*c.templates]} for c in concepts],
         "settings": settings,
-        "base": {"name": host.model_name(), "family": host.family, "hash": fingerprint(host)},
+        "base": {"name": one_line(host.model_name()), "family": host.family, "hash": fingerprint(host)},
         "report": report,
     }
     if moments is not None:
@@ -113,15 +115,15 @@ def fingerprint(host: DiffusionHost) -> str:
     return digest.hexdigest()
 
 
-def metadata(patch: Patch, name: str, tensors: dict[str, Tensor]) -> dict[str, str]:
-    """What goes into a file beside a patch's tensors, or its rest's: keys that kohya's tools, the webuis and model
-    managers read. No date: the same patch gives the same file."""
+def metadata(patch: Patch, name: str, digest: str) -> dict[str, str]:
+    """What goes into a file beside a patch's tensors, or its rest's, of this sha256: keys that kohya's tools, the webuis
+    and model managers read. No date: the same patch gives the same file."""
     info, base = patch.info, patch.info["base"]
     version, architecture = FAMILIES[base["family"]]
     written = ("seed",) if info["settings"].get("preset") == "fast" else ("seed", "steps", "learning_rate")
     taken = info["settings"] | {key: info["report"][key] for key in ("steps",) if key in info["report"]}
     training = {f"ss_{key}": str(taken[key]) for key in written if key in taken}
-    title, digest = f"Forget {info['concept']}", tensor_hash(tensors)
+    title = f"Forget {info['concept']}"
     said = {
         "ss_base_model_version": version,
         "ss_v2": str(base["family"].startswith("sd2")),
@@ -144,9 +146,22 @@ def metadata(patch: Patch, name: str, tensors: dict[str, Tensor]) -> dict[str, s
 
 
 def serialize(patch: Patch, name: str) -> bytes:
-    """The bytes of a patch file; the same for the same patch and name."""
-    stored = {"fmn.patch": json.dumps(patch.info, sort_keys=True)}
-    return with_sorted_header(save(dict(patch), metadata(patch, name, patch) | stored))
+    """The bytes of a patch file; the same for the same patch and name. Raises ForgetError for one that `read_patch` would
+    refuse for its size."""
+    try:
+        require_brief(patch.info)
+        require_room(shapes_of(patch), patch.rank)
+        stored = json.dumps(patch.info, sort_keys=True)
+        require_bounded_json(stored.encode())
+        raw = with_sorted_header(save(dict(patch), metadata(patch, name, tensor_hash(patch)) | {"fmn.patch": stored}))
+        require_bounded_header(raw)
+        if len(raw) > MOST_BYTES:
+            raise ValueError(f"it has {len(raw):,} bytes, and {MOST_BYTES:,} are the most")
+    except ValueError as error:
+        raise ForgetError(
+            f"The patch cannot be saved, {error}: forget or stack fewer concepts at once, or with a lower rank."
+        ) from None
+    return raw
 
 
 def serialize_rest(patch: Patch, name: str) -> bytes:
@@ -155,21 +170,7 @@ def serialize_rest(patch: Patch, name: str) -> bytes:
         "modelspec.title": f"Forget {patch.info['concept']}, outside the cross-attention",
         "modelspec.usage_hint": "Load beside the forget patch of the same name, at strength 1.",
     }
-    return with_sorted_header(save(patch.rest, metadata(patch, name, patch.rest) | described))
-
-
-def tensor_hash(tensors: dict[str, Tensor]) -> str:
-    """sha256 of the tensor data as the file holds it: the hash that the webuis show."""
-    raw = save(dict(tensors))
-    return hashlib.sha256(raw[8 + struct.unpack("<Q", raw[:8])[0] :]).hexdigest()
-
-
-def with_sorted_header(raw: bytes) -> bytes:
-    """safetensors writes the metadata in the order of a hash map, which changes from run to run: sorts it."""
-    size = struct.unpack("<Q", raw[:8])[0]
-    header = json.dumps(json.loads(raw[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return struct.pack("<Q", len(header)) + header + raw[8 + size :]
+    return with_sorted_header(save(patch.rest, metadata(patch, name, tensor_hash(patch.rest)) | described))
 
 
 def save_patch(patch: Patch, path: Path) -> list[Path]:
@@ -182,35 +183,35 @@ def save_patch(patch: Patch, path: Path) -> list[Path]:
     if patch.rest:
         beside = path.with_stem(f"{path.stem}-rest")
         files[beside] = serialize_rest(patch, beside.stem)
-    write_all_new(files)
+    write_all_new({path: lambda file, raw=raw: file.write(raw) for path, raw in files.items()})
     return list(files)
 
 
 def is_patch(path: Path) -> bool:
     """Whether a file says that it is a forget patch; other LoRA files, and what cannot be read, do not."""
     try:
-        with safe_open(path, "pt") as file:
-            return "fmn.patch" in (file.metadata() or {})
-    except (SafetensorError, OSError):
+        with open(path, "rb") as file:
+            if b'"fmn.patch"' not in read_raw_header(file):  # as of most files in a folder, which are not worth parsing
+                return False
+            file.seek(0)
+            return "fmn.patch" in read_header(file).metadata
+    except (OSError, ValueError):
         return False
 
 
 def read_patch(path: Path) -> Patch:
     """Reads and checks a patch file; raises ForgetError with the file's name and the remedy."""
     try:
-        with safe_open(path, "pt") as file:
-            stored = (file.metadata() or {}).get("fmn.patch")
-            if stored is None:
+        with open(path, "rb") as file:
+            if b'"fmn.patch"' not in read_raw_header(file):
                 raise ForgetError(f"{path.name} is no forget patch: use the host's Load LoRA for ordinary LoRA files.")
         tensors, told = read_small(path, MOST_BYTES)
-        if len(stored) > MOST_TOLD:
-            raise ValueError(f"it says {len(stored):,} characters about itself, and {MOST_TOLD:,} are the most")
-        patch = Patch(dict(sorted(tensors.items())), replace_surrogates(json.loads(told["fmn.patch"])))
+        patch = Patch(dict(sorted(tensors.items())), parse_json(told.pop("fmn.patch")))
     except FileNotFoundError:
         raise ForgetError(f"{path.name} is not there any more: refresh the list of patches and choose again.") from None
     except ForgetError:
         raise
-    except (*UNREADABLE, RecursionError) as error:
+    except UNREADABLE as error:
         raise ForgetError(
             f"{path.name} cannot be read ({brief(error)}): it is damaged or no safetensors file; copy it anew."
         ) from error
@@ -223,8 +224,10 @@ def check_patch(patch: Patch, name: str) -> None:
     info = patch.info if isinstance(patch.info, dict) else {}
     if info.get("schema") != SCHEMA:
         raise ForgetError(
-            f"{name} is a patch of schema {info.get('schema')}, and this version reads {SCHEMA}: update Forget-Me-Not."
+            f"{name} is a patch of schema {brief(info.get('schema'))}, and this version reads {SCHEMA}: update "
+            "Forget-Me-Not."
         )
+    bounded(name, require_brief, info)
     base = info.get("base")
     known = isinstance(base, dict) and str(base.get("family")) in FAMILIES and isinstance(base.get("name"), str)
     told = all(isinstance(info.get(key), kind) for key, kind in KNOWN.items())
@@ -233,9 +236,23 @@ def check_patch(patch: Patch, name: str) -> None:
     concepts = info.get("concepts")
     if concepts is not None and not (isinstance(concepts, list) and all(map(is_concept, concepts))):
         raise ForgetError(f"What {name} says of its concepts cannot be read: it is damaged; copy it anew.")
+    check_tensors(patch, name)
+    bounded(name, require_room, shapes_of(patch), patch.rank)
+
+
+def bounded(name: str, check: Callable[..., None], *given: object) -> None:
+    """Raises ForgetError with the patch's name where a check of its bounds raises ValueError."""
+    try:
+        check(*given)
+    except ValueError as error:
+        raise ForgetError(f"{name} cannot be used, {error}: it is damaged or was edited; copy the original anew.") from None
+
+
+def check_tensors(patch: Patch, name: str) -> None:
+    """Raises ForgetError unless these are the tensors of a patch, of one rank, fp16, finite."""
     modules = patch.modules
     expected = {module + suffix for module in modules for suffix in (DOWN, UP, ALPHA)}
-    if not modules or set(patch) != expected or not all(MODULE.match(module) for module in modules):
+    if not modules or set(patch) != expected or not all(MODULE.fullmatch(module) for module in modules):
         raise ForgetError(f"{name} holds other tensors than a forget patch does: it is damaged or was edited; copy it anew.")
     rank = (*patch[modules[0] + DOWN].shape, 0)[0]
     for module in modules:
@@ -265,15 +282,20 @@ def check_strength(strength: float) -> None:
 
 def check_fits(patch: Patch, shapes: dict[str, tuple[int, int]], model: str) -> None:
     """Raises ForgetError unless every module of the patch is a projection of the model: name -> (out, in)."""
-    for module in patch.modules:
+    for module, own in shapes_of(patch).items():
         found = shapes.get(module)
-        if found != (len(patch[module + UP]), patch[module + DOWN].shape[1]):
+        if found != own:
             base = patch.info["base"]
             raise ForgetError(
                 f"The patch that forgets `{patch.info['concept']}` was made for {base['name']} ({base['family']}), and "
                 f"this model, {model}, has {'another shape' if found else 'no layer'} at {module}: "
                 "load the checkpoint it was made for, or forget the concept in this one."
             )
+
+
+def shapes_of(patch: Patch) -> dict[str, tuple[int, int]]:
+    """Kohya name -> (out, in) of every projection that a patch changes."""
+    return {module: (len(patch[module + UP]), patch[module + DOWN].shape[1]) for module in patch.modules}
 
 
 def model_shapes(host: DiffusionHost) -> dict[str, tuple[int, int]]:

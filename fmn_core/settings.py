@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 
 from .concept import TEMPLATES, require_text
 from .errors import ForgetError
+from .patch_bounds import MOST_TEXT
 
 CONCEPT_HELP = (
     "The name of what to forget, as a prompt would call it; other names of the same after commas. One concept a line: "
@@ -38,6 +39,8 @@ def check(settings) -> None:
         value, limits = getattr(settings, f.name), f.metadata
         if isinstance(value, str):
             require_text(value)
+            if len(value) > MOST_TEXT:
+                raise ForgetError(f"{f.name} has {len(value):,} letters: use {MOST_TEXT:,} at most.")
         if limits["choices"] and value not in limits["choices"]:
             raise ForgetError(f"`{value}` is no {f.name}: choose one of {', '.join(limits['choices'])}.")
         if limits["min"] is not None and not limits["min"] <= value <= limits["max"]:

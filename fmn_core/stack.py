@@ -25,12 +25,13 @@ from .conflicts import conflicts, responses, spill, warnings
 from .errors import ForgetError
 from .members import Member, kept_words, modules_of, reads_text, side_by_side, spoken, stored_parts
 from .moments import Moments
-from .patch import ALPHA, DOWN, SCHEMA, UP, Patch, check_patch, check_strength
+from .patch import ALPHA, DOWN, SCHEMA, UP, Patch, check_patch, check_strength, shapes_of
+from .patch_bounds import MOST_PARTS, MOST_RANK
 
 OWN = 3.0  # more brings each patch's own response nearer, and moves what is kept further
 CLEAR = 1e-10  # of the largest eigenvalue of the system, its rows at one size: what is below is the same row again
 MOST_SPREAD = 3e3  # beyond it half precision no longer tells the parts of a stack apart
-MOST_RANK = 2048  # whole numbers up to here are exact in half precision, and alpha is one
+MOST_WORK = 1 << 38  # cube of the rank, times layers: all of SD1's at the highest rank; a hundred concepts in SDXL have 9e9
 ALIKE = "Two of the stacked patches are nearly the same, so that they cannot be told apart"
 
 
@@ -46,8 +47,12 @@ def stack(members: Sequence[Member]) -> Patch:
     moments, ranks = [member.moments for member in members], [member.patch.rank for member in members]
     if sum(ranks) > MOST_RANK:
         raise ForgetError(f"Together the patches have a rank of {sum(ranks)}, and a file can have {MOST_RANK}: stack fewer.")
+    if len(members) > MOST_PARTS:
+        raise ForgetError(f"These are {len(members)} patches, and a file can have {MOST_PARTS}: stack fewer.")
+    modules = modules_of(members)
+    require_solvable(sum(ranks), modules)
     tensors, spread = {}, 1.0
-    for module in modules_of(members):
+    for module in modules:
         up, down = side_by_side(members, module)
         if reads_text(module):
             mixed = mixture(down, ranks, moments)
@@ -72,6 +77,7 @@ def unstack(patch: Patch) -> list[Member]:
     if sum(ranks) != patch.rank or any(len(part.has) != len(patch.modules) for part in stored):
         raise ForgetError("What the stacked patch says of its parts contradicts its tensors: it is damaged; copy it anew.")
     parts = [Member(Patch({}, part.info), part.strength) for part in stored]
+    require_solvable(patch.rank, patch.modules)
     moments = [part.moments for part in parts]
     for part, own in zip(parts, moments, strict=True):
         require_width(part, own, patch)
@@ -101,10 +107,11 @@ def in_order(members: Sequence[Member]) -> list[Member]:
         for patch, strength in members
         for part, own in (unstack(patch) if "members" in patch.info else [Member(patch)])
     ]
+    known = [(member.name, identity(member.patch), abs(member.strength), member.strength, member) for member in apart]
     found: dict[str, Member] = {}
-    for member in sorted(apart, key=lambda one: (one.name, identity(one.patch), abs(one.strength), one.strength)):
+    for _, own, _, _, member in sorted(known, key=lambda one: one[:-1]):
         if member.strength:
-            found[identity(member.patch)] = member  # of the same patch twice the last, which is the strongest
+            found[own] = member  # of the same patch twice the last, which is the strongest
     if not found:
         raise ForgetError("There is no patch to stack: choose one, and a strength other than 0.")
     first, *others = found.values()
@@ -126,6 +133,12 @@ def identity(patch: Patch) -> str:
     and what came of it."""
     report = {key: value for key, value in patch.info["report"].items() if key != "evaluation"}
     return json.dumps(patch.info | {"report": report}, sort_keys=True)
+
+
+def require_solvable(rank: int, modules: Sequence[str]) -> None:
+    """Raises ForgetError where to solve for the patches in all these projections would take hours."""
+    if rank**3 * sum(map(reads_text, modules)) > MOST_WORK:
+        raise ForgetError(f"With a rank of {rank} in {len(modules)} layers there is too much to solve: stack fewer patches.")
 
 
 def require_width(member: Member, moments: Moments | None, patch: Patch) -> None:
@@ -155,8 +168,7 @@ def added_rest(members: Sequence[Member]) -> dict[str, Tensor]:
 
 def shapes(patch: Patch) -> dict[str, object]:
     """Projection -> (out, in), and the family of the model."""
-    own = {module: (len(patch[module + UP]), patch[module + DOWN].shape[1]) for module in patch.modules}
-    return own | {"family": patch.info["base"]["family"]}
+    return shapes_of(patch) | {"family": patch.info["base"]["family"]}
 
 
 def mixture(down: Tensor, ranks: Sequence[int], moments: Sequence[Moments | None]) -> Tensor:
@@ -196,14 +208,19 @@ def spread_of(mixed: Tensor) -> float:
 
 def joint_info(members: Sequence[Member]) -> dict:
     """What the file of a stacked patch remembers: of the whole what any patch does, and every part's own."""
-    every = [concept for member in members for concept in member.patch.info.get("concepts") or []]
+    every = {
+        json.dumps(concept, sort_keys=True): concept
+        for member in members
+        for concept in member.patch.info.get("concepts") or []
+    }
     keep = dict.fromkeys(word for member in members for word in kept_words(member.patch))
+    forgotten = spoken(members)
     return {
         "schema": SCHEMA,
         "version": __version__,
         "concept": ", ".join(dict.fromkeys(member.name for member in members)),
-        "concepts": copy.deepcopy([concept for at, concept in enumerate(every) if concept not in every[:at]]),
-        "settings": {"preset": "stack", "seed": 0, "keep": "\n".join(w for w in keep if w.lower() not in spoken(members))},
+        "concepts": copy.deepcopy([*every.values()]),
+        "settings": {"preset": "stack", "seed": 0, "keep": "\n".join(w for w in keep if w.lower() not in forgotten)},
         "base": dict(members[0].patch.info["base"]),
         "members": [
             {

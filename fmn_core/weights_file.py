@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import struct
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load
 from torch import Tensor
 
 from .errors import ForgetError, brief
+from .header import Entry, read_header, size_of
 
 # What a folder of diffusers or PEFT calls its file of weights.
 IN_FOLDER = ("unet/diffusion_pytorch_model", "diffusion_pytorch_model", "adapter_model", "pytorch_lora_weights")
@@ -57,19 +55,39 @@ class WeightsFile:
 
 
 UNREADABLE = (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError)  # of `read_small`
+TYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 
 
 def read_small(path: Path, most: int) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file of at most `most` bytes, in memory of their own: a mapped file that somebody writes
     over takes the process down, or changes what was read. Raises one of UNREADABLE."""
     with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
+        size = size_of(file)
         if size > most:
             raise ValueError(f"it has {size:,} bytes, and {most:,} are the most that it may have")
-        raw = file.read(most)
-    tensors = load(raw)
-    header = json.loads(raw[8 : 8 + struct.unpack("<Q", raw[:8])[0]])
-    return tensors, header.get("__metadata__") or {}
+        header = read_header(file)
+        data = bytearray(size - header.size)
+        if file.readinto(data) != len(data):
+            raise ValueError("it is cut short")
+    return {name: tensor_in(data, name, entry) for name, entry in header.tensors.items()}, header.metadata
+
+
+def tensor_in(data: bytearray, name: str, entry: Entry) -> Tensor:
+    """A tensor in a file's data, of which it is a view; raises ValueError where its bytes are not those of its shape."""
+    dtype = TYPES.get(entry.dtype)
+    if dtype is None:
+        raise ValueError(f"{name} is of the type {entry.dtype[:20]}, which is no weight's")
+    count = math.prod(entry.shape)
+    if count * dtype.itemsize != entry.end - entry.start:
+        raise ValueError(f"{name} has {entry.end - entry.start:,} bytes, which are not those of its shape")
+    if not count:
+        return torch.empty(entry.shape, dtype=dtype)
+    if entry.start % dtype.itemsize:  # numbers at odd places are not read on every machine
+        data, entry = data[entry.start : entry.end], entry._replace(start=0)
+    return torch.frombuffer(data, dtype=dtype, count=count, offset=entry.start).reshape(entry.shape)
 
 
 @contextmanager
@@ -80,6 +98,8 @@ def open_weights(path: Path) -> Iterator[WeightsFile]:
     if path.suffix != ".safetensors":
         raise ForgetError(f"{path.name} is no .safetensors file, and no other is read: convert it to that first.")
     try:
+        with open(path, "rb") as file:
+            read_header(file)
         opened = safe_open(path, "pt")
         weights = WeightsFile(path, opened)
     except FileNotFoundError:

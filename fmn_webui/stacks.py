@@ -8,8 +8,9 @@ from pathlib import Path
 
 from fmn_core.files import NameTakenError
 from fmn_core.forget import summary
+from fmn_core.header import tensor_hash
 from fmn_core.members import Member
-from fmn_core.patch import read_patch, save_patch, tensor_hash
+from fmn_core.patch import read_patch, save_patch
 from fmn_core.stack import stack
 
 from . import webui

@@ -1,6 +1,6 @@
 """Files and prompts made to harm, by the thousand: each gets an answer or a sentence, in little time and memory.
 
-python tests/fuzz.py [--runs N] [--seed S]
+python tests/fuzz.py [--runs N] [--hostile N] [--seed S]
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from safetensors.torch import load, save
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from hostile import MUCH, Hostile  # noqa: E402
+
 from demo.host import load_embedded_model  # noqa: E402
 from fmn_core.checkpoint import Checkpoint, State  # noqa: E402
 from fmn_core.concept import concept_columns, make_concepts  # noqa: E402
@@ -44,7 +46,7 @@ from fmn_core.patch import ALPHA, DOWN, UP, Patch, is_patch, read_patch, seriali
 from fmn_core.settings import ForgetSettings, ImportSettings  # noqa: E402
 from fmn_core.stack import stack, unstack  # noqa: E402
 
-SLOW, MUCH = 5.0, 400 << 20  # seconds for one answer; bytes of memory over what the readers take for whole files
+SLOW = 5.0  # seconds for one answer
 TYPES = ["F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "C64", "I64", "I8", "U16", "BOOL", "X", "", 7, None]
 NUMBERS = [0, 1, -1, 2, 255, 2**31, 2**62, 2**64, 10**30, 1.5, float("nan"), float("inf"), 1e308, -0.0]
 PIECES = [
@@ -69,7 +71,7 @@ def corpus() -> list[bytes]:
         serialize(small[0], "p"),
         serialize(stack([Member(patch) for patch in small]), "both"),
         save(to_peft(small[0]), {"lora_adapter_metadata": '{"unet.lora_alpha": 8, "unet.alpha_pattern": {"to_k": 2}}'}),
-        save(to_diff(small[0])),
+        save(dict(to_diff(small[0]))),
         save({f"{name}.weight": torch.ones(192, 112), f"unet.{name.replace('to_k', 'to_out.0')}.bias": torch.ones(192)}),
         save({"emb_params": torch.ones(2, 112)}),
         save({key: torch.ones(shape) for key, shape in checkpoint_of(small[0])}),
@@ -352,16 +354,26 @@ class Fuzzer:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--runs", type=int, default=10_000, help="how many files")
+    parser.add_argument(
+        "--hostile", type=int, default=200, help="how many small files that would take much, beside the known"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     import logging
 
     logging.getLogger().setLevel(logging.ERROR)
-    host, start = load_embedded_model(), time.monotonic()
+    host = load_embedded_model()
+    harmed = options.runs > 0 and run_changed(host, options.runs, options.seed)
+    return int(run_hostile(host, options.hostile, options.seed) or harmed)
+
+
+def run_changed(host, runs: int, seed: int) -> bool:
+    """Changed files, names and prompts: prints what came of them, and returns whether any did harm."""
+    start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        fuzzer = Fuzzer(host, Path(folder), options.seed)
-        fuzzer.run(options.runs)
+        fuzzer = Fuzzer(host, Path(folder), seed)
+        fuzzer.run(runs)
     print("| asked to | answered | refused with a sentence | harm |\n|---|---|---|---|")
     for what, count in fuzzer.answers.items():
         print(f"| {what} | {count['answered']} | {count['refused with a sentence']} | {count['HARM']} |")
@@ -370,11 +382,22 @@ def main() -> int:
     for harm in fuzzer.harms[:8]:
         print(harm)
     print(
-        f"\n{options.runs} files, seed {options.seed}, {time.monotonic() - start:.0f} s: {len(fuzzer.harms)} did harm; "
+        f"\n{runs} files, seed {seed}, {time.monotonic() - start:.0f} s: {len(fuzzer.harms)} did harm; "
         f"slowest answer {fuzzer.slowest:.1f} s; {max(fuzzer.memory(), 0) >> 20} MB over what whole files take, of "
         f"{MUCH >> 20}."
     )
-    return int(bool(fuzzer.harms) or fuzzer.memory() > MUCH)
+    return bool(fuzzer.harms) or fuzzer.memory() > MUCH
+
+
+def run_hostile(host, count: int, seed: int) -> bool:
+    """Small files that would take much: prints what they took, and returns whether any did harm."""
+    with tempfile.TemporaryDirectory() as folder:
+        hostile = Hostile(host, Path(folder), seed)
+        hostile.run(count)
+    print(f"{hostile.table()}\n\n{len(hostile.outcomes)} files, seed {seed}: {len(hostile.harms)} did harm.")
+    for harm in hostile.harms:
+        print(f"HARM {harm}")
+    return bool(hostile.harms)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def corpus():
     return [
         serialize(patch, "p"),
         save(to_peft(patch), {"lora_adapter_metadata": '{"unet.lora_alpha": 8, "unet.alpha_pattern": {"to_k": 2}}'}),
-        save(to_diff(patch)),
+        save(dict(to_diff(patch))),
         save({f"{name}.weight": torch.ones(192, 112), f"unet.{name.replace('to_k', 'to_out.0')}.bias": torch.ones(192)}),
         save({f"{name}.{part}": torch.ones(shape) for part, shape in LYCORIS.items()}),
         save(dict(patch) | {f"lora_te_text_model_{part}": torch.ones(2) for part in ("a.alpha", "b.alpha")}),

@@ -286,3 +286,10 @@ def test_files_of_other_kinds_get_a_sentence(host, tmp_path):
             import_patch(host, tmp_path / name, ImportSettings())
     with pytest.raises(ForgetError, match="no file of weights"):
         import_patch(host, tmp_path, ImportSettings())
+
+
+def test_a_file_whose_name_has_a_line_break_gives_a_patch_that_can_be_read(host, tmp_path):
+    path = tmp_path / "my\ncat.safetensors"
+    save_as(read_patch(FILE), "peft", path)
+    save_patch(import_patch(host, path, ImportSettings()), tmp_path / "p.safetensors")
+    assert read_patch(tmp_path / "p.safetensors").info["concept"] == "my cat"

@@ -131,8 +131,8 @@ def test_diff_and_peft_hold_the_rest_too(host, patch, tmp_path):
         name + UP: torch.ones(out, 2, 1, 1).half(), name + DOWN: torch.ones(2, inner, height, width).half(),
         name + ALPHA: torch.tensor(2.0),
     }  # fmt: skip
-    assert to_diff(patch.rest)[f"{name}.diff"].shape == (out, inner, height, width)
-    assert to_diff(patch.rest)[f"{name}.diff"].unique().tolist() == [2.0]
+    assert dict(to_diff(patch.rest))[f"{name}.diff"].shape == (out, inner, height, width)
+    assert dict(to_diff(patch.rest))[f"{name}.diff"].unique().tolist() == [2.0]
     assert [*to_peft(patch.rest)][0].startswith("unet.down_blocks.0.resnets.0.conv1.lora_A")
     assert [path.name for path in save_as(patch, "peft", tmp_path / "p.safetensors")] == [
         "p.safetensors",

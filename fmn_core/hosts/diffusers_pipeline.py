@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..errors import ForgetError, brief
 from ..libraries import take_from
+from ..weights_file import open_weights
 from .base import DiffusionHost
 
 OUT_OF_REACH = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError", "ConnectTimeout")
@@ -34,8 +34,8 @@ def open_pipeline(name: str, dtype: torch.dtype):
     try:
         if not single:
             return from_hub.from_pretrained(name, use_safetensors=True, torch_dtype=dtype)
-        with safe_open(name, "pt") as file:
-            keys = [*file.keys()]
+        with open_weights(path) as weights:
+            keys = weights.keys
         if not any(key.endswith("attn2.to_k.weight") for key in keys):
             raise ValueError("there is no UNet with text cross-attention in it")
         two_encoders = any(key.startswith("conditioner.embedders.1.") for key in keys)
