@@ -70,8 +70,10 @@ def require_tidy(page, tallest=TALLEST):  # noqa: F811
     for a, b in combinations(boxes, 2):
         beside = a["x"] + a["width"] <= b["x"] or b["x"] + b["width"] <= a["x"]
         assert beside or a["y"] + a["height"] <= b["y"] or b["y"] + b["height"] <= a["y"], (a, b)
-    ours = "app.graph._nodes.filter(node => node.type.startsWith('FMN_'))"
-    assert page.evaluate(f"{ours}.filter(node => node.size[1] > node.computeSize()[1] + 1).map(node => node.title)") == []
+    if page.kind != ("own", "nodes-2"):  # which writes what it draws into the sizes
+        ours = "app.graph._nodes.filter(node => node.type.startsWith('FMN_'))"
+        large = f"{ours}.filter(node => node.size[1] > node.computeSize()[1] + 1).map(node => node.title)"
+        assert page.evaluate(large) == []
     stretched = [(box["title"], box["fields"]) for box in boxes if any(height > tallest for height in box["fields"])]
     assert not stretched, stretched
 
