@@ -13,7 +13,6 @@ from conftest import ROOT
 from hostile_files import Maker, joined, lora, moments, with_length
 from hypothesis import example, given
 from hypothesis import strategies as st
-from PIL import Image
 from safetensors.torch import load, save
 
 from fmn_core import bounded_json, header, patch_bounds
@@ -28,7 +27,6 @@ from fmn_core.low_rank import of_one_rank
 from fmn_core.members import Member
 from fmn_core.moments import Moments
 from fmn_core.patch import Patch, is_patch, metadata, read_patch, save_patch
-from fmn_core.pictures import upright
 from fmn_core.settings import ForgetSettings
 from fmn_core.stack import stack
 from fmn_core.weights_file import TYPES, read_small
@@ -282,14 +280,6 @@ def test_a_config_that_would_take_much_is_refused(tmp_path, text, why):
 def test_a_number_without_an_end_is_no_number_of_steps():
     with pytest.raises(ForgetError, match="write a number"):
         number({"steps": float("inf")}, "steps", int)
-
-
-def test_a_photograph_larger_than_any_model_is_reduced_and_a_wall_of_pixels_refused():
-    assert upright(Image.new("1", (4000, 3000))).size == (4000, 3000)
-    width, height = upright(Image.new("1", (8000, 6000))).size
-    assert abs(width / height - 4 / 3) < 1e-3 and 12_000_000 < width * height <= 4096 * 3072
-    with pytest.raises(ValueError, match="20000 x 20000"):
-        upright(Image.new("1", (20_000, 20_000)))
 
 
 def test_a_header_is_bounded_before_it_is_read(tmp_path):

@@ -8,18 +8,19 @@ import math
 import time
 
 import pytest
+from comfyui_page import browser, open_page, page  # noqa: F401
 from conftest import ROOT
 from graphs import Graphs
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save
 from test_command_line import run  # noqa: F401
-from test_page import browser, open_page, page  # noqa: F401
 
 from demo.server import ServerError
 from fmn_core.clean_text import CONTROL, displayable, replace_surrogates
 from fmn_core.errors import ForgetError
 from fmn_core.members import Member
-from fmn_core.patch import Patch, read_patch, save_patch
+from fmn_core.patch import Patch, read_patch
 from fmn_core.stack import stack
 
 ANY_TEXT = st.text(st.characters(), max_size=40)  # surrogates too
@@ -33,6 +34,12 @@ def renamed(name: str, model: str = "emoji") -> Patch:
     info["concept"], info["report"]["warnings"], info["base"] = name, [name], info["base"] | {"name": model}
     info["concepts"][0]["names"] = [name]
     return Patch(dict(patch), info)
+
+
+def write(patch: Patch, path) -> None:
+    """A patch's file as someone else's program could have written it: `save_patch` refuses some."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(save(dict(patch), {"fmn.patch": json.dumps(patch.info)}))
 
 
 @given(ANY_TEXT)
@@ -64,7 +71,7 @@ def test_a_patch_with_half_a_character_that_does_not_fit_fails_in_a_sentence_tha
     from fmn_core.hosts.comfy_apply import apply_patch
 
     path = tmp_path / "p.safetensors"
-    save_patch(renamed("cat\ud800", "model\udfff"), path)
+    write(renamed("cat\ud800", "model\udfff"), path)
     patch = read_patch(path)
     module = patch.modules[0]
     for part in (".lora_down.weight", ".lora_up.weight", ".alpha"):
@@ -75,10 +82,13 @@ def test_a_patch_with_half_a_character_that_does_not_fit_fails_in_a_sentence_tha
 
 
 @pytest.mark.parametrize("name", ["cat\x1b[31m\x1b]0;title\x07", "cat\u202etxt", "cat\ud800", "cat\x9b31m"])
-def test_no_command_passes_a_files_control_characters_to_the_terminal(run, tmp_path, name):  # noqa: F811
+@pytest.mark.parametrize("inside", [False, True], ids=["name", "report"])
+def test_no_command_passes_a_files_control_characters_to_the_terminal(run, tmp_path, name, inside):  # noqa: F811
     one, two, both = (tmp_path / f"{file}.safetensors" for file in ("one", "two", "both"))
-    save_patch(renamed(name), one)
-    save_patch(renamed("dog"), two)
+    patch = renamed("cat" if inside else name)
+    patch.info["report"]["warnings"] = [name]
+    write(patch, one)
+    write(renamed("dog"), two)
     commands = [
         ["inspect", one],
         ["inspect", "--json", one],
@@ -111,44 +121,6 @@ def test_a_strength_that_is_no_number_is_refused(loaded, host, strength, tmp_pat
     for attempt in attempts:
         with pytest.raises(ForgetError, match="The strength is"):
             attempt()
-
-
-def test_no_text_on_a_node_runs_as_script_in_the_page(page, server):  # noqa: F811
-    """Every node that shows text, on names, descriptions and tensor names that are HTML, each in a real run."""
-    folder = server.output / "loras"
-    save_patch(renamed(SCRIPT), folder / "hostile.safetensors")
-    save_patch(renamed("dog"), folder / "harmless.safetensors")
-    graphs = Graphs(server)
-    load = graphs.node("CheckpointLoaderSimple", ckpt_name="emoji-sd-128.safetensors")
-    asked = graphs.node("CLIPTextEncode", clip=["load", 1], text="a photo of a cat")
-    hostile = {"patch": "hostile.safetensors"}
-    forget = graphs.node("FMN_ForgetConcept", model=["load", 0], clip=["load", 1], concept=SCRIPT)
-    stack_both = graphs.node(
-        "FMN_StackPatches", model=["load", 0], patch_1="hostile.safetensors", patch_2="harmless.safetensors"
-    )
-    nodes = {
-        "1": load,
-        "2": asked,
-        "3": graphs.node("FMN_InspectPatch", **hostile),
-        "4": stack_both,
-        "5": graphs.node("FMN_GatePatch", conditioning=["2", 0], **hostile),
-        "6": forget,
-        "7": graphs.node("PreviewAny", source=["4", 4]),
-        "8": graphs.node("PreviewAny", source=["5", 1]),
-        "9": graphs.node("FMN_SavePatch", lora=["6", 0]),
-    }
-    prompt = json.loads(json.dumps(nodes).replace('"load"', '"1"'))
-    open_page(page, server, "?template=apply-a-saved-patch&source=forget-me-not")  # without the page's first greeting
-    page.evaluate("prompt => app.loadApiJson(prompt, 'hostile')", prompt)
-    done = len(server.get("history"))
-    page.evaluate("app.queuePrompt(0)")
-    deadline = time.monotonic() + 180
-    while len(server.get("history")) == done and time.monotonic() < deadline:
-        page.wait_for_timeout(300)
-    page.wait_for_timeout(1000)  # for what a picture that is not there would run
-    entry = [*server.get("history").values()][-1]
-    assert entry["status"]["status_str"] == "success", entry["status"]["messages"]
-    assert page.evaluate("window.scripts || 0") == 0
 
 
 def string_widgets(graphs: Graphs) -> list[tuple[str, str]]:
@@ -190,3 +162,41 @@ def test_a_surrogate_in_any_text_widget_is_refused_or_replaced(server):
             assert "Unicode" not in str(error) and "codec" not in str(error), (node, name, error)
             assert "half a character" in str(error) or "\ufffd" in str(error) or r"\ud800" in str(error), (node, name, error)
     server.run(base)
+
+
+def test_no_text_on_a_node_runs_as_script_in_the_page(page, server):  # noqa: F811
+    """Every node that shows text, on names, descriptions and tensor names that are HTML, each in a real run."""
+    folder = server.output / "loras"
+    write(renamed(SCRIPT), folder / "hostile.safetensors")
+    write(renamed("dog"), folder / "harmless.safetensors")
+    graphs = Graphs(server)
+    load = graphs.node("CheckpointLoaderSimple", ckpt_name="emoji-sd-128.safetensors")
+    asked = graphs.node("CLIPTextEncode", clip=["load", 1], text="a photo of a cat")
+    hostile = {"patch": "hostile.safetensors"}
+    forget = graphs.node("FMN_ForgetConcept", model=["load", 0], clip=["load", 1], concept=SCRIPT)
+    stack_both = graphs.node(
+        "FMN_StackPatches", model=["load", 0], patch_1="hostile.safetensors", patch_2="harmless.safetensors"
+    )
+    nodes = {
+        "1": load,
+        "2": asked,
+        "3": graphs.node("FMN_InspectPatch", **hostile),
+        "4": stack_both,
+        "5": graphs.node("FMN_GatePatch", conditioning=["2", 0], **hostile),
+        "6": forget,
+        "7": graphs.node("PreviewAny", source=["4", 4]),
+        "8": graphs.node("PreviewAny", source=["5", 1]),
+        "9": graphs.node("FMN_SavePatch", lora=["6", 0]),
+    }
+    prompt = json.loads(json.dumps(nodes).replace('"load"', '"1"'))
+    open_page(page, server, "?template=apply-a-saved-patch&source=forget-me-not")  # without the page's first greeting
+    page.evaluate("prompt => app.loadApiJson(prompt, 'hostile')", prompt)
+    done = len(server.get("history"))
+    page.evaluate("app.queuePrompt(0)")
+    deadline = time.monotonic() + 180
+    while len(server.get("history")) == done and time.monotonic() < deadline:
+        page.wait_for_timeout(300)
+    page.wait_for_timeout(1000)  # for what a picture that is not there would run
+    entry = [*server.get("history").values()][-1]
+    assert entry["status"]["status_str"] == "success", entry["status"]["messages"]
+    assert page.evaluate("window.scripts || 0") == 0

@@ -9,7 +9,8 @@ import time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmn_webui.escaping import Markup, joined, markup, plain, sentence, whole
+from fmn_core.clean_text import replace_surrogates
+from fmn_webui.escaping import Markup, joined, markup, plain, sentence
 from fmn_webui.jobs import ENDS, Job, Outcome
 from fmn_webui.status import error_html, report_html, status_html
 
@@ -52,7 +53,7 @@ def check(page, *shown):
         assert tag in OURS and set(attributes) <= {"class", "style"}, (tag, attributes)
         assert all(value.startswith("fmn-") or value.startswith("width:") for value in attributes.values())
     for text in shown:
-        assert whole(text).replace("`", "") in found.text.replace("`", ""), text
+        assert replace_surrogates(text).replace("`", "") in found.text.replace("`", ""), text
 
 
 def job_of(state, title, lines, error, figures=None):
@@ -76,7 +77,7 @@ def test_reports_are_shown_as_text(lines, figures):
     check(
         report_html(job_of("done", "", lines, "", figures)),
         *lines,
-        *(json.dumps(whole(key), ensure_ascii=False) for key in figures),
+        *(json.dumps(replace_surrogates(key), ensure_ascii=False) for key in figures),
     )
 
 
@@ -101,6 +102,6 @@ def test_whatever_is_answered_can_be_sent(value):
 def test_whole_texts_stay_as_they_are(text):
     try:
         text.encode()
-        assert whole(text) == text
+        assert replace_surrogates(text) == text
     except UnicodeEncodeError:
-        assert whole(text).encode() and whole(text) != text
+        assert replace_surrogates(text).encode() and replace_surrogates(text) != text
