@@ -116,7 +116,7 @@ class Maker:
         yield "configs", {"bad.yaml": b"Attn:\n  multi_concept:\n" + b"  - [a, object]\n" * 1900}
         yield "configs", {"bad.yaml": b"Attn:\n  max_train_steps: .inf\n"}
         yield "pictures", {"bad.png": png(20_000, 20_000)}
-        yield "pictures", {"bad.png": png(7_000, 7_000)}
+        yield "pictures", {"bad.png": png(8_000, 7_990)}
         yield "states", {"bad.checkpoint": joined({f"tensors.good.{n}": ("F16", [], b"\0\0") for n in range(100_000)})}
         yield "states", {"bad.checkpoint": joined({f"optimizer.{'9' * 5000}.step": ("F32", [], bytes(4))})}
 
