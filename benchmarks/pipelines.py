@@ -30,8 +30,8 @@ UNETS = {
 class TimedHost(DiffusersHost):
     """A host that notes when each step was done."""
 
-    def __init__(self, pipeline, resolution: int = 0):
-        super().__init__(pipeline, resolution, progress_bar=False)
+    def __init__(self, pipeline):
+        super().__init__(pipeline, progress_bar=False)
         self.done: list[float] = []
 
     def show_progress(self, step, total, preview) -> None:

@@ -105,9 +105,10 @@ ONCE = {"fmn_core.resteering.PROBES": 1, "fmn_core.hybrid.PROBES": 1, "fmn_core.
 
 def timed_steps(pipeline, side: int, steps: int, **settings) -> float:
     """Seconds of a preset's step: the median of `steps`, from when one is told to when the next is."""
-    host = TimedHost(pipeline, side)
+    host = TimedHost(pipeline)
+    once = {"num_pictures": 1, "sampling_steps": 1, "resolution": side}
     with replaced(ONCE):
-        forget(host, "cat", ForgetSettings(steps=steps + 1, num_pictures=1, sampling_steps=1, **settings))
+        forget(host, "cat", ForgetSettings(steps=steps + 1, **once, **settings))
     done = host.done[-steps - 1 :]
     return statistics.median(b - a for a, b in zip(done, done[1:], strict=False))
 
@@ -144,7 +145,7 @@ def steps_rows(pipeline, side: int, turns: int, machine: Machine, with_leco: boo
 
     for name, make in ((ORIGINAL, forget_me_not_step), ("LECO's step", leco_step)):
         if name == ORIGINAL or with_leco:
-            step = make(pipeline, TimedHost(pipeline, side), side)
+            step = make(pipeline, TimedHost(pipeline), side)
             measure(name, step, rows[0] if rows else None)
             pipeline.unet.requires_grad_(False)
             pipeline.unet.zero_grad(set_to_none=True)
@@ -152,9 +153,9 @@ def steps_rows(pipeline, side: int, turns: int, machine: Machine, with_leco: boo
             gc.collect()
     for name, settings in PRESETS.items():
         seconds = timed_steps(pipeline, side, turns + 1, **settings)
-        quick = ForgetSettings(steps=1, num_pictures=1, sampling_steps=1, **settings)
+        quick = ForgetSettings(steps=1, num_pictures=1, sampling_steps=1, resolution=side, **settings)
         with replaced(ONCE):
-            peak = peak_of(lambda quick=quick: forget(TimedHost(pipeline, side), "cat", quick), weights)
+            peak = peak_of(lambda quick=quick: forget(TimedHost(pipeline), "cat", quick), weights)
         rows.append(row(f"{name}: a step", seconds, peak, rows[0], side=side))
     return rows
 
@@ -168,9 +169,10 @@ def cost_rows(pipeline, side: int, turns: int, quick: bool) -> list[dict]:
         "batch_size": [1, 2, 4] if not quick else [],
         "template": ["a photo of {}", long] if not quick else [],
     }
-    rows, host = [], TimedHost(pipeline, side)
+    rows, host = [], TimedHost(pipeline)
+    once = {"num_pictures": 1, "sampling_steps": 1, "resolution": side}
     with replaced(ONCE):
-        forget(host, "cat", ForgetSettings(preset="paper", steps=6 if quick else 36, num_pictures=1, sampling_steps=1))
+        forget(host, "cat", ForgetSettings(preset="paper", steps=6 if quick else 36, **once))
     first, *done = host.done[1:]  # the first picture's sampling, and the first step, which allocates
     for steps in range(5, len(done) + 1, 5):
         rows.append(row(f"paper: {steps} steps", done[steps - 1] - first, None, steps=steps))
@@ -190,8 +192,8 @@ def job_rows(pipeline, side: int, original: dict, presets: list[str]) -> list[di
     base = row("original: 35 steps, by the step", 35 * original["seconds"], original["peak_bytes"], side=side)
     rows = [base]
     for name in presets:
-        host, start = TimedHost(pipeline, side), waited()
-        patch, losses = forget(host, "cat", ForgetSettings(**PRESETS[name]))
+        host, start = TimedHost(pipeline), waited()
+        patch, losses = forget(host, "cat", ForgetSettings(resolution=side, **PRESETS[name]))
         serialize(patch, "patch")
         rows.append(row(f"{name}: whole job", waited() - start, None, base, side=side, steps=len(losses)))
     return rows
@@ -245,7 +247,7 @@ def imagined_rows(jobs: list[tuple[str, int, torch.dtype]]) -> list[dict]:
         if dtype == torch.float32 and family == "sd1":
             with imagine():
                 pipeline = make_pipeline(family, make_unet(family), vae=True)
-                step = forget_me_not_step(pipeline, TimedHost(pipeline, side), side)
+                step = forget_me_not_step(pipeline, TimedHost(pipeline), side)
                 with Imagined(tensors_of(pipeline)) as live:
                     step()
                     step()
@@ -267,7 +269,8 @@ def imagined_step(family: str, side: int, dtype: torch.dtype, work) -> tuple[int
         alphas_cumprod=torch.linspace(0.99, 0.01, 1000), config=SimpleNamespace(prediction_type="epsilon")
     )
     pipeline = SimpleNamespace(unet=unet, vae=None, scheduler=scheduler, text_encoder_2=None if family == "sd1" else True)
-    host = TimedHost(pipeline, side)
+    host = TimedHost(pipeline)
+    host.resolution = side
     held = sum(p.numel() * p.element_size() for p in unet.parameters())
     context = torch.zeros(2, 77, unet.config.cross_attention_dim)
     pooled = torch.zeros(2, 1280) if family == "sdxl" else None

@@ -67,7 +67,7 @@ def run_forget(options: argparse.Namespace) -> None:
     if options.out:
         require_new(options.out)
     images = read_images(options.images, settings.resolution) if options.images else None
-    host = DiffusersHost(load_pipeline(options.model, options.device), settings.resolution)
+    host = DiffusersHost(load_pipeline(options.model, options.device))
     token = add_embedding(host, options.embedding.stem, options.embedding) if options.embedding else ""
     names = "\n".join(options.concept or [token])
     path = options.out or Path(f"forget-{slug(names)}.safetensors")
@@ -84,7 +84,7 @@ def run_invert(options: argparse.Namespace) -> None:
     settings = take_settings(options, InvertSettings)
     require_new(options.out)
     images = read_images(options.images, settings.resolution) if options.images else None
-    host = DiffusersHost(load_pipeline(options.model, options.device), settings.resolution)
+    host = DiffusersHost(load_pipeline(options.model, options.device))
     with beside(
         options.out, lambda inversion, path: save_embedding(inversion.vectors, path, asdict(settings))
     ) as checkpoint:
@@ -109,7 +109,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
             require_new(path)
     images = read_images(options.images, settings.resolution) if options.images else None
     scorer = load_clip(options.clip) if options.clip else None
-    host = DiffusersHost(load_pipeline(options.model, options.device), settings.resolution)
+    host = DiffusersHost(load_pipeline(options.model, options.device))
     evaluation = evaluate(host, patch, settings, clip=scorer, images=images)
     say(evaluation.report["summary"])  # before a full disk can take it away
     if options.out:

@@ -16,12 +16,11 @@ from .embedding import add_embedding, save_embedding
 from .errors import ForgetError, brief
 from .file_names import slug
 from .files import describe, require_new
-from .forget import summary
+from .forget import forget_concepts, summary
 from .hosts.base import DiffusionHost
 from .inversion import invert_pictures
 from .patch import save_patch
 from .pictures import read_images
-from .resteering import forget_by_resteering
 from .settings import LEARNING_RATES, ForgetSettings, InvertSettings
 
 # The original's step of the whole UNet at its default, beside that of a LoRA which forgets about as much.
@@ -213,9 +212,7 @@ def run_forgetting(config: dict, model: str | None, device: str | None) -> None:
         called = add_embedding(host, name, embeddings[name]) if embeddings else name.replace("-", " ")
         concepts += make_concepts(called, type)
     with beside(path, save_patch) as checkpoint:
-        texts = [name for concept in concepts for name in concept.names]
-        checkpoint.begin(host, texts, "run", [asdict(concept) for concept in concepts], asdict(settings), images)
-        patch, _ = forget_by_resteering(host, concepts, settings, images, checkpoint=checkpoint)
+        patch, _ = forget_concepts(host, concepts, settings, images, checkpoint=checkpoint)
         files = save_patch(patch, path)
     say(summary(patch), *map(describe, files))
 
@@ -254,4 +251,4 @@ def open_host(config: dict, model: str | None, device: str | None) -> DiffusionH
             f"{error} Name another with --model, a folder or a .safetensors file. The original's "
             "stabilityai/stable-diffusion-2-1-base is not on the hub any more."
         ) from error
-    return DiffusersHost(pipeline, number(config, "resolution", int))
+    return DiffusersHost(pipeline)

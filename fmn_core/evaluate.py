@@ -69,7 +69,7 @@ def evaluate(
     columns = probe_columns(lexicon, probes, subjects)
     drawn = [probe for probe in probes if probe.group != "empty" for _ in range(settings.pictures)]
     calls = 2 * sampling_calls(len(drawn), settings.steps) + (recover_calls(settings, images) if settings.inversion else 0)
-    with host.one_bar(calls):
+    with host.sized(settings.resolution), host.one_bar(calls):
         measured = measure(host, patch, probes, settings)
         inverted = recover(host, patch, subjects, settings, images) if settings.inversion else None
     before, after = measured.latents

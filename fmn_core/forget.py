@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .balanced import forget_balanced
 from .checkpoint import Checkpoint
-from .concept import make_concepts
+from .concept import Concept, make_concepts
 from .conflicts import conflict_lines
 from .errors import ForgetError
 from .fast import forget_fast
@@ -33,7 +33,21 @@ def forget(
     mask: Tensor | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> tuple[Patch, list[float]]:
-    """Makes a patch that forgets the concepts in `names`, one a line; returns it and the loss of each step.
+    """Makes a patch that forgets the concepts in `names`, one a line; returns it and the loss of each step. Arguments and
+    errors as for forget_concepts."""
+    concepts = make_concepts(names, settings.concept_type, settings.template)
+    return forget_concepts(host, concepts, settings, images, mask, checkpoint)
+
+
+def forget_concepts(
+    host: DiffusionHost,
+    concepts: tuple[Concept, ...],
+    settings: ForgetSettings,
+    images: Tensor | None = None,
+    mask: Tensor | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> tuple[Patch, list[float]]:
+    """Makes a patch that forgets concepts; returns it and the loss of each step.
 
     `images` [P, H, W, 3] in 0..1 and `mask` [1 or P, H, W] are for the presets that train on pictures. Inside a
     `checkpoint`, which the caller has entered, the training goes on where an earlier run with the same inputs got to. Raises
@@ -45,15 +59,19 @@ def forget(
         chosen = getattr(settings, name)
         if chosen != own and settings.preset != "paper":
             raise ForgetError(f"`{name}: {chosen}` is for the preset `paper`; for `{settings.preset}` choose `{own}`.")
-    concepts = make_concepts(names, settings.concept_type, settings.template)
-    with out_of_memory_told(), phase("forget", preset=settings.preset, concepts=len(concepts), seed=settings.seed) as told:
+    with (
+        out_of_memory_told(),
+        host.sized(settings.resolution),
+        phase("forget", preset=settings.preset, concepts=len(concepts), seed=settings.seed) as told,
+    ):
         if settings.preset == "fast":
             patch, losses = forget_fast(host, concepts, settings)
         else:
             train = {"balanced": forget_balanced, "robust": forget_robust, "paper": forget_by_resteering}[settings.preset]
             chosen = asdict(settings) | {"strict": None}  # it decides on the finished patch alone
-            texts = (names, settings.template, settings.replacement, settings.keep)
-            checkpoint.begin(host, texts, "forget", chosen, images, mask)
+            names = [name for concept in concepts for name in concept.names]
+            texts = (*names, settings.template, settings.replacement, settings.keep)
+            checkpoint.begin(host, texts, "forget", [asdict(c) for c in concepts], chosen, images, mask)
             patch, losses = train(host, concepts, settings, images, mask, checkpoint)
             checkpoint.done()
             told["repeatable"] = host.device.type == "cpu"  # a GPU's backward adds up in any order

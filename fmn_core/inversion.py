@@ -66,7 +66,7 @@ def invert_pictures(
     goes on where an earlier run with the same inputs got to. Raises ForgetError for inputs that cannot work.
     """
     checkpoint = checkpoint or Checkpoint()
-    with out_of_memory_told(), phase("invert", seed=settings.seed) as told:
+    with out_of_memory_told(), host.sized(settings.resolution), phase("invert", seed=settings.seed) as told:
         texts = ("" if images is not None else concept, settings.template, settings.initializers)
         checkpoint.begin(host, texts, "invert", asdict(settings), images, mask)
         images, mask = prepare_pictures(host, images, mask, settings.flip)

@@ -62,9 +62,9 @@ def tell(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}. The console shows where; please report it."
 
 
-def host_for(job: Job, resolution: int = 0) -> DiffusionHost:
+def host_for(job: Job) -> DiffusionHost:
     """The loaded model, which tells the job how far it is, and whether the user has stopped it."""
-    host = current_host(resolution)
+    host = current_host()
     show, check = host.show_progress, host.check_interrupt
 
     def show_progress(step: int, total: int, preview: Tensor | None) -> None:

@@ -83,7 +83,7 @@ def submit_forget(asked: Asked) -> Job:
     new_file(webui.lora_folder(), asked.name, named)
 
     def work(job: Job) -> Outcome:
-        host = webui.host_for(job, asked.settings.resolution)
+        host = webui.host_for(job)
         rescued: list[Outcome] = []
 
         def rescue(patch: Patch) -> Path:
@@ -131,7 +131,7 @@ def keep(patch: Patch, name: str, numbered: bool = False) -> Outcome:
 def add_picture(outcome: Outcome, host, patch: Patch) -> None:
     """The card's picture; the patch is saved by now, so that whatever prevents it becomes a sentence."""
     try:
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), host.sized(patch.info["settings"]["resolution"]):
             outcome.picture = before_and_after(host, patch)
         if outcome.picture is not None:
             outcome.files.append(write_picture(outcome.picture, outcome.files[0]))
@@ -149,7 +149,7 @@ def submit_evaluate(name: str, settings: EvaluateSettings, images: Tensor | None
         new_file(webui.lora_folder(), save_as, "")
 
     def work(job: Job) -> Outcome:
-        host, patch = webui.host_for(job, settings.resolution), read_patch(find_patch(name))
+        host, patch = webui.host_for(job), read_patch(find_patch(name))
         evaluation = evaluate(host, patch, settings, images=from_bytes(images))
         saved = keep(with_evaluation(patch, evaluation.report), save_as) if save_as.strip() else Outcome([])
         return Outcome(

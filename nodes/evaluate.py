@@ -64,7 +64,7 @@ class EvaluatePatch(io.ComfyNode):
         scorer = None if clip_vision is None else clip_scorer(clip, clip_vision)
         with torch.inference_mode(False):  # the graph runs in inference mode, whose tensors autograd refuses
             images = None if images is None else images.clone()
-            host = ComfyHost(model, clip, vae, resolution=settings["resolution"])
+            host = ComfyHost(model, clip, vae)
             evaluation = evaluate(host, patch, EvaluateSettings(**settings), clip=scorer, images=images)
         text = evaluation.report["summary"]
         if evaluation.report["warnings"]:

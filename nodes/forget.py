@@ -70,7 +70,7 @@ class ForgetConcept(io.ComfyNode):
     def execute(cls, model, clip, concept, images=None, mask=None, vae=None, **settings) -> io.NodeOutput:
         with torch.inference_mode(False):  # the graph runs in inference mode, whose tensors autograd refuses
             images, mask = (None if x is None else x.clone() for x in (images, mask))
-            host = ComfyHost(model, clip, vae, resolution=settings["resolution"])
+            host = ComfyHost(model, clip, vae)
             with checkpoint_for(cls, save_unfinished) as checkpoint:
                 patch, losses = forget(host, concept, ForgetSettings(**settings), images, mask, checkpoint)
         return io.NodeOutput(patch, {"loss": losses}, patch.rest, ui=ui.PreviewText(summary(patch)))

@@ -70,7 +70,7 @@ class InvertConcept(io.ComfyNode):
         settings = InvertSettings(**settings)
         with torch.inference_mode(False):  # the graph runs in inference mode, whose tensors autograd refuses
             images, mask = (None if x is None else x.clone() for x in (images, mask))
-            host = ComfyHost(model, clip, vae, resolution=settings.resolution)
+            host = ComfyHost(model, clip, vae)
 
             def save(inversion: Inversion, concept: str = concept) -> Path:
                 paths = new_embeddings(concept)

@@ -100,7 +100,7 @@ class Bench:
     def host(self, settings):
         from fmn_core.hosts.comfy import ComfyHost
 
-        return ComfyHost(*self.loaded, resolution=settings.resolution)
+        return ComfyHost(*self.loaded)
 
     def run(self, name: str, out: Path, host=None, every: float = 0.0) -> Path:
         """Does a job and saves it under `out`, with a checkpoint after every step; returns the file."""

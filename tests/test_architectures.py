@@ -33,7 +33,7 @@ def narrow(comfy, family):
 def narrow_host(narrow):
     from fmn_core.hosts.comfy import ComfyHost
 
-    return ComfyHost(*narrow, resolution=64)
+    return ComfyHost(*narrow)
 
 
 def weights(model):
@@ -81,7 +81,7 @@ def test_half_precision_weights_are_forgotten_on(comfy, dtype):
         for parameter in unet.parameters():
             parameter.data = parameter.data.to(dtype) if half else parameter.data.to(dtype).float()
         model.model.diffusion_model.dtype = dtype if half else torch.float32
-        patches.append(forget(ComfyHost(model, clip, resolution=64), "cat", ForgetSettings(preset="fast"))[0])
+        patches.append(forget(ComfyHost(model, clip), "cat", ForgetSettings(preset="fast"))[0])
     one, other = patches
     for name in one:
         if name.endswith("lora_up.weight"):

@@ -23,7 +23,7 @@ QUICK = ForgetSettings(preset="balanced", steps=6, num_pictures=1, sampling_step
 def host(loaded):
     from fmn_core.hosts.comfy import ComfyHost
 
-    return ComfyHost(*loaded, resolution=64)
+    return ComfyHost(*loaded)
 
 
 @pytest.fixture(scope="module")

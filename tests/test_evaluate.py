@@ -32,7 +32,7 @@ MEASURES = ("prompt_drift", "noise_drift", "kv_drift", "picture_change")
 def host(loaded):
     from fmn_core.hosts.comfy import ComfyHost
 
-    return ComfyHost(*loaded, resolution=QUICK.resolution)
+    return ComfyHost(*loaded)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_a_good_patch_moves_the_concept_and_little_else(evaluation):
 def test_the_same_inputs_give_the_same_report_without_pictures_too_and_the_model_is_left_alone(patch, evaluation, loaded):
     from fmn_core.hosts.comfy import ComfyHost
 
-    blind = ComfyHost(*loaded[:2], None, resolution=QUICK.resolution)
+    blind = ComfyHost(*loaded[:2], None)
     before = [(p, p.detach().clone()) for p in blind.base.parameters()]
     again = evaluate(blind, patch, QUICK)
     same = [key for key in evaluation.report if key not in ("picture_change", "summary")]
@@ -111,7 +111,7 @@ def test_a_patch_applied_by_hooks_is_what_the_hosts_own_loader_makes_of_it(host,
     from fmn_core.hosts.comfy import ComfyHost
     from fmn_core.hosts.comfy_apply import apply_patch
 
-    merged = ComfyHost(apply_patch(loaded[0], patch, 0.7), *loaded[1:], resolution=64)
+    merged = ComfyHost(apply_patch(loaded[0], patch, 0.7), *loaded[1:])
     x, t, prompts = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([500]), None
     estimates = []
     for one, strength in ((merged, 0.0), (host, 0.7), (host, 0.0)):

@@ -29,9 +29,16 @@ def narrow(comfy, request):
 
 @pytest.fixture
 def host(narrow):
+    return small_host(*narrow)
+
+
+def small_host(model, clip):
+    """A host for pictures of 64 pixels."""
     from fmn_core.hosts.comfy import ComfyHost
 
-    return ComfyHost(*narrow, resolution=64)
+    host = ComfyHost(model, clip)
+    host.resolution = 64
+    return host
 
 
 def given(host):
@@ -84,16 +91,15 @@ def test_a_recomputed_gradient_is_the_same_but_for_the_order_of_its_sums(host):
 
 def test_what_a_patch_draws_is_drawn_again(narrow):
     """HyperTile and token merging draw random numbers in every self-attention."""
-    from fmn_core.hosts.comfy import ComfyHost
 
     def shaken(q, k, v, options):
         return q * (0.5 + torch.rand(q.shape)), k, v
 
     model = narrow[0].clone()
     model.set_model_attn1_patch(shaken)
-    host = ComfyHost(model, narrow[1], resolution=64)
+    host = small_host(model, narrow[1])
     (loss, plain), (other, again) = gradients(host), gradients(host, again=True)
-    assert loss == other and loss != gradients(ComfyHost(*narrow, resolution=64))[0] and distance(plain, again) < 1e-4
+    assert loss == other and loss != gradients(small_host(*narrow))[0] and distance(plain, again) < 1e-4
 
 
 def test_free_memory_is_asked_of_a_device_without_a_number(monkeypatch):

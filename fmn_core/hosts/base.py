@@ -117,6 +117,7 @@ class DiffusionHost(ABC):
     recomputes = True  # whether a block can be computed again outside of `predict`
     device: torch.device
     alphas_cumprod: Tensor  # [number of timesteps]: the noise schedule
+    resolution = 0  # the pictures' side in pixels, as `sized` sets it; 0: what the model was made for
     bar_steps: tuple[int, int] | None = None  # done and all, inside `one_bar`
 
     @abstractmethod
@@ -169,8 +170,23 @@ class DiffusionHost(ABC):
         """Images [B, H, W, 3] in 0..1, or None where the host was given no VAE."""
 
     @abstractmethod
-    def latent_shape(self) -> tuple[int, int, int]:
+    def native_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of a latent of the size the model was made for."""
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a latent of the size that is asked for."""
+        channels, height, width = self.native_shape()
+        side = self.resolution // 8
+        return channels, side or height, side or width
+
+    @contextmanager
+    def sized(self, resolution: int) -> Iterator[None]:
+        """Context in which pictures have this side, in pixels; 0: what the model was made for."""
+        outer, self.resolution = self.resolution, resolution
+        try:
+            yield
+        finally:
+            self.resolution = outer
 
     @abstractmethod
     def lora_key(self, layer: str, matrix: str) -> str:

@@ -41,11 +41,10 @@ from .ldm import (
 class ComfyHost(DiffusionHost):
     """MODEL, CLIP and VAE as they come out of ComfyUI's loaders; LoRAs that the user put on the model stay on it."""
 
-    def __init__(self, model, clip, vae=None, resolution: int = 0):
+    def __init__(self, model, clip, vae=None):
         self.patcher = model.clone()
         self.clip, self.vae = clip, vae
         self.base = model.model
-        self.resolution = resolution
         self.bar = None
         self.trained_on = []  # the model patchers that have to stay loaded
         self.family = require_family(model.model)
@@ -78,9 +77,8 @@ class ComfyHost(DiffusionHost):
         layers = other_layers(self.unet)
         return {self.kohya_names[f"diffusion_model.{name}.weight"]: module for name, module in layers.items()}
 
-    def latent_shape(self) -> tuple[int, int, int]:
-        native = getattr(self.base.model_config, "native_size", NATIVE_SIZE[self.family])
-        side = (self.resolution or native) // 8
+    def native_shape(self) -> tuple[int, int, int]:
+        side = getattr(self.base.model_config, "native_size", NATIVE_SIZE[self.family]) // 8
         return self.base.latent_format.latent_channels, side, side
 
     def tokenize(self, text: str) -> tuple[Token, ...]:

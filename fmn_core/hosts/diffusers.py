@@ -46,9 +46,9 @@ def load_pipeline(name: str, device: str | None = None):
 class DiffusersHost(DiffusionHost):
     """A loaded StableDiffusionPipeline or StableDiffusionXLPipeline; its modules are used as they are."""
 
-    def __init__(self, pipeline, resolution: int = 0, progress_bar: bool = True):
+    def __init__(self, pipeline, progress_bar: bool = True):
         require_fit(pipeline)
-        self.pipeline, self.resolution = pipeline, resolution
+        self.pipeline = pipeline
         self.unet, self.vae = uncompiled(pipeline.unet), uncompiled(getattr(pipeline, "vae", None))
         self.bar = tqdm(disable=not progress_bar, leave=False)
         self.beside: dict[tuple[int, int], Tensor] = {}  # height and width -> what goes beside latents of that size
@@ -97,8 +97,8 @@ class DiffusersHost(DiffusionHost):
             and not OF_ANOTHER.search(name)
         }
 
-    def latent_shape(self) -> tuple[int, int, int]:
-        size = self.resolution // 8 or self.unet.config.sample_size or IMAGE_SIDES.get(self.family, 64)
+    def native_shape(self) -> tuple[int, int, int]:
+        size = self.unet.config.sample_size or IMAGE_SIDES.get(self.family, 64)
         height, width = (size, size) if isinstance(size, int) else size
         return self.unet.config.out_channels, height, width
 

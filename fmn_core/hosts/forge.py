@@ -72,8 +72,9 @@ class ForgeHost(WebuiBase):
         scale = sigma[:, None, None, None]
         x = x_t * (1 + scale.square()).sqrt()  # the host's x is x0 + sigma * noise
         more = {} if prompts.pooled is None else {"y": prompts.pooled}
-        if self.kept_of_nothing is not None:
-            more["c_concat"] = self.kept_of_nothing.to(x_t).expand(len(x_t), -1, -1, -1)
+        kept = self.kept_of_nothing(x_t)
+        if kept is not None:
+            more["c_concat"] = kept
         x0 = self.base.apply_model(x, sigma, c_crossattn=prompts.embeddings, transformer_options={}, **more)
         return (x - x0) / scale
 

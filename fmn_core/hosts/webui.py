@@ -19,16 +19,15 @@ from .webui_base import WebuiBase
 NO_MODEL = "No model is loaded: choose a checkpoint at the top of the page, or put one into models/Stable-diffusion."
 
 
-def current_host(resolution: int = 0) -> DiffusionHost:
+def current_host() -> DiffusionHost:
     """The adapter for the model that the running webui or Forge has chosen; loads it where that is still to be done.
 
-    `resolution` is the side of the pictures to train on, 0 for the model's own. Raises ForgetError where there is no
-    model, or one that cannot forget.
+    Raises ForgetError where there is no model, or one that cannot forget.
     """
     model = chosen_model()
     if model is None:
         raise ForgetError(NO_MODEL)
-    return adapt(model, resolution)
+    return adapt(model)
 
 
 def chosen_model():
@@ -43,7 +42,7 @@ def chosen_model():
         raise ForgetError(NO_MODEL) from error
 
 
-def adapt(model, resolution: int = 0, to_train: bool = True) -> WebuiBase:
+def adapt(model, to_train: bool = True) -> WebuiBase:
     """The adapter for a loaded model: Forge's keep their parts behind patchers, the webui's in the model itself.
 
     Raises ForgetError for a model without the layers that are needed and, `to_train`, for one whose weights cannot be read.
@@ -51,9 +50,9 @@ def adapt(model, resolution: int = 0, to_train: bool = True) -> WebuiBase:
     if hasattr(model, "forge_objects") and not hasattr(model, "model"):
         from .forge import ForgeHost
 
-        host = ForgeHost(model, resolution)
+        host = ForgeHost(model)
     else:
-        host = WebuiHost(model, resolution)
+        host = WebuiHost(model)
     if to_train:
         host.require_trainable()
     return host
@@ -103,8 +102,8 @@ class WebuiHost(WebuiBase):
         return super().native_size()
 
     def predict(self, x_t: Tensor, t: Tensor, prompts: Prompts) -> Tensor:
-        concat = self.kept_of_nothing
-        concat = x_t.new_zeros(len(x_t), 5, 1, 1) if concat is None else concat.to(x_t).expand(len(x_t), -1, -1, -1)
+        concat = self.kept_of_nothing(x_t)
+        concat = x_t.new_zeros(len(x_t), 5, 1, 1) if concat is None else concat
         if prompts.pooled is None:
             cond = {"c_crossattn": [prompts.embeddings], "c_concat": [concat]}
         else:

@@ -34,16 +34,16 @@ LATENT, INPAINTING = 4, 9  # channels that a UNet takes: a latent; that, a mask 
 class WebuiBase(DiffusionHost):
     """The model that a webui has loaded, without the LoRAs that its last picture was made with.
 
-    `resolution` is the side of the pictures to train on, 0 for what the model was made for. Raises ForgetError for a
-    model without the cross-attention that forgetting works on.
+    Raises ForgetError for a model without the cross-attention that forgetting works on.
     """
 
     quantised = False  # its weights' shapes then say nothing
     unet: nn.Module
     vae_dtype: torch.dtype
 
-    def __init__(self, sd_model, resolution: int = 0):
-        self.sd_model, self.resolution = sd_model, resolution
+    def __init__(self, sd_model):
+        self.sd_model = sd_model
+        self.kept: dict[tuple[int, int], Tensor] = {}  # what `kept_of_nothing` has made, by size
         if not (sd_model.is_sd1 or sd_model.is_sd2 or sd_model.is_sdxl) or not self.cross_attentions():
             raise ForgetError(
                 f"Forget-Me-Not works on the text cross-attention of SD1.x, SD2.x and SDXL, and {self.model_name()} has no "
@@ -116,8 +116,8 @@ class WebuiBase(DiffusionHost):
     def lora_key(self, layer: str, matrix: str) -> str:
         return kohya_name(f"{layer}.{linear_name(matrix)}", self.family, self.per_level)
 
-    def latent_shape(self) -> tuple[int, int, int]:
-        side = (self.resolution or self.native_size()) // 8
+    def native_shape(self) -> tuple[int, int, int]:
+        side = self.native_size() // 8
         return LATENT, side, side
 
     def native_size(self) -> int:
@@ -195,14 +195,16 @@ class WebuiBase(DiffusionHost):
             context = webui_text.encode_with_vectors(engine, texts, vectors[self.encoder_name])
         return Prompts((template,), context.to(self.device, torch.float32), None, (self.tokenize(texts[0]),))
 
-    @cached_property
-    def kept_of_nothing(self) -> Tensor | None:
-        """For an inpainting model, the mask and the latents that stand for "all is to be drawn" [1, 5, h, w]."""
+    def kept_of_nothing(self, x_t: Tensor) -> Tensor | None:
+        """For an inpainting model, the mask and the latents that stand for "all is to be drawn" [B, 5, h, w], of the size of
+        x_t [B, C, h, w]."""
         if self.unet.in_channels != INPAINTING:
             return None
-        _, height, width = self.latent_shape()
-        grey = self.encode_images(torch.full((1, 8 * height, 8 * width, 3), 0.5))
-        return torch.cat([torch.ones_like(grey[:, :1]), grey], 1)
+        height, width = size = tuple(x_t.shape[-2:])
+        if size not in self.kept:
+            grey = self.encode_images(torch.full((1, 8 * height, 8 * width, 3), 0.5))
+            self.kept[size] = torch.cat([torch.ones_like(grey[:, :1]), grey], 1)
+        return self.kept[size].to(x_t).expand(len(x_t), -1, -1, -1)
 
     def encode_images(self, images: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.no_grad(), fixed_seed(self.device):

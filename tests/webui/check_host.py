@@ -19,7 +19,7 @@ from fmn_core.forget import forget
 from fmn_core.hosts.webui import adapt, current_host
 from fmn_core.settings import ForgetSettings
 
-FEW_STEPS = ForgetSettings(preset="paper", steps=1, batch_size=1, num_pictures=1, sampling_steps=1)
+FEW_STEPS = ForgetSettings(preset="paper", steps=1, batch_size=1, num_pictures=1, sampling_steps=1, resolution=128)
 
 
 def parts(webui):
@@ -229,4 +229,8 @@ def test_no_model_is_said_plainly(monkeypatch):
 
 
 def test_a_side_can_be_asked_for(sd_model):
-    assert adapt(sd_model, 64).latent_shape() == (4, 8, 8)
+    host = adapt(sd_model)
+    own = host.latent_shape()
+    with host.sized(64):
+        assert host.latent_shape() == (4, 8, 8) != own
+    assert host.latent_shape() == own

@@ -95,7 +95,7 @@ def test_pieces_of_a_model_are_refused(monkeypatch):
 
 def test_weights_in_half_precision_stay_so_and_adapters_learn_in_full(webui, sd_model, monkeypatch):
     """As a GPU has them, with the webui's autocast around each estimate; it takes the norms' weights in full itself."""
-    whole = adapt(sd_model, 64)
+    whole = adapt(sd_model)
     with whole.training((1, *whole.latent_shape())):
         expected = gradient(whole)
     half = copy.deepcopy(sd_model)
@@ -105,7 +105,7 @@ def test_weights_in_half_precision_stay_so_and_adapters_learn_in_full(webui, sd_
             module.float()
     monkeypatch.setattr(devices, "dtype_unet", torch.float16)
     monkeypatch.setattr(devices, "autocast", lambda disable=False: torch.autocast("cpu", dtype=torch.float16))
-    host = adapt(half, 64)
+    host = adapt(half)
     before = [(parameter.dtype, parameter.requires_grad) for parameter in host.unet.parameters()]
     with host.training((1, *host.latent_shape())):
         found = gradient(host)
@@ -131,7 +131,7 @@ def test_an_inpainting_model_is_told_to_draw_everything(webui, sd_model, monkeyp
     seen = {}
     monkeypatch.setattr(webui.unet, "in_channels", 9)
     monkeypatch.setattr(type(sd_model), "apply_model", lambda self, x, t, cond: seen.update(cond) or x)
-    host = current_host(64)
+    host = current_host()
     host.predict(torch.zeros(2, 4, 8, 8), torch.tensor([1, 2]), host.encode(["a", "b"]))
     mask, kept = seen["c_concat"][0].split([1, 4], 1)
     assert mask.shape == (2, 1, 8, 8) and (mask == 1).all()

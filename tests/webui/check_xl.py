@@ -81,7 +81,9 @@ class DiffusionEngine(nn.Module):
 def xl(webui):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return adapt(DiffusionEngine(webui.engines[0].tokenizer, webui.sd_model).eval(), 64)
+        host = adapt(DiffusionEngine(webui.engines[0].tokenizer, webui.sd_model).eval())
+    host.resolution = 64
+    return host
 
 
 def test_names_are_sgms(xl):

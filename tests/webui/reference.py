@@ -11,7 +11,7 @@ from fmn_core.settings import ForgetSettings
 TEXTS = ["a cat", "a red (rose:1.3) in neon style", "two dogs BREAK a house"]
 SETTINGS = {
     "fast": ForgetSettings(preset="fast"),
-    "paper": ForgetSettings(preset="paper", steps=3, batch_size=2, num_pictures=2, sampling_steps=3),
+    "paper": ForgetSettings(preset="paper", steps=3, batch_size=2, num_pictures=2, sampling_steps=3, resolution=128),
 }
 
 

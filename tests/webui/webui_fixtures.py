@@ -18,7 +18,9 @@ def webui():
     """The webui's model as a DiffusionHost."""
     from fmn_core.hosts.webui import current_host
 
-    return current_host(RESOLUTION)
+    host = current_host()
+    host.resolution = RESOLUTION
+    return host
 
 
 @pytest.fixture(scope="session")

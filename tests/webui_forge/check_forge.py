@@ -14,7 +14,7 @@ def test_the_chosen_model_is_loaded_when_asked_for(webui, monkeypatch):
     data = sd_models.model_data
     monkeypatch.setattr(data, "sd_model", sd_models.FakeInitialModel())
     monkeypatch.setattr(data, "forge_hash", "")
-    host = current_host(128)
+    host = current_host()
     assert host.sd_model is data.sd_model and type(data.sd_model).__name__ == "StableDiffusion"
     assert host.sd_model is not webui.sd_model and list(host.cross_attentions()) == list(webui.cross_attentions())
 

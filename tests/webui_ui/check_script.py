@@ -66,7 +66,7 @@ def values(*rows, jointly=True, heat_maps=False, words="", layout="overlay", sav
 
 
 def hooks():
-    unet = current_host(64).unet
+    unet = current_host().unet
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in unet.modules())
 
 

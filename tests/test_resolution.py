@@ -1,0 +1,57 @@
+"""The settings say how large pictures are, whichever host they go to and whoever asks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fmn_core.concept import make_concepts
+from fmn_core.evaluate import evaluate
+from fmn_core.forget import forget, forget_concepts
+from fmn_core.hosts.diffusers import DiffusersHost
+from fmn_core.inversion import invert_pictures
+from fmn_core.settings import EvaluateSettings, ForgetSettings, InvertSettings
+
+SMALL = {"num_pictures": 1, "sampling_steps": 1, "steps": 1, "resolution": 64}
+DRAWN = {"prompts": 1, "steps": 1, "resolution": 64, "inversion": True, "inversion_steps": 1}
+
+
+@pytest.fixture(params=["comfy", "diffusers"])
+def plain(request):
+    """A host that was told nothing of sizes."""
+    if request.param == "comfy":
+        return request.getfixturevalue("host")
+    return DiffusersHost(request.getfixturevalue("pipeline"), progress_bar=False)
+
+
+WORKS = {
+    "paper": lambda host: forget(host, "cat", ForgetSettings(preset="paper", visual_weight=1.0, **SMALL)),
+    "balanced": lambda host: forget(host, "cat", ForgetSettings(preset="balanced", **SMALL)),
+    "concepts": lambda host: forget_concepts(host, make_concepts("cat"), ForgetSettings(preset="paper", **SMALL)),
+    "pictures": lambda host: forget(host, "cat", ForgetSettings(preset="paper", **SMALL), torch.rand(1, 200, 200, 3)),
+    "invert": lambda host: invert_pictures(host, InvertSettings(**SMALL), concept="cat"),
+    "invert pictures": lambda host: invert_pictures(host, InvertSettings(**SMALL), torch.rand(1, 200, 200, 3)),
+    "evaluate": lambda host: evaluate(host, forget(host, "cat", ForgetSettings())[0], EvaluateSettings(**DRAWN)),
+}
+
+
+@pytest.mark.parametrize("work", WORKS)
+def test_no_picture_is_of_another_size_than_asked_for(plain, work, monkeypatch):
+    native, predict, seen = plain.latent_shape(), plain.predict, set()
+
+    def watched(x_t, t, prompts):
+        seen.add(tuple(x_t.shape[1:]))
+        return predict(x_t, t, prompts)
+
+    monkeypatch.setattr(plain, "predict", watched)
+    WORKS[work](plain)
+    assert seen == {(4, 8, 8)} and plain.latent_shape() == native == (4, 16, 16)
+
+
+def test_the_size_goes_back_after_an_error(plain):
+    with pytest.raises(ZeroDivisionError), plain.sized(64):
+        assert plain.latent_shape() == (4, 8, 8)
+        with plain.sized(0):
+            assert plain.latent_shape() == (4, 16, 16)
+        1 / 0  # noqa: B018
+    assert plain.latent_shape() == (4, 16, 16)
