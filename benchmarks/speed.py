@@ -28,6 +28,7 @@ from benchmarks.originals import forget_me_not_step, leco_step
 from benchmarks.pipelines import TimedHost, make_pipeline, make_unet, without_forward
 from fmn_core import balanced, hybrid, paraphrases, resteering
 from fmn_core.checkpoint import Checkpoint
+from fmn_core.descent import Descent
 from fmn_core.forget import forget
 from fmn_core.hosts.base import Prompts
 from fmn_core.lora import CrossAttentionLoRA
@@ -288,9 +289,8 @@ def imagined_paper(host, prompts, latents, gradient: str = "whole", again: bool 
     state = resteering.training_state(lora, settings, generator)
     columns = torch.zeros(2, 77, dtype=torch.bool)
     with lora.attached():
-        resteering.resteer(
-            host, state, prompts, columns, latents, None, None, None, settings, Economy(host, again), Checkpoint()
-        )
+        pictures = resteering.Pictures(latents, [[0, 1]], None, None)
+        resteering.resteer(host, state, prompts, columns, pictures, settings, Economy(host, again), Checkpoint())
 
 
 def imagined_balanced(host, prompts, latents, again: bool = False) -> None:
@@ -305,7 +305,8 @@ def imagined_balanced(host, prompts, latents, again: bool = False) -> None:
         kept = host.predict(latents, t, one)
     batch = hybrid.Batch(latents, t, [0], [0], one, target, latents, t, one, kept)
     texts = SimpleNamespace(columns=torch.zeros(2, 77, dtype=torch.bool))
-    hybrid.train_step(host, lora, state, texts, SimpleNamespace(mask=None), batch, Economy(host, again))
+    descent = Descent(Economy(host, again), state)
+    hybrid.train_step(host, lora, descent, texts, SimpleNamespace(mask=None), batch)
 
 
 IMAGINED = {

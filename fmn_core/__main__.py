@@ -16,8 +16,9 @@ from pathlib import Path
 from .checkpoint import beside
 from .clean_text import say
 from .commands_convert import add_convert
+from .concept import make_concepts
 from .configs import run
-from .embedding import add_embedding, save_embedding
+from .embedding import add_embedding, embedding_token, save_embedding
 from .errors import ForgetError
 from .file_names import slug
 from .files import describe, require_new, write_new
@@ -25,7 +26,7 @@ from .forget import forget, summary
 from .inversion import invert_pictures
 from .members import Member
 from .patch import read_patch, save_patch
-from .pictures import read_images
+from .pictures import read_folders, read_images
 from .settings import EvaluateSettings, ForgetSettings, InvertSettings
 from .stack import stack, unstack
 
@@ -66,14 +67,21 @@ def run_forget(options: argparse.Namespace) -> None:
         )
     if options.out:
         require_new(options.out)
-    images = read_images(options.images, settings.resolution) if options.images else None
+    names = "\n".join(options.concept or [embedding_token(options.embedding.stem)])
+    concepts = len(make_concepts(names, settings.concept_type, settings.template))
+    if options.images and len(options.images) != concepts:
+        raise ForgetError(
+            f"There are {concepts} concepts and {len(options.images)} folders of pictures: give --images once for each "
+            "concept, in the same order."
+        )
+    images, concept_of = read_folders(options.images, settings.resolution) if options.images else (None, None)
     host = DiffusersHost(load_pipeline(options.model, options.device))
-    token = add_embedding(host, options.embedding.stem, options.embedding) if options.embedding else ""
-    names = "\n".join(options.concept or [token])
+    if options.embedding:
+        add_embedding(host, options.embedding.stem, options.embedding)
     path = options.out or Path(f"forget-{slug(names)}.safetensors")
     require_new(path)
     with beside(path, save_patch) as checkpoint:
-        patch, _ = forget(host, names, settings, images, checkpoint=checkpoint)
+        patch, _ = forget(host, names, settings, images, checkpoint=checkpoint, concept_of=concept_of)
         files = save_patch(patch, path)
     say(summary(patch), *map(describe, files))
 
@@ -209,7 +217,12 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument(
         "--embedding", type=Path, help="a file of learned words: in --concept <NAME> stands for them, or leave that out"
     )
-    command.add_argument("--images", type=Path, help="a folder of pictures that show it, for all presets but `fast`")
+    command.add_argument(
+        "--images",
+        type=Path,
+        action="append",
+        help="a folder of pictures that show it, for all presets but `fast`; once for each concept, in their order",
+    )
     command.add_argument("--out", type=Path, help="the file to write; a name in use is never taken over")
     add_device(command)
     add_settings(command, ForgetSettings)

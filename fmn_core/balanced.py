@@ -7,15 +7,14 @@ own of what stands in its place, since the patched model draws such a picture wh
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint, State
 from .concept import Concept
-from .errors import ForgetError
+from .descent import Descent, diverged
 from .fast import edit_factors, make_edit
 from .hosts.base import DiffusionHost
 from .hybrid import (
@@ -33,7 +32,6 @@ from .hybrid import (
 )
 from .log import phase
 from .lora import CrossAttentionLoRA
-from .memory import Economy
 from .patch import Patch
 from .resteering import penalised_columns, preview
 from .settings import ForgetSettings
@@ -49,13 +47,14 @@ def forget_balanced(
     images: Tensor | None = None,
     mask: Tensor | None = None,
     checkpoint: Checkpoint | None = None,
+    concept_of: Sequence[int] | None = None,
 ) -> tuple[Patch, list[float]]:
     """A patch in closed form, refined on pictures; returns it and the loss of each step. Arguments as for `forget`."""
     generator = torch.Generator().manual_seed(settings.seed)
     edit = make_edit(host, concepts, settings)
     texts = Texts.of(host, edit.task)
     with host.one_bar(gather_calls(texts, settings, images) + settings.steps):
-        pictures = gather(host, texts, settings, images, mask, generator, of_places=True)
+        pictures = gather(host, texts, settings, images, mask, generator, concept_of, of_places=True)
         with host.training((2 * settings.batch_size, *pictures.latents.shape[1:])):  # the concept's prompts and near ones
             lora = CrossAttentionLoRA.of(host, edit_factors(host, edit, settings))
             probe = make_probe(host, lora, texts, pictures, settings, 0.0, generator)
@@ -67,12 +66,14 @@ def forget_balanced(
             )
             economy = make_economy(host, texts, pictures, 2 * settings.batch_size, steps)
             with phase("forget.train", preset="balanced") as told:
-                diverged = train(host, lora, state, texts, pictures, settings, probe, economy, checkpoint)
+                descent = Descent(economy, state)
+                well = train(host, lora, descent, texts, pictures, settings, probe, checkpoint)
                 told["steps"] = len(losses)
             tried = {strength: probe(strength) for strength in STRENGTHS}
             strength = min(tried, key=lambda strength: tried[strength].total)
             readings["after"] = tried[strength]
-            return finish(host, lora, concepts, settings, edit, readings, strength, losses, diverged), losses
+            found = [] if well else [diverged(len(losses), steps, "best")]
+            return finish(host, lora, concepts, settings, edit, readings, strength, losses, found), losses
 
 
 def training_state(lora: CrossAttentionLoRA, settings: ForgetSettings, first: float, generator: torch.Generator) -> State:
@@ -86,26 +87,27 @@ def training_state(lora: CrossAttentionLoRA, settings: ForgetSettings, first: fl
 def train(
     host: DiffusionHost,
     lora: CrossAttentionLoRA,
-    state: State,
+    descent: Descent,
     texts: Texts,
     pictures: Pictures,
     settings: ForgetSettings,
     probe: Callable[[float], Reading],
-    economy: Economy,
     checkpoint: Checkpoint,
 ) -> bool:
     """Trains the ups until the steps are up or the probe has not fallen for a while, and leaves the best of them.
 
-    Goes on from a state; returns whether the last loss was not finite, which ends it.
+    Goes on from a state; returns whether all steps could be taken.
     """
-    losses, totals, best, diverged = state.losses, state.figures["totals"], state.tensors["best"], False
+    state, well = descent.state, True
+    losses, totals, best = state.losses, state.figures["totals"], state.tensors["best"]
     while len(losses) < settings.steps and min(totals) in totals[-PATIENCE:]:
         host.check_interrupt()
         batch = make_batch(host, texts, pictures, settings, settings.batch_size, 0.0, state.generator)
-        loss, maps = train_step(host, lora, state, texts, pictures, batch, economy)
-        diverged = not math.isfinite(loss)
-        if diverged:
+        taken = train_step(host, lora, descent, texts, pictures, batch)
+        well = taken is not None
+        if not well:
             break
+        loss, maps = taken
         losses.append(loss)
         if len(losses) % CHECK == 0 or len(losses) == settings.steps:
             totals.append(probe(1.0).total)
@@ -114,7 +116,5 @@ def train(
         checkpoint.keep()
         shown = preview(maps, penalised_columns(texts.columns[batch.rows])[1], pictures.images, batch.shown, batch.x_t)
         host.progress(len(losses), settings.steps, shown)
-    if not losses:
-        raise ForgetError("The loss is not finite at step 1: look for broken pictures.")
     state.take(best)
-    return diverged
+    return well

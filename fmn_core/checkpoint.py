@@ -35,7 +35,11 @@ ROOM = 64 << 20  # bytes that a file may have beyond what its parameters account
 
 @dataclass
 class State:
-    """All that the next step of a training depends on, beside its inputs; parameters and optimiser are changed in place."""
+    """All that the next step of a training depends on, beside its inputs; parameters and optimiser are changed in place.
+
+    `scale` among the figures: what the loss is multiplied by, `most_scale` at first and at most, and for how many steps it
+    has been that; `good` among the tensors: the parameters with which the loss was last finite.
+    """
 
     parameters: list[Tensor]
     optimizer: torch.optim.Optimizer
@@ -43,6 +47,11 @@ class State:
     losses: list[float] = field(default_factory=list)
     figures: dict[str, list[float]] = field(default_factory=dict)
     tensors: dict[str, list[Tensor]] = field(default_factory=dict)
+    most_scale: float = 2.0**16
+
+    def __post_init__(self):
+        self.figures.setdefault("scale", [self.most_scale, 0.0])
+        self.tensors.setdefault("good", [p.detach().clone() for p in self.parameters])
 
     def stored(self) -> dict[str, Tensor]:
         """Copies of everything, on the CPU, as the file holds it."""

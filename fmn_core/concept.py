@@ -90,6 +90,12 @@ def split_names(line: str) -> tuple[str, ...]:
     return tuple(" ".join(name.split()) for name in line.split(",") if name.strip())
 
 
+def in_turn(several: list[list[int]], count: int) -> list[int]:
+    """So many members of several lists, one of each list before a second of any, each list from the start again at need."""
+    turns = (divmod(i, len(several)) for i in range(count))
+    return [(own := several[which])[turn % len(own)] for turn, which in turns]
+
+
 def find_tokens(tokens: tuple[Token, ...], sought: tuple[Token, ...]) -> list[list[int]]:
     """Columns of every mention of `sought` in `tokens`, a list of columns each; special tokens are passed over.
 

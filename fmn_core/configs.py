@@ -6,7 +6,6 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 import yaml
 
 from .checkpoint import beside
@@ -20,7 +19,7 @@ from .forget import forget_concepts, summary
 from .hosts.base import DiffusionHost
 from .inversion import invert_pictures
 from .patch import save_patch
-from .pictures import read_images
+from .pictures import read_folders, read_images
 from .settings import LEARNING_RATES, ForgetSettings, InvertSettings
 
 # The original's step of the whole UNet at its default, beside that of a LoRA which forgets about as much.
@@ -204,7 +203,8 @@ def run_forgetting(config: dict, model: str | None, device: str | None) -> None:
     """The stage `Attn`: a patch in output_dir that forgets all of multi_concept."""
     listed, settings = read_concepts(config), forgetting_settings(config)
     embeddings = {name: newest_embedding(name) for name, _ in listed} if config["use_ti"] else {}
-    images = None if config["no_real_image"] else read_all([Path("data", name) for name, _ in listed], settings.resolution)
+    folders = [Path("data", name) for name, _ in listed]
+    images, concept_of = (None, None) if config["no_real_image"] else read_folders(folders, settings.resolution)
     path = require_new(Path(config["output_dir"], f"forget-{slug('-'.join(name for name, _ in listed))}.safetensors"))
     host = open_host(config, model, device)
     concepts: tuple[Concept, ...] = ()
@@ -212,19 +212,9 @@ def run_forgetting(config: dict, model: str | None, device: str | None) -> None:
         called = add_embedding(host, name, embeddings[name]) if embeddings else name.replace("-", " ")
         concepts += make_concepts(called, type)
     with beside(path, save_patch) as checkpoint:
-        patch, _ = forget_concepts(host, concepts, settings, images, checkpoint=checkpoint)
+        patch, _ = forget_concepts(host, concepts, settings, images, checkpoint=checkpoint, concept_of=concept_of)
         files = save_patch(patch, path)
     say(summary(patch), *map(describe, files))
-
-
-def read_all(folders: list[Path], resolution: int) -> torch.Tensor:
-    """The pictures of all folders, brought to the size of the first."""
-    several = [read_images(folder, resolution) for folder in folders]
-    height, width = several[0].shape[1:3]
-    fitted = [
-        torch.nn.functional.interpolate(x.movedim(-1, 1), (height, width), mode="bilinear", antialias=True) for x in several
-    ]
-    return torch.cat(fitted).movedim(1, -1)
 
 
 def newest_embedding(name: str) -> Path:

@@ -67,8 +67,14 @@ def read_embedding(path: Path, encoders: dict[str, int]) -> WordVectors:
     return vectors
 
 
-def add_embedding(host: DiffusionHost, name: str, file: Path) -> str:
-    """Adds the words in an embedding's file to a host as one token; returns it: the name in angle brackets."""
-    encoders = {encoder: vectors.shape[1] for encoder, vectors in host.word_vectors("").items()}
-    host.learn(f"<{name}>", read_embedding(file, encoders))
+def embedding_token(name: str) -> str:
+    """What prompts call the words of an embedding: its name in angle brackets."""
     return f"<{name}>"
+
+
+def add_embedding(host: DiffusionHost, name: str, file: Path) -> str:
+    """Adds the words in an embedding's file to a host as one token, and returns it."""
+    encoders = {encoder: vectors.shape[1] for encoder, vectors in host.word_vectors("").items()}
+    token = embedding_token(name)
+    host.learn(token, read_embedding(file, encoders))
+    return token

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from torch import Tensor
@@ -32,11 +33,12 @@ def forget(
     images: Tensor | None = None,
     mask: Tensor | None = None,
     checkpoint: Checkpoint | None = None,
+    concept_of: Sequence[int] | None = None,
 ) -> tuple[Patch, list[float]]:
     """Makes a patch that forgets the concepts in `names`, one a line; returns it and the loss of each step. Arguments and
     errors as for forget_concepts."""
     concepts = make_concepts(names, settings.concept_type, settings.template)
-    return forget_concepts(host, concepts, settings, images, mask, checkpoint)
+    return forget_concepts(host, concepts, settings, images, mask, checkpoint, concept_of)
 
 
 def forget_concepts(
@@ -46,10 +48,12 @@ def forget_concepts(
     images: Tensor | None = None,
     mask: Tensor | None = None,
     checkpoint: Checkpoint | None = None,
+    concept_of: Sequence[int] | None = None,
 ) -> tuple[Patch, list[float]]:
     """Makes a patch that forgets concepts; returns it and the loss of each step.
 
-    `images` [P, H, W, 3] in 0..1 and `mask` [1 or P, H, W] are for the presets that train on pictures. Inside a
+    `images` [P, H, W, 3] in 0..1 and `mask` [1 or P, H, W] are for the presets that train on pictures. Each picture shows
+    the concept that `concept_of` has the number of; without it each concept has an equal part of them, in order. Inside a
     `checkpoint`, which the caller has entered, the training goes on where an earlier run with the same inputs got to. Raises
     ForgetError for inputs that cannot work and, where the settings are strict, in place of a warning.
     """
@@ -71,8 +75,8 @@ def forget_concepts(
             chosen = asdict(settings) | {"strict": None}  # it decides on the finished patch alone
             names = [name for concept in concepts for name in concept.names]
             texts = (*names, settings.template, settings.replacement, settings.keep)
-            checkpoint.begin(host, texts, "forget", [asdict(c) for c in concepts], chosen, images, mask)
-            patch, losses = train(host, concepts, settings, images, mask, checkpoint)
+            checkpoint.begin(host, texts, "forget", [asdict(c) for c in concepts], chosen, images, mask, concept_of)
+            patch, losses = train(host, concepts, settings, images, mask, checkpoint, concept_of)
             checkpoint.done()
             told["repeatable"] = host.device.type == "cpu"  # a GPU's backward adds up in any order
         told |= {"steps": len(losses), "loss": float(losses[-1]), "modules": len(patch.modules), "rank": patch.rank}

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from .attention import concept_mass, tapped
-from .checkpoint import State
-from .concept import Concept, concept_columns
+from .concept import Concept, concept_columns, in_turn
+from .descent import Descent
 from .errors import ForgetError
 from .fast import Edit, Task
 from .hosts.base import DiffusionHost, Prompts
@@ -27,13 +27,12 @@ from .losses import mean_attention_loss
 from .memory import Economy, rehearse
 from .paraphrases import NEAR_TEMPLATES, fill
 from .patch import Patch, make_patch
-from .pictures import prepare_pictures
-from .resteering import MAX_GRAD_NORM, PROBES, add_noise, draw, penalised_columns, region_of, sample_pairs, unfinished
+from .pictures import concept_pictures
+from .resteering import PROBES, add_noise, draw, penalised_columns, region_of, sample_pairs, unfinished
 from .sampling import AT_ONCE, sampling_calls
 from .settings import ForgetSettings
 
 ATTENTION, KEEP = 0.1, 1.0  # weights beside the noise's, which is 1
-SCALE = 2.0**16  # of the loss, since half precision would round the gradient of a mean to zero; exact in single
 MOST = 20.0  # the largest weight of an error, where there is most noise
 LITTLE = 0.5  # of the way left between the concept and its target: more is worth a warning
 
@@ -73,9 +72,9 @@ class Texts:
         """How many concepts there are."""
         return max(self.concept) + 1
 
-    def rows(self, concept: int | None) -> list[int]:
-        """The rows that call for a concept; all of them for None."""
-        return [row for row, own in enumerate(self.concept) if concept in (own, None)]
+    def rows(self, concept: int) -> list[int]:
+        """The rows that call for a concept."""
+        return [row for row, own in enumerate(self.concept) if own == concept]
 
     def with_row(self, prompt: Prompts, columns: Tensor, concept: int, template: int) -> Texts:
         """The same with one more prompt of a concept, its columns [T]."""
@@ -121,19 +120,19 @@ def tiled(columns: Tensor, length: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures of the concepts or of their places: latents [P, C, h, w], the concept of each, by number, or None for given
-    ones, where in them it is [1 or P, H, W], and the pictures [P, H, W, 3] where the host can decode them; `near`: latents
-    of the first near words, one each, or none."""
+    """Pictures of the concepts or of their places: latents [P, C, h, w], the concept of each, by number, where in them it
+    is [1 or P, H, W], and the pictures [P, H, W, 3] where the host can decode them; `near`: latents of the first near
+    words, one each, or none."""
 
     latents: Tensor
-    concept: list[int | None]
+    concept: list[int]
     mask: Tensor | None
     images: Tensor | None
     near: Tensor | None = None
 
     def of(self, concept: int) -> Tensor:
         """The latents that show a concept."""
-        return self.latents[[i for i, own in enumerate(self.concept) if own in (concept, None)]]
+        return self.latents[[i for i, own in enumerate(self.concept) if own == concept]]
 
 
 def gather(
@@ -143,16 +142,15 @@ def gather(
     images: Tensor | None,
     mask: Tensor | None,
     generator: torch.Generator,
+    concept_of: Sequence[int] | None = None,
     of_places: bool = False,
 ) -> Pictures:
     """The pictures to train on: those given, or the model's own of the concepts or, with `of_places`, of what stands in
     their place. Raises ForgetError for given ones that cannot be used."""
-    images, mask = prepare_pictures(host, images, mask, settings.flip)
+    images, mask, shows = concept_pictures(host, images, mask, settings.flip, texts.concepts, concept_of)
     if images is not None:
-        return Pictures(host.encode_images(images), [None] * len(images), mask, images)
-    own = [texts.rows(concept) for concept in range(texts.concepts)]
-    turns = [divmod(i, len(own)) for i in range(max(settings.num_pictures, len(own)))]
-    rows = [own[concept][turn % len(own[concept])] for turn, concept in turns]  # every concept gets one before a second
+        return Pictures(host.encode_images(images), shows, mask, images)
+    rows = in_turn([texts.rows(concept) for concept in range(texts.concepts)], max(settings.num_pictures, texts.concepts))
     places = join([texts.places[texts.template[row]] for row in rows])
     with phase("forget.pictures", count=len(rows)):
         latents = sample(host, places if of_places else texts.asked.take(rows), texts.empty, settings, generator)
@@ -239,14 +237,14 @@ def make_economy(host: DiffusionHost, texts: Texts, pictures: Pictures, rows: in
 def train_step(
     host: DiffusionHost,
     lora: CrossAttentionLoRA,
-    state: State,
+    descent: Descent,
     texts: Texts,
     pictures: Pictures,
     batch: Batch,
-    economy: Economy,
-) -> tuple[float, dict[str, Tensor]]:
+) -> tuple[float, dict[str, Tensor]] | None:
     """A step down the hybrid loss: |estimate - target|^2 for the concept, plus its attention, plus |change|^2 for what is
-    near. Returns the loss and the attention maps; takes no step where the loss or its gradient is not finite.
+    near. Returns the loss and the attention maps; takes no step, and returns None, where they or the gradient are not
+    finite.
 
     Errors of noise are weighted as errors of x0, by min((1 - a) / a, MOST) (after min-SNR, Hang et al., arXiv 2303.09556),
     since what a picture will show is decided where there is most noise.
@@ -258,7 +256,7 @@ def train_step(
 
     penalised, asked = penalised_columns(texts.columns[batch.rows])
 
-    def step() -> tuple[float, dict[str, Tensor], Sequence[Tensor]]:
+    def step(differentiate: Callable[[Tensor], float]) -> tuple[float, dict[str, Tensor]]:
         # What is hooked on stays until the backward is done, which may compute the forwards again.
         with lora.attached(), tapped(host.cross_attentions(), penalised) as maps:
             error = host.predict(batch.x_t, batch.t, batch.asked) - batch.target
@@ -268,20 +266,9 @@ def train_step(
                 regions = [region_of(pictures.mask, batch.shown, A.shape[2], batch.x_t) for A in maps.values()]
             attention = mean_attention_loss(maps.values(), asked, regions)
             noise, drift = (weight(batch.t) * error.square()).mean(), (weight(batch.u) * change.square()).mean()
-            loss = noise + ATTENTION * attention + KEEP * drift
-            finite = torch.isfinite(loss)
-            return loss.item(), maps, torch.autograd.grad(loss * SCALE, parameters) if finite else ()
+            return differentiate(noise + ATTENTION * attention + KEEP * drift), maps
 
-    parameters = state.parameters
-    loss, maps, gradients = economy.take(step, state.generator)
-    if not all(own.isfinite().all() for own in gradients):
-        return math.nan, maps
-    if gradients:
-        for parameter, own in zip(parameters, gradients, strict=True):
-            parameter.grad = own / SCALE
-        torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
-        state.optimizer.step()
-    return loss, maps
+    return descent.take(step)
 
 
 class Reading(NamedTuple):
@@ -339,10 +326,10 @@ def finish(
     readings: dict[str, Reading],
     strength: float,
     losses: list[float],
-    diverged: bool,
+    found: list[str],
 ) -> Patch:
     """The patch of a trained LoRA at a strength, with its report; `readings` are of the model `before`, of the `fast`
-    edit and `after`. Raises ForgetError where that is not finite."""
+    edit and `after`, `found` what there is to say of the training. Raises ForgetError where `after` is not finite."""
     if not all(map(math.isfinite, readings["after"])):
         raise ForgetError("The trained patch gives no finite estimates: lower the learning rate.")
     report = edit.report | {
@@ -353,8 +340,7 @@ def finish(
         "distance": {when: reading.distance for when, reading in readings.items()},
         "noise drift": readings["after"].drift,
     }
-    found = [f"The training diverged after {len(losses)} steps, and the best state was kept: lower the learning rate."]
-    report["warnings"] = [*(found if diverged else []), *edit.report["warnings"], *warnings(readings["after"])]
+    report["warnings"] = [*found, *edit.report["warnings"], *warnings(readings["after"])]
     factors = {target: (up * strength, down) for target, (up, down) in lora.factors().items()}
     return make_patch(host, factors, concepts, asdict(settings), report, edit.moments)
 

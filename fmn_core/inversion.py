@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint, State
 from .concept import make_concepts
+from .descent import Descent, diverged, settled
 from .errors import ForgetError
 from .hosts.base import DiffusionHost, WordVectors
 from .log import logger, phase, plain
@@ -126,12 +128,12 @@ def invert(
         vectors = {name: v.to(host.device).requires_grad_() for name, v in first.items()}
         before = probe_error(host, probe, named.templates[0], vectors)
         optimizer = torch.optim.AdamW(vectors.values(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY)
-        last = [v.detach().clone() for v in vectors.values()]  # with which the error was finite
-        state = State([*vectors.values()], optimizer, generator, tensors={"good": last})
-        losses = state.losses
+        # The loss is a sum, as large as half precision likes it, because AdamW minds no scale.
+        state = State([*vectors.values()], optimizer, generator, most_scale=1.0)
+        losses, descent = state.losses, Descent(Economy(host), state, max_norm=None)
         host.skip(checkpoint.resume(state, lambda: unfinished(state, [*vectors], settings.steps, before)))
 
-        def step() -> tuple:
+        def step(differentiate: Callable[[Tensor], float]) -> tuple:
             shown = draw(len(latents), settings.batch_size, generator)
             (row,) = draw(len(named.templates), 1, generator)
             x_t, t, noise = diffuse(host, latents[shown], generator)
@@ -140,41 +142,25 @@ def invert(
             error = (epsilon - noise).square()
             if weight is not None:
                 error = error * weight[[i % len(weight) for i in shown]]
-            # The sum's gradient, because half precision may round the mean's to zero; AdamW minds no scale. And only by
-            # the vectors: whatever else is hooked onto the model must not gather gradients.
-            gradients = torch.autograd.grad(error.sum(), list(vectors.values()))
-            return x_t, t, epsilon.detach(), error.detach(), gradients
+            differentiate(error.sum())
+            return x_t, t, epsilon.detach(), error.detach().mean().item()
 
-        economy = Economy(host)
-        while len(losses) < settings.steps:
-            host.check_interrupt()
-            x_t, t, epsilon, error, gradients = economy.take(step, generator)
-            if not all(torch.isfinite(x).all() for x in (error, *gradients)):
-                break
-            last[:] = [v.detach().clone() for v in vectors.values()]
-            for vector, gradient in zip(vectors.values(), gradients, strict=True):
-                vector.grad = gradient
-            optimizer.step()
+        while len(losses) < settings.steps and (taken := descent.take(step)) is not None:
+            x_t, t, epsilon, error = taken
             if settings.norm_decay:
                 pull_norms(vectors, norms, NORM_PULL)
-            losses.append(error.mean().item())
+            losses.append(error)
             checkpoint.keep()
             x0 = predicted_x0(x_t[:1], epsilon[:1], host.alphas_cumprod.to(x_t)[t[:1]])
             host.progress(len(losses), settings.steps, show and show(x0))
+        learned = {name: v.detach() for name, v in vectors.items()}
         whole = len(losses) == settings.steps
-        good = dict(zip(vectors, state.parameters if whole else last, strict=True))
-        good = {name: v.detach() for name, v in good.items()}
-        after = probe_error(host, probe, named.templates[0], good)
-    if not losses:
-        raise ForgetError("The loss is not finite at step 1: look for broken pictures or a broken model.")
-    if len(losses) < settings.steps:
-        warnings.append(
-            f"The inversion diverged after step {len(losses)} of {settings.steps}, and the last good state was kept: lower "
-            "the learning rate."
-        )
+        after, well = settled(state, lambda: probe_error(host, probe, named.templates[0], learned), whole)
+    if not well:
+        warnings.append(diverged(len(losses), settings.steps))
     elif not after < before:
         warnings.append("Nothing was learned: lower the learning rate, or take more steps.")
-    return Inversion({name: v.cpu() for name, v in good.items()}, losses, before, after, warnings)
+    return Inversion({name: v.cpu() for name, v in learned.items()}, losses, before, after, warnings)
 
 
 def unfinished(state: State, names: list[str], steps: int, before: float) -> Inversion:

@@ -38,7 +38,14 @@ def picture_files(folder: Path) -> list[Path]:
 
 def read_images(folder: Path, resolution: int = 0) -> Tensor:
     """The pictures of a folder as [P, H, W, 3] in 0..1, as `read_pictures` reads them."""
-    return read_pictures(picture_files(folder), resolution=resolution)[0].float() / 255
+    return read_folders([folder], resolution)[0]
+
+
+def read_folders(folders: Sequence[Path], resolution: int = 0) -> tuple[Tensor, list[int]]:
+    """The pictures of several folders, as by `read_images`, and the number of the folder that each is from."""
+    files = [(file, number) for number, folder in enumerate(folders) for file in picture_files(folder)]
+    images, _ = read_pictures([file for file, _ in files], resolution=resolution)
+    return images.float() / 255, [number for _, number in files]
 
 
 def read_pictures(
@@ -144,11 +151,36 @@ def prepare_pictures(
     return images, mask
 
 
-def check_pictures(images: Tensor | None, mask: Tensor | None) -> None:
-    """Raises ForgetError for pictures or masks that are not what their names say."""
+def concept_pictures(
+    host: DiffusionHost,
+    images: Tensor | None,
+    mask: Tensor | None,
+    flip: bool,
+    concepts: int,
+    concept_of: Sequence[int] | None,
+) -> tuple[Tensor | None, Tensor | None, list[int]]:
+    """As prepare_pictures, and the number of the concept that each picture shows: as `concept_of` has it for those given,
+    or an equal part of them for each concept, in order."""
+    check_pictures(images, mask, concepts if concept_of is None else 1)
+    if images is None:
+        return None, None, []
+    shows = [i * concepts // len(images) for i in range(len(images))] if concept_of is None else [*concept_of]
+    if len(shows) != len(images) or {*shows} != {*range(concepts)}:
+        raise ForgetError(f"Each of {len(images)} pictures has to show one of {concepts} concepts, and none be left out.")
+    return *prepare_pictures(host, images, mask, flip), shows * (2 if flip else 1)
+
+
+def check_pictures(images: Tensor | None, mask: Tensor | None, concepts: int = 1) -> None:
+    """Raises ForgetError for pictures or masks that are not what their names say, and for pictures that cannot be shared
+    out evenly among so many concepts."""
     if images is not None and (images.ndim != 4 or images.shape[-1] not in (3, 4) or not images.numel()):
         raise ForgetError(
             f"The pictures have the shape {tuple(images.shape)}: connect an IMAGE of shape [pictures, height, width, 3]."
+        )
+    if images is not None and len(images) % concepts:
+        raise ForgetError(
+            f"{len(images)} {'picture' if len(images) == 1 else 'pictures'} cannot be shared out among {concepts} concepts: "
+            "give as many of each, first those of the first concept, then those of the next."
         )
     if mask is None:
         return

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 
 from .attention import AllTaken, concept_mass, layer_size, tapped
 from .checkpoint import Checkpoint, State
-from .concept import Concept, concept_columns
+from .concept import Concept, concept_columns, in_turn
+from .descent import Descent, diverged, settled
 from .errors import ForgetError
 from .fast import word_moments
 from .gradient import differentiated
@@ -26,11 +26,10 @@ from .lora import CrossAttentionLoRA, LoRAs
 from .losses import attention_resteering_loss, visual_denoising_loss
 from .memory import Economy, rehearse
 from .patch import Patch, make_patch, rest_tensors
-from .pictures import prepare_pictures
+from .pictures import concept_pictures
 from .sampling import AT_ONCE, sample_pictures, sampling_calls
 from .settings import ForgetSettings
 
-MAX_GRAD_NORM = 1.0  # the original's max_grad_norm
 LITTLE = 0.9  # of the attention left: a patch that takes less away is worth a warning
 PROBES = 8  # fixed noisy latents on which the attention to the concept is measured before and after
 
@@ -42,44 +41,49 @@ def forget_by_resteering(
     images: Tensor | None = None,
     mask: Tensor | None = None,
     checkpoint: Checkpoint | None = None,
+    concept_of: Sequence[int] | None = None,
 ) -> tuple[Patch, list[float]]:
     """Trains a patch that forgets concepts; returns it and the loss of each step.
 
-    `images` [P, H, W, 3] in 0..1 show the concept; without them the model makes its own. `mask` [1 or P, H, W] in
-    0..1 limits the re-steering to a region of them. Raises ForgetError for inputs that cannot work.
+    `images` [P, H, W, 3] in 0..1 show the concepts, each the one that `concept_of` has the number of, or each concept an
+    equal part of them; without them the model makes its own. `mask` [1 or P, H, W] in 0..1 limits the re-steering to a
+    region of them. Raises ForgetError for inputs that cannot work.
     """
     if settings.mode != "remove":
         raise ForgetError(f"The preset `paper` removes, it cannot {settings.mode}: choose another preset.")
     if settings.gradient != "whole" and settings.layers != "cross-attention":
         raise ForgetError(f"`gradient: {settings.gradient}` leaves out what `layers: {settings.layers}` trains: choose one.")
-    images, mask = prepare_pictures(host, images, mask, settings.flip)
+    images, mask, shows = concept_pictures(host, images, mask, settings.flip, len(concepts), concept_of)
     layers = host.cross_attentions()
     generator = torch.Generator().manual_seed(settings.seed)
 
     # The text encoder and the VAE do their work outside the training context: loading them may move the UNet.
-    texts = [prompt for concept in concepts for prompt in concept.prompts]
-    columns = [concept_columns(host, name, prompt, settings.tokens) for prompt, name in texts]
-    prompts, empty = host.encode([prompt for prompt, _ in texts]), host.encode([""])
+    texts = [(prompt, name, i) for i, concept in enumerate(concepts) for prompt, name in concept.prompts]
+    calls_for = [[row for row, (*_, own) in enumerate(texts) if own == i] for i in range(len(concepts))]
+    columns = [concept_columns(host, name, prompt, settings.tokens) for prompt, name, _ in texts]
+    prompts, empty = host.encode([prompt for prompt, *_ in texts]), host.encode([""])
     moments, unknown = word_moments(host, concepts, settings)
     length = prompts.embeddings.shape[1]  # of the longest; shorter ones are tiled to it
     columns = torch.stack([column.repeat(length // len(column)) for column in columns]).to(host.device)
-    pictures_made = max(settings.num_pictures, len(concepts)) if images is None or settings.visual_weight else 0
-    calls = sampling_calls(pictures_made, settings.sampling_steps) * (2 if settings.visual_weight else 1)
+    makes = images is None or settings.visual_weight
+    made_for = in_turn(calls_for, max(settings.num_pictures, len(concepts))) if makes else []  # prompts' rows
+    calls = sampling_calls(len(made_for), settings.sampling_steps) * (2 if settings.visual_weight else 1)
     with host.one_bar(calls + settings.steps):
         pairs = None
-        if pictures_made:
-            with phase("forget.pictures", count=pictures_made), host.training((AT_ONCE, *host.latent_shape())):
-                rows = [i % len(prompts) for i in range(pictures_made)]
-                ignored = columns[rows] if settings.visual_weight else None
-                pairs = sample_pairs(host, prompts.take(rows), empty, ignored, settings, generator)
+        if made_for:
+            with phase("forget.pictures", count=len(made_for)), host.training((AT_ONCE, *host.latent_shape())):
+                ignored = columns[made_for] if settings.visual_weight else None
+                pairs = sample_pairs(host, prompts.take(made_for), empty, ignored, settings, generator)
         latents = pairs[0] if images is None else host.encode_images(images)
-        pictures = host.decode(latents) if images is None else images
+        images = host.decode(latents) if images is None else images
+        asked = [calls_for[i] for i in shows] if shows else [calls_for[texts[row][2]] for row in made_for]
+        pictures = Pictures(latents, asked, mask, images, pairs, made_for)
 
         with host.training((settings.batch_size, *latents.shape[1:])):
             lora = CrossAttentionLoRA(layers, settings.projections, settings.rank, generator).to(host.device)
             whole = settings.layers == "whole unet"
             rest = LoRAs(host.other_layers() if whole else {}, settings.rank, generator).to(host.device)
-            probe = make_probe(host, latents, prompts, columns, generator)
+            probe = make_probe(host, pictures, prompts, columns, generator)
             mass_before = probe()
             rehearsal = rehearse(host, *add_noise(host, latents[:1], torch.Generator().manual_seed(0)), prompts.take([0]))
 
@@ -95,33 +99,45 @@ def forget_by_resteering(
                     host.skip(checkpoint.resume(state, lambda: patch_of(unfinished(state.losses, settings.steps))))
                     rows = settings.batch_size * (2 if settings.visual_weight else 1)
                     economy = Economy.of(host, rehearsal, rows, rows * settings.steps, settings.gradient)
-                    given = (prompts, columns, latents, mask, pairs, pictures)
-                    losses = resteer(host, state, *given, settings, economy, checkpoint)
-                    mass_with_rest = probe()
+                    losses = resteer(host, state, prompts, columns, pictures, settings, economy, checkpoint)
+                    mass_with_rest, well = settled(state, probe, len(losses) == settings.steps)
                     told["steps"] = len(losses)
                 mass = {"before": mass_before, "after": probe()}
             if rest:
                 mass["with rest"] = mass_with_rest
             report = {"attention_mass": mass, "loss": [losses[0], losses[-1]]}
-            report["warnings"] = warnings(report, len(losses), settings) + unknown
+            report["warnings"] = [*([] if well else [diverged(len(losses), settings.steps)]), *warnings(mass), *unknown]
             return patch_of(report), losses
 
 
-def warnings(report: dict, steps: int, settings: ForgetSettings) -> list[str]:
-    """A sentence for each figure of a report that says the patch does nothing, or was not finished."""
-    found, mass = [], report["attention_mass"]
-    if steps < settings.steps:
-        found.append(
-            f"The training diverged after step {steps} of {settings.steps}, and the last good state was kept: lower the "
-            "learning rate."
-        )
+def warnings(mass: dict[str, float]) -> list[str]:
+    """A sentence where the attention to the concept says that the patch does nothing."""
     after = mass.get("with rest", mass["after"])
-    if after > LITTLE * mass["before"]:
-        found.append(
-            f"Little effect: the attention to the concept went from {mass['before']:.4f} to {after:.4f}. Raise the "
-            "learning rate, or take another preset."
-        )
-    return found
+    if after <= LITTLE * mass["before"]:
+        return []
+    return [
+        f"Little effect: the attention to the concept went from {mass['before']:.4f} to {after:.4f}. Raise the learning "
+        "rate, or take another preset."
+    ]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a training sees: latents [P, C, h, w], the rows of the prompts that call for what each shows, where in them it
+    is [1 or P, H, W], and the pictures [P, H, W, 3] where the host can decode them; `pairs` for the visual denoising loss,
+    and the row of the prompt that each was made for."""
+
+    latents: Tensor
+    asked: list[list[int]]
+    mask: Tensor | None
+    images: Tensor | None
+    pairs: tuple[Tensor, Tensor | None] | None = None
+    made_for: Sequence[int] = ()
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[list[int], list[int]]:
+        """The numbers of so many pictures, and for each the row of a prompt that calls for what it shows."""
+        shown = draw(len(self.latents), count, generator)
+        return shown, [(own := self.asked[i])[draw(len(own), 1, generator)[0]] for i in shown]
 
 
 def sample_pairs(
@@ -155,10 +171,9 @@ class Step(NamedTuple):
 
 
 def training_state(lora: nn.Module, settings: ForgetSettings, generator: torch.Generator) -> State:
-    """The state of a training that has not begun; `good`: the parameters with which the last loss was finite."""
+    """The state of a training that has not begun."""
     parameters = [*lora.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate)
-    return State(parameters, optimizer, generator, tensors={"good": [p.detach().clone() for p in parameters]})
+    return State(parameters, torch.optim.AdamW(parameters, lr=settings.learning_rate), generator)
 
 
 def resteer(
@@ -166,24 +181,19 @@ def resteer(
     state: State,
     prompts: Prompts,
     columns: Tensor,
-    latents: Tensor,
-    mask: Tensor | None,
-    pairs: tuple[Tensor, Tensor | None] | None,
-    pictures: Tensor | None,
+    pictures: Pictures,
     settings: ForgetSettings,
     economy: Economy,
     checkpoint: Checkpoint,
 ) -> list[float]:
     """Algorithm 1: noise a picture to a random timestep, read the attention, step the LoRA against what attends to
-    the concept. Goes on from a state; returns the loss of each step."""
-    layers, generator = host.cross_attentions(), state.generator
-    parameters, losses, good = state.parameters, state.losses, state.tensors["good"]
+    the concept. Goes on from a state; returns the loss of each step, up to one that is not finite."""
+    layers, generator, mask = host.cross_attentions(), state.generator, pictures.mask
+    losses, descent = state.losses, Descent(economy, state)
 
-    def step() -> Step:
-        state.optimizer.zero_grad(set_to_none=True)
-        shown = draw(len(latents), settings.batch_size, generator)
-        rows = draw(len(prompts), settings.batch_size, generator)
-        x_t, t = add_noise(host, latents[shown], generator)
+    def step(differentiate: Callable[[Tensor], float]) -> Step:
+        shown, rows = pictures.draw(settings.batch_size, generator)
+        x_t, t = add_noise(host, pictures.latents[shown], generator)
         penalised, asked = penalised_columns(columns[rows])
         # What is hooked on stays until the backward is done, which may compute the forward again.
         with differentiated(host.unet, settings.gradient), tapped(layers, penalised, stop=True) as maps:
@@ -192,25 +202,13 @@ def resteer(
             regions = None if mask is None else [region_of(mask, shown, A.shape[2], x_t) for A in maps.values()]
             loss = attention_resteering_loss(maps.values(), asked, regions)
             if settings.visual_weight:
-                loss = loss + settings.visual_weight * visual_loss(host, prompts, pairs, settings.batch_size, generator)
-            if torch.isfinite(loss):
-                good[:] = [p.detach().clone() for p in parameters]
-                loss.backward()
-        return Step(loss.item(), maps, asked, shown, x_t)
+                loss = loss + settings.visual_weight * visual_loss(host, prompts, pictures, settings.batch_size, generator)
+            return Step(differentiate(loss), maps, asked, shown, x_t)
 
-    while len(losses) < settings.steps:
-        host.check_interrupt()
-        taken = economy.take(step, generator)
-        if not math.isfinite(taken.loss):
-            if not losses:
-                raise ForgetError("The loss is not finite at step 1: look for broken pictures.")
-            state.take(good)
-            break
-        torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
-        state.optimizer.step()
+    while len(losses) < settings.steps and (taken := descent.take(step)) is not None:
         losses.append(taken.loss)
         checkpoint.keep()
-        shown = preview(taken.maps, taken.columns, pictures, taken.shown, taken.x_t)
+        shown = preview(taken.maps, taken.columns, pictures.images, taken.shown, taken.x_t)
         host.progress(len(losses), settings.steps, shown)
     return losses
 
@@ -228,13 +226,13 @@ def unfinished(losses: list[float], steps: int) -> dict:
 
 
 def visual_loss(
-    host: DiffusionHost, prompts: Prompts, pairs: tuple[Tensor, Tensor], batch_size: int, generator: torch.Generator
+    host: DiffusionHost, prompts: Prompts, pictures: Pictures, batch_size: int, generator: torch.Generator
 ) -> Tensor:
     """The visual denoising loss on a batch of generated pairs."""
-    made, without = pairs
+    made, without = pictures.pairs
     shown = draw(len(made), batch_size, generator)
     x_t, t = add_noise(host, made[shown], generator)
-    epsilon = host.predict(x_t, t, prompts.take([i % len(prompts) for i in shown]))
+    epsilon = host.predict(x_t, t, prompts.take([pictures.made_for[i] for i in shown]))
     return visual_denoising_loss(x_t, epsilon, host.alphas_cumprod.to(x_t)[t], without[shown])
 
 
@@ -264,11 +262,11 @@ def region_of(mask: Tensor, shown: list[int], pixels: int, x_t: Tensor) -> Tenso
 
 
 def make_probe(
-    host: DiffusionHost, latents: Tensor, prompts: Prompts, columns: Tensor, generator: torch.Generator
+    host: DiffusionHost, pictures: Pictures, prompts: Prompts, columns: Tensor, generator: torch.Generator
 ) -> Callable[[], float]:
     """A measurement that is the same each time: the share of attention on the penalised columns over fixed latents."""
-    shown, rows = draw(len(latents), PROBES, generator), draw(len(prompts), PROBES, generator)
-    x_t, t = add_noise(host, latents[shown], generator)
+    shown, rows = pictures.draw(PROBES, generator)
+    x_t, t = add_noise(host, pictures.latents[shown], generator)
 
     @torch.no_grad()
     def probe() -> float:

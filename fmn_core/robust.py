@@ -8,7 +8,7 @@ al., arXiv 2408.16807). Unlike the closed form, queries and outputs see the pict
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint, State
 from .concept import Concept, find_tokens
+from .descent import Descent, diverged, settled
 from .errors import ForgetError
 from .fast import Edit, Task, edit_factors, make_edit
 from .hosts.base import MATRICES, DiffusionHost, Token, WordVectors, placeholder_texts
@@ -52,6 +53,7 @@ def forget_robust(
     images: Tensor | None = None,
     mask: Tensor | None = None,
     checkpoint: Checkpoint | None = None,
+    concept_of: Sequence[int] | None = None,
 ) -> tuple[Patch, list[float]]:
     """A patch in closed form, trained on pictures in rounds against learned words; returns it and the loss of each step.
 
@@ -67,18 +69,18 @@ def forget_robust(
     calls = gather_calls(texts, settings, images) + sampling_calls(len(near), settings.sampling_steps)
     attacks = settings.rounds * texts.concepts * LEARNED_STEPS
     with host.one_bar(calls + attacks + settings.steps * (settings.rounds + 1)):
-        pictures = gather(host, texts, settings, images, mask, generator)
+        pictures = gather(host, texts, settings, images, mask, generator, concept_of)
         shape = pictures.latents.shape[1:]
         pictures = replace(pictures, near=sample(host, near, texts.empty, settings, generator, shape))
         shape = (3 * settings.batch_size, *shape)  # the concept's prompts, near ones on its pictures and on their own
-        diverged, steps = False, settings.steps * (settings.rounds + 1)
+        steps = settings.steps * (settings.rounds + 1)
         with host.training(shape):
             lora = start(host, edit, settings, generator)
             probe = make_probe(host, lora, texts, pictures, settings, ETA, generator)
             readings = {"before": probe(0.0), "fast": probe(1.0)}
             economy = make_economy(host, texts, pictures, shape[0], steps)
         state, checkpoint = training_state(lora, settings, generator), checkpoint or Checkpoint()
-        losses, errors = state.losses, state.figures["errors"]
+        losses, errors, descent, taken = state.losses, state.figures["errors"], Descent(economy, state), True
         checkpoint.resume(state, lambda: unfinished_patch(host, lora, concepts, settings, edit, losses, steps))
         host.skip(len(losses) + len(errors) * LEARNED_STEPS)
         for round in range(settings.rounds + 1):
@@ -88,12 +90,10 @@ def forget_robust(
                 while len(losses) < settings.steps * (round + 1):
                     host.check_interrupt()
                     batch = make_batch(host, texts, pictures, settings, settings.batch_size, ETA, generator)
-                    before = [parameter.detach().clone() for parameter in state.parameters]
-                    loss, maps = train_step(host, lora, state, texts, pictures, batch, economy)
-                    diverged = not math.isfinite(loss)
-                    if diverged:
+                    taken = train_step(host, lora, descent, texts, pictures, batch)
+                    if taken is None:
                         break
-                    state.tensors["good"][:] = before
+                    loss, maps = taken
                     losses.append(loss)
                     checkpoint.keep()
                     shown = preview(
@@ -101,26 +101,22 @@ def forget_robust(
                     )
                     host.progress(len(losses), steps, shown)
                 told["steps"] = len(losses)
-            if diverged:
+            if taken is None:
                 break
-        if not losses:
-            raise ForgetError("The loss is not finite at step 1: look for broken pictures.")
         with host.training(shape):
-            if diverged:
-                state.take(state.tensors["good"])
-            readings["after"] = probe(1.0)
+            readings["after"], well = settled(state, lambda: probe(1.0), taken is not None)
+            found = [] if well else [diverged(len(losses), steps)]
             rounds = torch.tensor(errors, dtype=torch.float64).reshape(-1, texts.concepts).mean(1).tolist()
             edit = replace(edit, report=edit.report | {"error with learned words": rounds})
-            return finish(host, lora, concepts, settings, edit, readings, 1.0, losses, diverged), losses
+            return finish(host, lora, concepts, settings, edit, readings, 1.0, losses, found), losses
 
 
 def training_state(lora: CrossAttentionLoRA, settings: ForgetSettings, generator: torch.Generator) -> State:
-    """The state of a training that has not begun: `words` learned in attacks, an encoder's after another's, the `errors` of
-    the noise estimates with them, and the `good` parameters, with which the last loss was finite."""
+    """The state of a training that has not begun: `words` learned in attacks, an encoder's after another's, and the `errors`
+    of the noise estimates with them."""
     parameters = [*lora.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0)
-    good = [parameter.detach().clone() for parameter in parameters]
-    return State(parameters, optimizer, generator, figures={"errors": []}, tensors={"good": good, "words": []})
+    return State(parameters, optimizer, generator, figures={"errors": []}, tensors={"words": []})
 
 
 def start(host: DiffusionHost, edit: Edit, settings: ForgetSettings, generator: torch.Generator) -> CrossAttentionLoRA:

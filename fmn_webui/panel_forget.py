@@ -27,8 +27,9 @@ def forget_panel() -> Submit:
             settings |= some(row)
     with gr.Accordion("Pictures of the concept", open=False):
         gr.Markdown(
-            "For all presets but `fast`. Without them the model makes its own. A mask is white where the concept is: one "
-            "for all pictures, or one for each in their order."
+            "For all presets but `fast`. Without them the model makes its own. Of several concepts as many each, in the "
+            "order of their lines. A mask is white where the concept is: one for all pictures, or one for each in their "
+            "order."
         )
         with gr.Row():
             files = gr.File(label="Pictures", file_count="multiple", file_types=["image"], elem_id="fmn_pictures")

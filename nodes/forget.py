@@ -41,7 +41,8 @@ class ForgetConcept(io.ComfyNode):
                     "images",
                     optional=True,
                     tooltip="Pictures that show the concept, for the presets that train on pictures: all but `fast` (a VAE "
-                    "is needed then). Without them the model makes its own.",
+                    "is needed then). Of several concepts as many pictures each, in the order of their lines. Without them "
+                    "the model makes its own.",
                 ),
                 io.Mask.Input(
                     "mask",

@@ -79,7 +79,7 @@ def test_a_loss_that_is_not_finite_keeps_the_best_state(host, monkeypatch):
 
     monkeypatch.setattr(host, "predict", broken)
     patch, losses = forget(host, "cat", QUICK)
-    assert len(losses) == 2 and "diverged after 2 steps" in patch.info["report"]["warnings"][0]
+    assert len(losses) == 2 and "diverged after step 2 of" in patch.info["report"]["warnings"][0]
     monkeypatch.setattr(host, "predict", lambda *args: predict(*args) * float("nan"))
     with pytest.raises(ForgetError, match="not finite at step 1"):
         forget(host, "cat", QUICK)
@@ -91,7 +91,7 @@ def test_each_picture_is_asked_for_by_its_own_concept(host):
     for concept, names in enumerate(edit.task.names.values()):
         rows = texts.rows(concept)
         assert rows and all(any(name in texts.asked.texts[row] for name in names) for row in rows)
-    assert sorted(texts.rows(0) + texts.rows(1)) == texts.rows(None) == list(range(len(texts.asked)))
+    assert sorted(texts.rows(0) + texts.rows(1)) == list(range(len(texts.asked)))
     for row, template in enumerate(texts.template):
         pattern = NEAR_TEMPLATES["object"][template]
         assert texts.asked.texts[row] in [fill(pattern, name) for name in edit.task.forgotten]
@@ -122,18 +122,6 @@ def test_long_names_are_read_as_far_as_the_text_encoder_goes(host):
         assert patch.info["report"]["erased"]["dog"] > 0.5
 
 
-def test_gradients_survive_half_precision_and_none_is_infinite(host, monkeypatch):
-    """The same step with the loss scaled and not: in single precision equal, so the scale is taken off again."""
-    from fmn_core import hybrid
-
-    scaled = forget(host, "cat", replace(QUICK, steps=2))[1]
-    monkeypatch.setattr(hybrid, "SCALE", 1.0)
-    assert forget(host, "cat", replace(QUICK, steps=2))[1] == pytest.approx(scaled, rel=1e-5)
-    monkeypatch.setattr(hybrid, "SCALE", float("inf"))
-    with pytest.raises(ForgetError, match="not finite at step 1"):
-        forget(host, "cat", QUICK)
-
-
 def test_robust_keeps_the_last_good_state(host, monkeypatch):
     from fmn_core import robust
 
@@ -150,7 +138,7 @@ def test_robust_keeps_the_last_good_state(host, monkeypatch):
     monkeypatch.setattr(robust, "train_step", breaking)
     monkeypatch.setattr(robust, "NEAR", 1)
     patch, losses = forget(host, "cat", replace(QUICK, preset="robust", rounds=1, steps=4))
-    assert len(losses) == 2 and "diverged after 2 steps" in patch.info["report"]["warnings"][0]
+    assert len(losses) == 2 and "diverged after step 2 of" in patch.info["report"]["warnings"][0]
 
 
 def test_robust_takes_pictures_of_any_shape_and_the_largest_seed(host, monkeypatch):
