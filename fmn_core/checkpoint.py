@@ -115,11 +115,11 @@ class Checkpoint:
         if self.folder is None:
             return
         try:
-            known = [[text, known_words(host, text)] for text in texts], host.identity(), str(host.device)
+            known = [[text, known_words(host, text)] for text in texts], host.identity(), arithmetic(host.device)
         except (RuntimeError, TypeError, AttributeError) as error:  # weights of a kind that does not show its values
             logger.warning("checkpoint.off why=%s", json.dumps(str(error)))
             return
-        self.file = self.folder / f"{digest(__version__, torch.__version__, known, inputs)}{ENDING}"
+        self.file = self.folder / f"{digest(__version__, known, inputs)}{ENDING}"
 
     def resume(self, state: State, unfinished: Callable[[], object]) -> int:
         """Brings a state to where the last run of the same training got to, and returns how many steps are done.
@@ -210,6 +210,13 @@ def beside(path: Path, save: Callable[[object, Path], object]) -> Checkpoint:
         return save_under_next((name for name in names if not os.path.lexists(name)), save_as)
 
     return Checkpoint(path.parent / BESIDE, rescue)
+
+
+def arithmetic(device: torch.device) -> list[object]:
+    """What the last bits of a sum depend on, beside its terms: torch, the processor's instructions, the number of threads,
+    by which sums are cut into parts, and the device."""
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return [torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), str(device), kind]
 
 
 def known_words(host: DiffusionHost, text: str) -> object:

@@ -80,7 +80,7 @@ def importable() -> Iterator[Finding]:
 
 def devices() -> Iterator[Finding]:
     """What torch can compute on, and whether it gives the same twice there."""
-    yield True, "CPU", f"{torch.get_num_threads()} threads; the same inputs and seed give the same file"
+    yield True, "CPU", f"{torch.get_num_threads()} threads; with as many, the same inputs and seed give the same file"
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)

@@ -92,7 +92,9 @@ class ForgetSettings:
         auto=True,
     )  # fmt: skip
     seed: int = setting(
-        0, "Seed of everything random: the same inputs and seed give the same patch. `fast` has nothing random.",
+        0,
+        "Seed of everything random: the same inputs and seed give the same patch, to the bit on one machine with one "
+        "version of torch and one number of threads. `fast` has nothing random.",
         min=0, max=0xFFFFFFFFFFFFFFFF,
     )  # fmt: skip
     rank: int = setting(4, "Rank of the LoRA, for each concept; more room to forget, and a larger file.", min=1, max=128)
@@ -185,8 +187,11 @@ class InvertSettings:
         min=1e-7, max=1.0, step=1e-6,
     )  # fmt: skip
     seed: int = setting(
-        0, "Seed of everything random: the same inputs and seed give the same words.", min=0, max=0xFFFFFFFFFFFFFFFF
-    )
+        0,
+        "Seed of everything random: the same inputs and seed give the same words, to the bit on one machine with one "
+        "version of torch and one number of threads.",
+        min=0, max=0xFFFFFFFFFFFFFFFF,
+    )  # fmt: skip
     template: str = setting(
         "a photo of {}", "For the type `custom`: one prompt a line, {} where the learned words belong.", advanced=True,
         multiline=True,

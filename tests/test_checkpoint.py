@@ -196,3 +196,18 @@ def test_weights_that_do_not_show_their_values_cost_the_checkpoint_and_not_the_t
         step(state)
         checkpoint.keep()
         assert not [*tmp_path.iterdir()]
+
+
+def test_a_training_goes_on_only_where_sums_come_out_the_same(tmp_path):
+    """Of the number of threads depends how sums are cut, and with it the last bits."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, 5, 3)
+        torch.set_num_threads(2)
+        assert train(tmp_path, 5)[1] == 0
+        torch.set_num_threads(1)
+        assert train(tmp_path, 5)[1] == 3
+    finally:
+        torch.set_num_threads(threads)
