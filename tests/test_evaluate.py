@@ -225,7 +225,8 @@ def test_the_picture_shows_the_same_seeds_before_and_after(evaluation, at_streng
 
 
 def test_words_learned_through_no_patch_are_those_learned_without(host, patch):
-    figures, latents = recover(host, nothing(patch), subjects_of(patch), QUICK)
+    with host.sized(QUICK.resolution):
+        figures, latents = recover(host, nothing(patch), subjects_of(patch), QUICK)
     losses = figures["losses"]
     assert figures["m_score"]["drop"] == 0 and figures["recovery"] == 1 and latents.shape == (4, 4, 8, 8)
     assert losses["base, name"] == losses["patched, name"] and losses["base, learned"] == losses["patched, learned"]
