@@ -67,6 +67,13 @@ def read_embedding(path: Path, encoders: dict[str, int]) -> WordVectors:
     return vectors
 
 
+def require_embeddings(host: DiffusionHost, *texts: str) -> None:
+    """Raises ForgetError where a text calls for an embedding that the host does not have, and so would read as words."""
+    for text in texts:
+        for call, remedy in host.missing_embeddings(text).items():
+            raise ForgetError(f"There is no embedding behind `{call}`. {remedy}")
+
+
 def embedding_token(name: str) -> str:
     """What prompts call the words of an embedding: its name in angle brackets."""
     return f"<{name}>"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .applied import applied, patch_factors
+from .embedding import require_embeddings
 from .errors import ForgetError
 from .hosts.base import DiffusionHost
 from .measures import (
@@ -63,6 +64,7 @@ def evaluate(
     """
     subjects = subjects_of(patch, settings.keep)
     check_fits(patch, model_shapes(host), host.model_name())
+    require_embeddings(host, *subjects.every, *subjects.keep)
     lexicon = Lexicon(host)
     probes = find_probes(host, lexicon, patch, subjects, settings.prompts)
     factors = {target: (up * settings.strength, down) for target, (up, down) in patch_factors(host, patch).items()}

@@ -11,6 +11,7 @@ from .balanced import forget_balanced
 from .checkpoint import Checkpoint
 from .concept import Concept, make_concepts
 from .conflicts import conflict_lines
+from .embedding import require_embeddings
 from .errors import ForgetError
 from .fast import forget_fast
 from .hosts.base import DiffusionHost
@@ -63,6 +64,8 @@ def forget_concepts(
         chosen = getattr(settings, name)
         if chosen != own and settings.preset != "paper":
             raise ForgetError(f"`{name}: {chosen}` is for the preset `paper`; for `{settings.preset}` choose `{own}`.")
+    called = [text for concept in concepts for text in (*concept.names, *concept.templates)]
+    require_embeddings(host, *called, settings.replacement, settings.keep)
     with (
         out_of_memory_told(),
         host.sized(settings.resolution),

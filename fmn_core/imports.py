@@ -14,6 +14,7 @@ from torch import Tensor
 from . import adapter
 from .concept import make_concepts
 from .contents import Contents, Layers
+from .embedding import require_embeddings
 from .errors import ForgetError
 from .fast import word_moments
 from .file_kinds import extension, part_of_model
@@ -42,6 +43,7 @@ def import_patch(
     Raises ForgetError for files that are damaged, of an unknown kind or made for another architecture.
     """
     concepts = make_concepts(concept, settings.concept_type) if concept.strip() else ()
+    require_embeddings(host, concept)
     with ExitStack() as stack:
         weights, layers = stack.enter_context(open_weights(file)), Layers(host)
         require_no_extension(weights)

@@ -14,6 +14,7 @@ from torch import Tensor
 from .checkpoint import Checkpoint, State
 from .concept import make_concepts
 from .descent import Descent, diverged, settled
+from .embedding import require_embeddings
 from .errors import ForgetError
 from .hosts.base import DiffusionHost, WordVectors
 from .log import logger, phase, plain
@@ -87,6 +88,7 @@ def invert_pictures(
 def make_latents(host: DiffusionHost, settings: InvertSettings, concept: str) -> Tensor:
     """Latents [P, C, h, w] of pictures that the model makes of a concept."""
     (named,) = make_concepts(" ".join(concept.splitlines()), settings.concept_type, settings.template)
+    require_embeddings(host, concept, settings.template)
     prompts, empty = host.encode([prompt for prompt, _ in named.prompts]), host.encode([""])
     sampling = ForgetSettings(sampling_steps=settings.sampling_steps, guidance=settings.guidance)
     with host.training((AT_ONCE, *host.latent_shape())):

@@ -120,6 +120,7 @@ def test_embeddings_are_told_apart(comfy, loaded, tmp_path):
 
     from fmn_core.concept import find_tokens
     from fmn_core.hosts.comfy import tokenize
+    from fmn_core.hosts.comfy_words import missing_embeddings
 
     for name in ("bar", "baz"):
         save_file({"emb_params": torch.randn(2, 96)}, tmp_path / f"{name}.safetensors")
@@ -128,6 +129,9 @@ def test_embeddings_are_told_apart(comfy, loaded, tmp_path):
     clip.tokenizer.clip_l.embedding_size = 96
     tokens = tokenize(clip, "embedding:bar and embedding:baz and embedding:baz")
     assert find_tokens(tokens, tokenize(clip, "embedding:baz")) == [[4, 5], [7, 8]]
+    assert not missing_embeddings(clip, "embedding:bar, a (embedding:baz:1.2) and (embedding:bar.safetensors)")
+    missing = missing_embeddings(clip, "embedding:bar and (embedding:foo:1.2), embedding:")
+    assert [*missing] == ["embedding:foo", "embedding:"] and "foo.safetensors" in missing["embedding:foo"]
 
 
 @pytest.mark.parametrize("other", ["Flux", "SD3", "SVD_img2vid", "SDXLRefiner", "Stable_Cascade_C"])

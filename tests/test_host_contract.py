@@ -135,6 +135,20 @@ def test_pictures_survive_encoding_and_decoding(host):
     assert (host.decode(latents) - image).abs().mean() < 0.1
 
 
+@pytest.mark.parametrize("call", ["embedding:missing", "embedding:"])
+def test_an_embedding_that_is_not_there_is_told(host, call):
+    from fmn_core.errors import ForgetError
+    from fmn_core.forget import forget
+    from fmn_core.settings import ForgetSettings
+
+    assert host.missing_embeddings("a photo of a (red:1.2) cat, embeddings: none") == {}
+    for text in (call, f"a photo of {call}", f"a ({call}) cat"):
+        assert [*host.missing_embeddings(text)] == [call]
+    for names, keep in ((call, ""), ("cat", f"dog, {call}")):
+        with pytest.raises(ForgetError, match=f"There is no embedding behind `{call}`"):
+            forget(host, names, ForgetSettings(keep=keep))
+
+
 def test_lora_keys_are_the_kohya_names(host):
     keys = [host.lora_key(layer, matrix) for layer in host.cross_attentions() for matrix in MATRICES]
     assert len(set(keys)) == len(keys)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -27,6 +28,7 @@ FAMILIES = {
 
 
 WordVectors = dict[str, Tensor]  # text encoder (`clip_l`, `clip_g`, `clip_h`) -> vectors [n, D] that stand for n tokens
+EMBEDDING_CALL = re.compile(r"(?<![^\s(])embedding:([^\s,()]*)")  # as ComfyUI spells it, which no plain word is
 PLACEHOLDERS = ("x", "y")  # each one token of CLIP's vocabulary, wherever spaces surround it
 CANNOT_INVERT = "This host cannot learn words: invert the concept in ComfyUI or on the command line, and use the file here."
 
@@ -145,6 +147,11 @@ class DiffusionHost(ABC):
     @abstractmethod
     def contexts(self, texts: list[str], columns: int) -> Tensor:
         """The first columns of many prompts [B, columns, D], as `encode` gives them; what is left out is not computed."""
+
+    @abstractmethod
+    def missing_embeddings(self, text: str) -> dict[str, str]:
+        """What in a prompt calls for an embedding (learned words) that this host does not have, by its own spelling or by
+        ComfyUI's -> a sentence that says what to do."""
 
     def word_vectors(self, text: str) -> WordVectors:
         """The text encoders' input vectors of every token in `text`, special tokens left out."""

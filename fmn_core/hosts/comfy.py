@@ -84,6 +84,9 @@ class ComfyHost(DiffusionHost):
     def tokenize(self, text: str) -> tuple[Token, ...]:
         return tokenize(self.clip, text)
 
+    def missing_embeddings(self, text: str) -> dict[str, str]:
+        return comfy_words.missing_embeddings(self.clip, text)
+
     def encode(self, texts: list[str]) -> Prompts:
         tokens, embeddings, pooled = [], [], []
         with torch.inference_mode(False), torch.no_grad():

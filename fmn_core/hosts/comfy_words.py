@@ -5,12 +5,15 @@ from __future__ import annotations
 from itertools import cycle
 
 import torch
+from comfy.sd1_clip import escape_important, token_weights, unescape_important
 from torch import Tensor, nn
 
 from ..concept import require_text
 from ..errors import ForgetError
 from .base import Token, WordVectors
 from .ldm import learned_token
+
+EMBEDDING = "embedding:"
 
 
 def require_clip(clip) -> None:
@@ -38,6 +41,19 @@ def tokenize(clip, text: str) -> tuple[Token, ...]:
             else:
                 tokens.append(learned_token(id, kind))
     return tuple(tokens)
+
+
+def missing_embeddings(clip, text: str) -> dict[str, str]:
+    """Every `embedding:NAME` in a prompt, as the host takes weights off it, that gets no vectors; with what to do."""
+    missing = {}
+    for segment, _ in token_weights(escape_important(text), 1.0):
+        for call in (word for word in unescape_important(segment).split() if word.startswith(EMBEDDING)):
+            name = call.removeprefix(EMBEDDING).strip(",")
+            if not name:  # the host itself fails on it
+                missing[call] = "Type the embedding's name right after the colon."
+            elif not any(token.id < 0 for token in tokenize(clip, call)):
+                missing[call] = f"Put the file {name}.safetensors into models/embeddings, or correct the name."
+    return missing
 
 
 class ShortClip(nn.Module):

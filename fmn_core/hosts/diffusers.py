@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ..errors import ForgetError
 from .base import (
+    EMBEDDING_CALL,
     CrossAttention,
     DiffusionHost,
     Prompts,
@@ -28,6 +29,7 @@ PLACES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
 OF_ANOTHER = re.compile(r"\.(attn2|base_layer|lora_A|lora_B)\.|\.base_layer$")  # what PEFT wraps and puts beside it
 LEAST_SIGNAL = 2**-24  # of alphas_cumprod, as diffusers' Euler has it: at none, the noise says nothing of the picture
 IMAGE_SIDES = {"sdxl": 128}  # latent pixels where the UNet's config says none; of the other families 64
+PLACEHOLDER_TOKEN = re.compile(r"<[^<>\\s]+>")
 BLOCK = re.compile(r"^(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\.")
 
 
@@ -126,6 +128,16 @@ class DiffusersHost(DiffusionHost):
             kind = "start" if place == 0 else "padding" if ended else "end" if id == tokenizer.eos_token_id else "word"
             tokens.append(Token(-1 - id if id >= words else id, piece, kind))
         return tuple(tokens)
+
+    def missing_embeddings(self, text: str) -> dict[str, str]:
+        known = self.encoders[0][0].get_vocab()
+        missing = {
+            call: "Load the embedding into the pipeline, with --embedding on the command line, or correct the name."
+            for call in PLACEHOLDER_TOKEN.findall(text)
+            if call not in known
+        }
+        spelled = "Here an embedding's name stands in angle brackets, `<NAME>`, and its file is given with --embedding."
+        return missing | {found[0]: spelled for found in EMBEDDING_CALL.finditer(text)}
 
     @torch.no_grad()
     def encode(self, texts: list[str]) -> Prompts:

@@ -17,6 +17,7 @@ from ..key_names import blocks_per_level
 from . import webui_text
 from .base import (
     CANNOT_INVERT,
+    EMBEDDING_CALL,
     CrossAttention,
     DiffusionHost,
     Prompts,
@@ -126,6 +127,14 @@ class WebuiBase(DiffusionHost):
 
     def tokenize(self, text: str) -> tuple[Token, ...]:
         return webui_text.tokens_of(self.engines[0], text)
+
+    def missing_embeddings(self, text: str) -> dict[str, str]:
+        missing = {}
+        for found in EMBEDDING_CALL.finditer(text):
+            there = found[1] in webui_text.embedding_names(self.engines[0])
+            remedy = f": type `{found[1]}`." if there else ", and has none of this name in its folder embeddings."
+            missing[found[0]] = f"The webui calls an embedding by its name alone{remedy}"
+        return missing
 
     def conditioning(self, text: str) -> tuple[Tensor, Tensor | None]:
         """One prompt as the host itself encodes it: context [T, D] and SDXL's vector [P], which tells sizes too, fp32."""

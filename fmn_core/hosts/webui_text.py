@@ -56,6 +56,12 @@ def learned_columns(engine, chunk) -> dict[int, Tensor]:
     return found
 
 
+def embedding_names(engine) -> set[str]:
+    """The names of the embeddings that an engine puts into prompts."""
+    database = engine.embeddings if hasattr(engine, "embeddings") else engine.hijack.embedding_db
+    return {*database.word_embeddings}
+
+
 def embedding_key(engine) -> str:
     """What SDXL's embeddings call this engine's encoder."""
     return getattr(engine, "embedding_key", None) or ("clip_l" if hasattr(engine, "tokenizer") else "clip_g")

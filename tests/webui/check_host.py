@@ -183,7 +183,11 @@ def test_learned_words_are_columns_of_their_own(webui, sd_model):
         assert torch.allclose(webui.encode(["a blorp!"]).embeddings, webui.encode(["a cat dog!"]).embeddings, atol=1e-5)
         assert torch.allclose(webui.contexts(["a blorp!"], 9), webui.contexts(["a cat dog!"], 9), atol=1e-5)
         assert torch.allclose(webui.word_vectors("a blorp")[webui.encoder_name][1:], vectors)
+        assert not webui.missing_embeddings("a blorp!")
+        missing = webui.missing_embeddings("embedding:blorp, embedding:glorp")
+        assert "type `blorp`" in missing["embedding:blorp"] and "none of this name" in missing["embedding:glorp"]
     finally:
+        del engine.database.word_embeddings["blorp"]
         del engine.database.ids_lookup[engine.tokenize(["blorp"])[0][0]]
 
 
