@@ -2,60 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .advice import LITTLE, warnings
 from .closed_form import Erasure, leading_directions, second_moment, solve
 from .concept import Concept, find_tokens, split_names
 from .errors import ForgetError
 from .hosts.base import DiffusionHost
 from .moments import Moments
+from .name_words import hold_words, own_place
 from .paraphrases import KEEP_TEMPLATES, NEAR_TEMPLATES, PROBES, TEMPLATES, Lexicon, Place, fill, pair
 from .patch import Patch, make_patch
 from .settings import ForgetSettings
+from .task import Task, find_subjects, known
 
 NEIGHBOURS = 16
 TEMPLATES_IN_ALL = 160
 EXACT = 0.02  # of the largest singular value of the start and empty columns: directions above it do not move at all
-KEPT, NEAR, KEEP, EMPTY, RIDGE = 100.0, 10.0, 100.0, 100.0, 1e-3  # weights beside the concept's, which is 1
+KEPT, NEAR, INSIDE, KEEP, EMPTY, RIDGE = 100.0, 10.0, 10.0, 100.0, 100.0, 1e-3  # weights beside the concept's, which is 1
 ERASED = 0.8  # how much of the way from the concept to its target an edit is scaled to go
 MOST_SCALE = 2.0
-LITTLE, MUCH = 0.5, 0.3  # less of the way for the concept, or more of it for a neighbour, is worth a warning
-
-
-@dataclass(frozen=True)
-class Task:
-    """What an edit has to do: whose columns move, where to, and what near them stays."""
-
-    type: str
-    mode: str
-    templates: tuple[str, ...]
-    probes: tuple[str, ...]  # prompts that an edit is checked on, and not made from
-    asked: tuple[str, ...]  # the few of them that are trained with
-    names: dict[str, tuple[str, ...]]  # of each concept: what the user calls it, and words that mean the same
-    also: list[str]  # the latter
-    other: str  # what replaces the concept, or what overshadows it
-    neutral: list[str]  # words that say nothing of any concept: what they have in common is what a removed one becomes
-    neighbours: list[str]
-    keep: list[str]
-
-    @property
-    def forgotten(self) -> list[str]:
-        return [name for several in self.names.values() for name in several]
-
-    def texts(self) -> Iterable[str]:
-        """Every prompt that has to be read for it."""
-        moved = [*self.forgotten, *([self.other] if self.other else [])]
-        for templates, names in (
-            ((*self.templates, *self.probes, *self.asked), moved),
-            (NEAR_TEMPLATES[self.type], self.neighbours),
-            (KEEP_TEMPLATES[self.type], self.keep),
-        ):
-            yield from (fill(template, name) for name in names for template in templates)
 
 
 @dataclass(frozen=True)
@@ -94,9 +64,22 @@ def edit_factors(host: DiffusionHost, edit: Edit, settings: ForgetSettings) -> d
 
 def make_edit(host: DiffusionHost, concepts: tuple[Concept, ...], settings: ForgetSettings) -> Edit:
     """The edit of the context that forgets all concepts at once and leaves the rest; raises ForgetError where the
-    settings contradict one another."""
-    lexicon = Lexicon(host)
-    task = plan(lexicon, concepts, settings)
+    settings contradict one another.
+
+    Words inside a name stay, but for those that mean the same, and the likest ones with which it cannot be forgotten.
+    """
+    lexicon, along = Lexicon(host), {}
+    while True:
+        edit = solved(lexicon, plan(lexicon, concepts, settings, along), settings)
+        erased, inside = edit.report["erased"], edit.task.inside
+        freed = {words[0]: name for name, words in inside.items() if words and erased[name] < LITTLE}
+        if not freed:
+            return edit
+        along = along | freed
+
+
+def solved(lexicon: Lexicon, task: Task, settings: ForgetSettings) -> Edit:
+    """The edit that does a task, with its report."""
     words = Words.of(lexicon, task)
     columns, kept, empty = words.columns, words.kept, words.empty
     erasure = Erasure.of(list(columns.values()))
@@ -105,7 +88,8 @@ def make_edit(host: DiffusionHost, concepts: tuple[Concept, ...], settings: Forg
     edit = Edit(up, down, task, {"also": task.also}, words.moments)
     done = sum(progress(edit, x, y) for x, y in columns.values()) / len(columns)
     edit = replace(edit, up=up * min(ERASED / done, MOST_SCALE)) if done > 0 else edit
-    return measured(edit, {name: concept_columns(lexicon, task, name, task.probes) for name in task.names}, words)
+    probes = {name: concept_columns(lexicon, task, name, task.probes) for name in task.names}
+    return measured(edit, probes, words, settings)
 
 
 def word_moments(
@@ -116,20 +100,22 @@ def word_moments(
     lexicon = Lexicon(host)
     try:
         task = plan(lexicon, concepts, replace(settings, keep="", mode="remove", replacement=""))
-        return Words.of(lexicon, task).moments, []
+        return Words.of(lexicon, task).moments, warnings(task, settings, {})
     except ForgetError as error:
         return None, [f"The patch can be applied, and neither gated nor stacked better than added: {error}"]
 
 
 @dataclass(frozen=True)
 class Words:
-    """What the text encoder makes of a task: of each concept columns [N, D] and their targets [N, D]; columns of near words
-    and of those that the user keeps; the empty prompt's; E[x x^T] of all that should stay, at its weight; and the moments
-    that a patch remembers."""
+    """What the text encoder makes of a task: of each concept columns [N, D] and their targets [N, D]; columns of near words,
+    of those that the user keeps, and of those inside names that stay or cannot; the empty prompt's; E[x x^T] of all that
+    should stay, at its weight; and the moments that a patch remembers."""
 
     columns: dict[str, tuple[Tensor, Tensor]]
     near: dict[str, Tensor]
     held: dict[str, Tensor]
+    inside: dict[str, Tensor]
+    along: dict[str, Tensor]
     empty: Tensor
     kept: Tensor
     moments: Moments
@@ -138,25 +124,36 @@ class Words:
     def of(cls, lexicon: Lexicon, task: Task) -> Words:
         lexicon.read(task.texts())
         near = {word: lexicon.columns(NEAR_TEMPLATES[task.type], word) for word in task.neighbours}
-        held = {word: lexicon.columns(KEEP_TEMPLATES[task.type], word) for word in task.keep}
+        held, inside, along = (
+            {word: lexicon.columns(KEEP_TEMPLATES[task.type], word) for word in several}
+            for several in (task.keep, task.parts, task.along)
+        )
         empty = lexicon.host.contexts([""], len(lexicon.tokenize("")))[0].cpu().double()
-        kept = kept_moment(lexicon.kept(task.forgotten), near, held, empty)
+        kept = kept_moment(lexicon.kept(task.forgotten), near, held, empty, inside)
         attended = sum(attended_moment(lexicon, task, name, len(empty)) for name in task.names)
         return cls(
             columns={name: concept_columns(lexicon, task, name, task.templates) for name in task.names},
             near=near,
             held=held,
+            inside=inside,
+            along=along,
             empty=empty,
             kept=kept,
             moments=Moments.of(attended, kept, len(task.names)),
         )
 
 
-def plan(lexicon: Lexicon, concepts: tuple[Concept, ...], settings: ForgetSettings) -> Task:
-    """What to do, in the words of the text encoder; raises ForgetError where the settings contradict one another."""
+def plan(
+    lexicon: Lexicon, concepts: tuple[Concept, ...], settings: ForgetSettings, along: dict[str, str] | None = None
+) -> Task:
+    """What to do, in the words of the text encoder; `along`: words inside names that are not held -> the name.
+
+    Raises ForgetError where the settings contradict one another.
+    """
     keep = [name for line in settings.keep.splitlines() for name in split_names(line)]
     replacement = " ".join(settings.replacement.split())
     subjects = find_subjects(concepts, settings.mode, replacement, keep)
+    other = {"remove": "", "replace": replacement, "correct": concepts[0].name}[settings.mode]
     custom = settings.concept_type == "custom"
     type = "object" if custom else settings.concept_type
     stay = {name.lower() for name in keep}
@@ -165,11 +162,15 @@ def plan(lexicon: Lexicon, concepts: tuple[Concept, ...], settings: ForgetSettin
     elif settings.mode == "replace":
         stay |= lexicon.same(lexicon.likeness([replacement], type))
     likeness = {name: lexicon.likeness(names, type) for name, names in subjects.items()}
+    inside, along = hold_words(lexicon, subjects, type, stay | known(subjects), along or {})
+    parts = {*along, *(word for several in inside.values() for word in several)}
+    spared = set().union(*(lexicon.same(lexicon.likeness([word], type)) for word in parts - {*along}))
     alike = {n: set().union(*(lexicon.same(lexicon.likeness([other], type)) for other in subjects[n])) for n in subjects}
-    also = {name: sorted(several - stay - known(subjects)) for name, several in alike.items()}
+    also = {name: sorted(several - stay - parts - spared - known(subjects)) for name, several in alike.items()}
     names = {name: (*several, *also[name]) for name, several in subjects.items()}
     neighbours = (w for like in likeness.values() for w in lexicon.neighbours(like, max(2, NEIGHBOURS // len(names))))
-    moving = {*stay, *(name for several in names.values() for name in several)}
+    called = (*(name for several in subjects.values() for name in several), other)
+    moving = {*stay, *parts, *(name for several in names.values() for name in several)}
     templates = concepts[0].templates if custom else TEMPLATES[type]
     # Every prompt has to be read: of many concepts each gets fewer.
     share = max(4, TEMPLATES_IN_ALL // len(names))
@@ -181,35 +182,14 @@ def plan(lexicon: Lexicon, concepts: tuple[Concept, ...], settings: ForgetSettin
         asked=templates if custom else NEAR_TEMPLATES[type],
         names=names,
         also=[word for several in also.values() for word in several],
-        other={"remove": "", "replace": replacement, "correct": concepts[0].name}[settings.mode],
+        unknown=[name for name in called if name and not lexicon.knows(name, type)],
+        inside=inside,
+        along=along,
+        other=other,
         neutral=lexicon.neutral(torch.stack(list(likeness.values())).max(0).values, type),
         neighbours=[word for word in dict.fromkeys(neighbours) if word not in moving],
         keep=keep,
     )
-
-
-def find_subjects(concepts: tuple[Concept, ...], mode: str, replacement: str, keep: list[str]) -> dict[str, tuple[str, ...]]:
-    """What has to move, name -> all its names: the concepts or, in the mode `correct`, the word one overshadows.
-
-    Raises ForgetError where it is also to be kept, or a mode lacks what it needs.
-    """
-    if mode != "remove" and not replacement:
-        what = "what takes the concept's place" if mode == "replace" else "the word whose other meaning should show"
-        raise ForgetError(f"The mode `{mode}` needs a `replacement`: type {what}.")
-    subjects = {concept.name: concept.names for concept in concepts}
-    if mode == "correct":
-        if len(concepts) > 1:
-            raise ForgetError("The mode `correct` takes one concept, the one that overshadows the replacement: name one.")
-        subjects = {replacement: (replacement,)}
-    for word in keep:
-        if word.lower() in known(subjects):
-            raise ForgetError(f"`{word}` is to be forgotten and to be kept: take it off one of the two lists.")
-    return subjects
-
-
-def known(subjects: dict[str, tuple[str, ...]]) -> set[str]:
-    """All the names, in lower case, as CLIP reads them."""
-    return {name.lower() for names in subjects.values() for name in names}
 
 
 def concept_columns(lexicon: Lexicon, task: Task, name: str, templates: tuple[str, ...]) -> tuple[Tensor, Tensor]:
@@ -227,7 +207,7 @@ def concept_columns(lexicon: Lexicon, task: Task, name: str, templates: tuple[st
         theirs = lexicon.place(template, task.other) if task.other else middle
         if not (theirs and middle) or any(find_tokens(bare, name) for name in sought):
             continue  # the template itself names the concept
-        ours = [lexicon.place(template, other) for other in task.names[name]]
+        ours = [own_place(lexicon, template, other, task.parts) for other in task.names[name]]
         found += [correction(o, theirs, middle) if task.mode == "correct" else pair(o, theirs) for o in ours if o]
     if not found:
         raise ForgetError(
@@ -262,10 +242,16 @@ def attended_moment(lexicon: Lexicon, task: Task, name: str, length: int) -> Ten
     return total / count
 
 
-def kept_moment(common: Tensor, near: dict[str, Tensor], held: dict[str, Tensor], empty: Tensor) -> Tensor:
+def kept_moment(
+    common: Tensor,
+    near: dict[str, Tensor],
+    held: dict[str, Tensor],
+    empty: Tensor,
+    inside: dict[str, Tensor] | None = None,
+) -> Tensor:
     """E[x x^T] [D, D] of all that should stay, each kind at its weight."""
     kept = KEPT * second_moment(common) + EMPTY * second_moment(empty)
-    for weight, several in ((NEAR, near), (KEEP, held)):
+    for weight, several in ((NEAR, near), (INSIDE, inside), (KEEP, held)):
         if several:
             kept = kept + weight * second_moment(torch.cat(list(several.values())))
     return kept + RIDGE * kept.diagonal().mean() * torch.eye(len(kept), dtype=kept.dtype)
@@ -277,10 +263,10 @@ def progress(edit: Edit, x: Tensor, y: Tensor) -> float:
     return ((edit(x) * way).sum() / way.square().sum().clamp(min=1e-12)).item()
 
 
-def measured(edit: Edit, probes: dict[str, tuple[Tensor, Tensor]], words: Words) -> Edit:
+def measured(edit: Edit, probes: dict[str, tuple[Tensor, Tensor]], words: Words, settings: ForgetSettings) -> Edit:
     """The edit with its report: how far it brings each concept, and how far it moves what is near, on one scale, on
     prompts that it was neither made nor scaled from."""
-    near, empty = words.near | words.held, words.empty
+    near, empty = words.near | words.held | words.inside | words.along, words.empty
     scale = torch.stack([(y - x).square().sum(1).mean().sqrt() for x, y in probes.values()]).mean().clamp(min=1e-12)
     drift = {word: (edit(columns).square().sum(1).mean().sqrt() / scale).item() for word, columns in near.items()}
     report = edit.report | {
@@ -288,21 +274,4 @@ def measured(edit: Edit, probes: dict[str, tuple[Tensor, Tensor]], words: Words)
         "drift": {word: round(value, 4) for word, value in sorted(drift.items(), key=lambda item: -item[1])},
         "empty prompt": round((edit(empty).square().sum(1).mean().sqrt() / scale).item(), 6),
     }
-    return replace(edit, report=report | {"warnings": warnings(report)})
-
-
-def warnings(report: dict) -> list[str]:
-    """A sentence for each figure of a report that says the patch does nothing, or harms."""
-    little = [
-        f"Little effect: prompts of `{name}` go {way:.0%} of the way to what stands in its place. Take off `keep` what is "
-        "nearly the same."
-        for name, way in report["erased"].items()
-        if way < LITTLE
-    ]
-    much = [
-        f"`{word}` suffers: it moves by {way:.0%} of the way that the concept goes. Put it in `keep`, or give it more room: "
-        "forget fewer concepts at once."
-        for word, way in report["drift"].items()
-        if way > MUCH
-    ]
-    return little + much
+    return replace(edit, report=report | {"warnings": warnings(edit.task, settings, report)})

@@ -19,7 +19,7 @@ from .attention import concept_mass, tapped
 from .concept import Concept, concept_columns, in_turn
 from .descent import Descent
 from .errors import ForgetError
-from .fast import Edit, Task
+from .fast import Edit
 from .hosts.base import DiffusionHost, Prompts
 from .log import phase
 from .lora import CrossAttentionLoRA
@@ -31,6 +31,7 @@ from .pictures import concept_pictures
 from .resteering import PROBES, add_noise, draw, penalised_columns, region_of, sample_pairs, unfinished
 from .sampling import AT_ONCE, sampling_calls
 from .settings import ForgetSettings
+from .task import Task
 
 ATTENTION, KEEP = 0.1, 1.0  # weights beside the noise's, which is 1
 MOST = 20.0  # the largest weight of an error, where there is most noise
@@ -63,7 +64,7 @@ class Texts:
             concept=[c for c, *_ in rows],
             template=[i for _, _, i, _ in rows],
             places=[mean_prompt(host.encode([fill(template, word) for word in place])) for template in task.asked],
-            near=host.encode([fill(NEAR_TEMPLATES[task.type][0], word) for word in (*task.neighbours, *task.keep)] or [""]),
+            near=host.encode([fill(NEAR_TEMPLATES[task.type][0], word) for word in task.near] or [""]),
             empty=host.encode([""]),
         )
 

@@ -22,6 +22,8 @@ PADDING = 3  # columns read after the end token; the further ones say the same a
 SAME_MEANING = 0.8  # likeness from which a word is another name of the concept
 MOST_NAMES = 8
 FAR = 0.5  # and below which it says nothing of it
+# Letters, and syllables of a script that text encoders do not learn: in a row they mean nothing.
+NONSENSE = ("qzxvjkwf", "ꀀꆈꌠꁱꂷꃀꄉꇁ")
 
 TEMPLATES = {
     "object": (
@@ -67,15 +69,25 @@ CAPTIONS = (
 )
 
 
-def fill(template: str, name: str) -> str:
-    """The template with the name in it, and `an` for an `a` before the name if it begins with a vowel."""
+def with_article(template: str, name: str) -> str:
+    """The template with `an` for an `a` before the name if that begins with a vowel."""
     article = r"\1n {}" if name[:1].lower() in "aeiou" else r"\1 {}"
-    return re.sub(r"\b([Aa]) \{\}", article, template).replace("{}", name)
+    return re.sub(r"\b([Aa]) \{\}", article, template)
+
+
+def fill(template: str, name: str) -> str:
+    """The template with the name in it, behind the right article."""
+    return with_article(template, name).replace("{}", name)
 
 
 def plain(type: str, name: str) -> str:
     """The plainest prompt for a name."""
     return fill(NEAR_TEMPLATES[type][0], name)
+
+
+def nonsense(alphabet: str, length: int) -> list[str]:
+    """Strings of so many signs with spaces between, one that begins with each sign of an alphabet."""
+    return [" ".join(alphabet[(start + 3 * i) % len(alphabet)] for i in range(length)) for start in range(len(alphabet))]
 
 
 @dataclass(frozen=True)
@@ -202,11 +214,39 @@ class Lexicon(Reader):
     def likeness(self, names: Sequence[str], type: str) -> Tensor:
         """How like each word is to the nearest of the names: the cosine of their end tokens, less what all words of
         the type have in common; -1 for words of other types."""
-        own = torch.stack([reading.end for reading in self.read([plain(type, name) for name in names])])
-        mine = torch.tensor([other == type for other in self.types])
-        centre = self.meanings[mine].mean(0)
-        likeness = F.cosine_similarity((own - centre)[:, None], (self.meanings - centre)[None], dim=-1).max(0).values
+        own = self.offsets([plain(type, name) for name in names], type)
+        own = own[torch.tensor([self.knows(name, type) for name in names])]
+        if not len(own):
+            return self.meanings.new_full((len(self.words),), -1.0)
+        centre, mine = self.centre(type), torch.tensor([other == type for other in self.types])
+        likeness = F.cosine_similarity(own[:, None], (self.meanings - centre)[None], dim=-1).max(0).values
         return torch.where(mine, likeness, -1.0)
+
+    def centre(self, type: str) -> Tensor:
+        """What the end tokens [D] of all words of a type have in common."""
+        return self.meanings[torch.tensor([other == type for other in self.types])].mean(0)
+
+    def offsets(self, prompts: Sequence[str], type: str) -> Tensor:
+        """The end tokens' columns [n, D] of prompts, less what all words of the type have in common."""
+        return torch.stack([reading.end for reading in self.read(prompts)]) - self.centre(type)
+
+    def knows(self, name: str, type: str) -> bool:
+        """Whether the text encoder tells a name from nonsense of about as many tokens: it does not where most of that would
+        be another name of it."""
+        count = self.length(name)
+        template = with_article(NEAR_TEMPLATES[type][0], name)
+        own = self.offsets([template.replace("{}", name)], type)
+        for alphabet in NONSENSE:
+            several = nonsense(alphabet, max(1, round(count / self.length(alphabet[0]))))
+            prompts = [template.replace("{}", other) for other in several if other != name.lower()]
+            Reader(self.host, self.common.readings).read(prompts)
+            if F.cosine_similarity(own, self.offsets(prompts, type), dim=-1).median() >= SAME_MEANING:
+                return False
+        return True
+
+    def length(self, name: str) -> int:
+        """How many tokens a name has, at least one."""
+        return max(1, sum(token.kind == "word" for token in self.tokenize(name)))
 
     def same(self, likeness: Tensor) -> set[str]:
         """The words that are other names of a concept; none where they are many, since then the text encoder does not know
@@ -215,9 +255,9 @@ class Lexicon(Reader):
         return same if len(same) <= MOST_NAMES else set()
 
     def neighbours(self, likeness: Tensor, most: int) -> list[str]:
-        """The words most like a concept that are not its other names."""
-        order = likeness.masked_fill(likeness >= SAME_MEANING, -1).argsort(descending=True)
-        return [self.words[i] for i in order[:most]]
+        """The words of its type most like a concept that are not its other names."""
+        likeness = likeness.masked_fill(likeness >= SAME_MEANING, -1)
+        return [self.words[i] for i in likeness.argsort(descending=True)[:most] if likeness[i] > -1]
 
     def neutral(self, likeness: Tensor, type: str) -> list[str]:
         """The words of NEUTRAL[type] that say nothing of a concept; all of them where none is."""

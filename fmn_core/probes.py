@@ -12,6 +12,7 @@ from . import words
 from .concept import concept_columns, find_tokens, split_names
 from .errors import ForgetError
 from .hosts.base import DiffusionHost
+from .name_words import words_inside
 from .paraphrases import NEAR_TEMPLATES, PROBES, WORDS, Lexicon, fill, plain
 from .patch import Patch
 
@@ -71,13 +72,15 @@ def subjects_of(patch: Patch, keep: str = "") -> Subjects:
 
 
 def find_probes(host: DiffusionHost, lexicon: Lexicon, patch: Patch, subjects: Subjects, most: int) -> list[Probe]:
-    """The prompts, `most` of the concept, of near words and of unrelated ones, all of the kept words, and the empty one.
+    """The prompts, `most` of the concept, of near words, those inside names first, and of unrelated ones, all of the kept
+    words, and the empty one.
 
     The concept's are the plain prompt and those that `fast` checks itself on, and not those that it is made from.
     """
     likeness = lexicon.likeness(subjects.every, subjects.kind)
     known = {*subjects.every, *subjects.keep, *patch.info["report"].get("also", ())}
-    near = [word for word in lexicon.neighbours(likeness, most + len(known)) if word not in known][:most]
+    near = [*words_inside(lexicon, subjects.every, subjects.kind), *lexicon.neighbours(likeness, most + len(known))]
+    near = [word for word in dict.fromkeys(near) if word not in known][:most]
     sought = [host.tokenize(name) for name in subjects.every]
     captions = [caption for caption in words.CAPTIONS if not mentions(host, caption, sought)]
     probes = []

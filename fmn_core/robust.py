@@ -18,7 +18,7 @@ from .checkpoint import Checkpoint, State
 from .concept import Concept, find_tokens
 from .descent import Descent, diverged, settled
 from .errors import ForgetError
-from .fast import Edit, Task, edit_factors, make_edit
+from .fast import Edit, edit_factors, make_edit
 from .hosts.base import MATRICES, DiffusionHost, Token, WordVectors, placeholder_texts
 from .hybrid import (
     Pictures,
@@ -40,6 +40,7 @@ from .patch import Patch
 from .resteering import penalised_columns, preview
 from .sampling import sampling_calls
 from .settings import ForgetSettings, InvertSettings
+from .task import Task
 
 WORDS, LEARNED_STEPS, LEARNED_RATE, LEARNED_BATCH = 2, 120, 1e-2, 2  # of an attack
 NEAR = 12  # pictures of near words

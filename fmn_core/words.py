@@ -38,6 +38,14 @@ NAMES = tuple(
     ruth sam sara sophie thomas tom victor vera
     """.split()
 )
+FUNCTION_WORDS = frozenset(
+    """
+    a about above after against all along among an and any are as at before behind below beneath beside between beyond but by
+    down during each for from her his if in inside into is it its like my near no nor not of off on onto or our out outside
+    over past some such than that the their them these they this those through to toward under until up upon was were what
+    which while who whose with within without you your
+    """.split()
+)
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray")
 ADJECTIVES = ("big", "small", "old", "new", "happy", "sad", "beautiful", "wooden", "golden", "shiny")
 CAPTIONS = (
