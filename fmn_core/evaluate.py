@@ -105,8 +105,8 @@ def evaluate(
         recovered = decode(host, latents)
         if recovered is not None and classifier is not None:
             report["inversion"]["recognised"] = recognised(classifier, recovered, subjects.every)
-    report = rounded(report)
-    return Evaluation(report | verdict(report), probes, measured.latents, pictures, measured.heat, recovered)
+    report, held = rounded(report), subjects_of(patch).keep
+    return Evaluation(report | verdict(report, held), probes, measured.latents, pictures, measured.heat, recovered)
 
 
 @dataclass(frozen=True)

@@ -341,7 +341,9 @@ def finish(
         "distance": {when: reading.distance for when, reading in readings.items()},
         "noise drift": readings["after"].drift,
     }
-    report["warnings"] = [*found, *edit.report["warnings"], *warnings(readings["after"])]
+    settled = len(losses) < settings.steps and not found
+    report["warnings"] = [*found, *edit.report["warnings"]]
+    report["warnings"] += warnings(readings["after"], settled, len(edit.task.names))
     factors = {target: (up * strength, down) for target, (up, down) in lora.factors().items()}
     return make_patch(host, factors, concepts, asdict(settings), report, edit.moments)
 
@@ -361,17 +363,18 @@ def unfinished_patch(
     return make_patch(host, lora.factors(), concepts, asdict(settings), report, edit.moments)
 
 
-def warnings(after: Reading) -> list[str]:
-    """A sentence for each figure that says the training did little, or harms."""
+def warnings(after: Reading, settled: bool, concepts: int) -> list[str]:
+    """A sentence for each figure that says the training of so many concepts did little, or harms; `settled`: it ended before
+    its steps were up, since they no longer helped."""
     found = []
     if after.distance > LITTLE:
         found.append(
             f"Little effect: the noise estimate for the concept is still {after.distance:.0%} as far from its target as "
-            "without the patch. Give it more `steps`."
+            f"without the patch. {'Raise `learning_rate` or `rank`.' if settled else 'Give it more `steps`.'}"
         )
     if after.drift > LITTLE:
         found.append(
             f"What is near suffers: its noise estimate moves by {after.drift:.0%} of what the concept's has to. Put what "
-            "matters into `keep`, or forget fewer concepts at once."
+            f"matters into `keep`{', or forget fewer concepts at once' if concepts > 1 else ''}."
         )
     return found

@@ -86,7 +86,7 @@ def import_patch(
     if report["imported"]["error"] > MUCH:
         warnings.append(
             f"The patch leaves out much of what {weights.path.name} changes, {report['imported']['error']:.0%}: raise "
-            "`rank` or `energy`."
+            f"`{'rank' if settings.rank else 'energy'}`."
         )
     return patch
 

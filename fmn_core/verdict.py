@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 LITTLE = 0.3  # less of what the concept's prompts do changed,
 MUCH = 0.1  # or more of what another prompt does,
 EMPTY = 0.01  # or more of the empty prompt's noise estimate, is worth a warning
@@ -9,13 +11,14 @@ RECOVERED = 0.5  # and so is this much of the concept brought back by learned wo
 TITLES = {"near": "near words", "kept": "kept words", "unrelated": "unrelated prompts"}
 
 
-def verdict(report: dict) -> dict:
-    """`warnings`, a sentence for each figure above its limit; `limits`, what the figures do not promise; `summary`."""
-    found, bounds = warnings(report), limits(report)
+def verdict(report: dict, held: Collection[str] = ()) -> dict:
+    """`warnings`, a sentence for each figure above its limit; `limits`, what the figures do not promise; `summary`. `held`
+    are the words that the patch was made to keep."""
+    found, bounds = warnings(report, held), limits(report)
     return {"warnings": found, "limits": bounds, "summary": "\n".join([*found, *effects(report), *bounds])}
 
 
-def warnings(report: dict) -> list[str]:
+def warnings(report: dict, held: Collection[str] = ()) -> list[str]:
     """A sentence for each figure that says the patch does little, or harms, or lets the concept be recovered."""
     found = [
         f"Little effect: what prompts of `{name}` do changes by {portion(part)}. Forget it anew with another preset, or "
@@ -27,7 +30,7 @@ def warnings(report: dict) -> list[str]:
         harmed = {word: part for word, part in each(report, "prompt_drift", group).items() if part > MUCH}
         if harmed:
             several = ", ".join(f"`{word}` {portion(part)}" for word, part in harmed.items())
-            advice = "" if group == "unrelated" else " Forget anew with them in `keep`; `paper` keeps nothing."
+            advice = remedy(group, harmed, held)
             found.append(f"Harmed {title}, by how much what their prompts do changes: {several}.{advice}")
     empty = report["noise_drift"]["empty"]["mean"]
     if empty > EMPTY:
@@ -36,6 +39,15 @@ def warnings(report: dict) -> list[str]:
     if recovery > RECOVERED:
         found.append(f"Learned words bring {recovery:.0%} of the concept back through the patch.")
     return found
+
+
+def remedy(group: str, harmed: Collection[str], held: Collection[str]) -> str:
+    """What keeps these words from harm."""
+    if group == "unrelated":
+        return ""
+    if all(word in held for word in harmed):
+        return " They are in the patch's `keep` already: apply it less strongly."
+    return " Forget anew with them in `keep`; `paper` keeps nothing."
 
 
 def effects(report: dict) -> list[str]:

@@ -11,7 +11,7 @@ from fmn_core.concept import make_concepts
 from fmn_core.errors import ForgetError
 from fmn_core.fast import make_edit
 from fmn_core.forget import forget, summary
-from fmn_core.hybrid import Texts, gather
+from fmn_core.hybrid import Reading, Texts, gather, warnings
 from fmn_core.paraphrases import NEAR_TEMPLATES, fill
 from fmn_core.patch import ALPHA, DOWN, UP, serialize
 from fmn_core.settings import ForgetSettings
@@ -57,6 +57,14 @@ def test_same_seed_same_file(host, patch):
     assert serialize(forget(host, "cat", QUICK)[0], "x") == serialize(patch, "x")
     assert serialize(forget(host, "cat", replace(QUICK, seed=1))[0], "x") != serialize(patch, "x")
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_advice_after_training_fits_how_it_ended():
+    much = Reading(0.9, 0.9, 0.1)
+    little, near = warnings(much, settled=False, concepts=1)
+    assert "more `steps`" in little and "`keep`." in near
+    little, near = warnings(much, settled=True, concepts=2)
+    assert "steps" not in little and "fewer concepts" in near and not warnings(Reading(0.1, 0.1, 0.1), True, 2)
 
 
 def test_replaced_by_itself_changes_nothing_and_says_so(host):

@@ -210,6 +210,8 @@ def test_sentences_name_the_figures_above_their_limits(evaluation):
     said = verdict(report)
     for line, words in zip(said["warnings"], ("`cat` do changes by 20%", "`house` 40%", "5.0%", "75%"), strict=True):
         assert words in line
+    assert "Forget anew with them in `keep`" in said["warnings"][1]
+    assert "in the patch's `keep` already: apply it less" in verdict(report, held=("house",))["warnings"][1]
     assert said["summary"].startswith("\n".join(said["warnings"])) and "M-Score 0.900 before, 0.700 after" in said["summary"]
 
 

@@ -29,7 +29,7 @@ PLACES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
 OF_ANOTHER = re.compile(r"\.(attn2|base_layer|lora_A|lora_B)\.|\.base_layer$")  # what PEFT wraps and puts beside it
 LEAST_SIGNAL = 2**-24  # of alphas_cumprod, as diffusers' Euler has it: at none, the noise says nothing of the picture
 IMAGE_SIDES = {"sdxl": 128}  # latent pixels where the UNet's config says none; of the other families 64
-PLACEHOLDER_TOKEN = re.compile(r"<[^<>\\s]+>")
+PLACEHOLDER_TOKEN = re.compile(r"<[^<>\s]+>")
 BLOCK = re.compile(r"^(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\.")
 
 
