@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
+
 import torch
+from modules import images, shared
 from PIL import Image
 from torch import Tensor
 
 from fmn_core.attention_picture import ViewSettings, visualize
 from fmn_core.errors import ForgetError
+from fmn_core.file_names import slug
 from fmn_core.heatmap import chosen_phrases
 from fmn_core.recording import AttentionRecording
 
@@ -15,22 +20,65 @@ from .infotext import Wanted
 from .webui import picture_of
 
 
-def heat_pictures(recording: AttentionRecording, images: Tensor, wanted: Wanted) -> list[list[tuple[str, Image.Image]]]:
-    """For every picture of [B, H, W, 3] in 0..1 its heat maps, each with its words: one a phrase, or a sheet of all.
+@dataclass(frozen=True)
+class HeatMap:
+    """A picture of where its words were looked for; `text`: which of the texts that its prompt comes to, where it is not
+    the only one."""
 
-    All of them have one scale. Raises ForgetError where nothing was recorded and for words that the prompt does not have.
+    words: str
+    picture: Image.Image
+    text: str = ""
+
+    def infotext(self, picture: str) -> str:
+        """What is told of it, after what is told of its picture."""
+        told = {"FMN heat map of": self.words} | ({"FMN heat map in": self.text} if self.text else {})
+        return ", ".join([picture, *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in told.items())])
+
+
+def heat_pictures(
+    recording: AttentionRecording, pictures: Tensor, wanted: Wanted, words: str, several: bool
+) -> list[list[HeatMap]]:
+    """For every picture of [B, H, W, 3] in 0..1 its heat maps: one a phrase, or a sheet of all. `several`: whether the
+    prompt comes to other texts too.
+
+    All of them have one scale. Raises ForgetError where nothing was recorded and for words that the text does not have.
     """
     if not recording.layers:
         raise ForgetError("No attention was recorded: heat maps need SD1.x, SD2.x or SDXL, and a sampler that ran.")
-    phrases = chosen_phrases(recording, wanted.words)
-    view = ViewSettings(words=wanted.words, view=wanted.layout, opacity=wanted.opacity, color_map=wanted.colours)
-    drawn, _, _ = visualize(recording, images, view)
+    phrases = chosen_phrases(recording, words)
+    view = ViewSettings(words=words, view=wanted.layout, opacity=wanted.opacity, color_map=wanted.colours)
+    drawn, _, _ = visualize(recording, pictures, view)
+    text = recording.text if several else ""
     if wanted.layout == "contact sheet":
-        return [[(", ".join(phrases), picture_of(one))] for one in drawn]
-    by_picture = drawn.unflatten(0, (len(phrases), len(images))).movedim(1, 0)
-    return [[(phrase, picture_of(one)) for phrase, one in zip(phrases, several, strict=True)] for several in by_picture]
+        return [[HeatMap(", ".join(phrases), picture_of(one), text)] for one in drawn]
+    by_picture = drawn.unflatten(0, (len(phrases), len(pictures))).movedim(1, 0)
+    return [[HeatMap(p, picture_of(one), text) for p, one in zip(phrases, each, strict=True)] for each in by_picture]
 
 
 def to_images(batch: Tensor) -> Tensor:
     """The host's [B, 3, H, W] as [B, H, W, 3]."""
     return torch.movedim(batch.detach(), 1, -1)
+
+
+def script_runs(p) -> bool:
+    """Whether a script chosen from the page's list draws: these count the pictures that a generation gives them, and build
+    grids of all, so that nothing may be added."""
+    return bool(p.script_args and p.script_args[0])  # the list's value comes first
+
+
+def hand_over(p, processed, maps: list[list[HeatMap]], wanted: Wanted) -> None:
+    """Puts heat maps at the end of the gallery, each with its picture's infotext, and into files where that is wanted or
+    the gallery is a script's."""
+    for number, several in enumerate(maps):
+        at = processed.index_of_first_image + number
+        for each in several:
+            text = each.infotext(processed.infotexts[at] if at < len(processed.infotexts) else "")
+            if not script_runs(p):
+                processed.images.append(each.picture)
+                processed.infotexts.append(text)
+            if wanted.save or script_runs(p):
+                seed, prompt = processed.all_seeds[number], processed.all_prompts[number]
+                suffix = {"p": p, "suffix": f"-heat-{slug(each.words)}"}
+                images.save_image(
+                    each.picture, p.outpath_samples, "", seed, prompt, shared.opts.samples_format, info=text, **suffix
+                )

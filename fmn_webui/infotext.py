@@ -62,10 +62,12 @@ class Wanted:
             found[PATCHES] = ", ".join(f"{name}: {strength:g}" for name, strength in self.patches)
         if len(self.patches) > 1:
             found[JOINTLY] = str(self.jointly)
-        if self.heat_maps:
-            words = {WORDS: ", ".join(self.words.split("\n"))} if self.words.strip() else {}
-            found |= {LAYOUT: self.layout} | words | {OPACITY: f"{self.opacity:g}", COLOURS: self.colours}
-        return found
+        return found | (self.heat_maps_infotext() if self.heat_maps else {})
+
+    def heat_maps_infotext(self) -> dict[str, str]:
+        """Key -> value of what its heat maps are."""
+        words = {WORDS: ", ".join(self.words.split("\n"))} if self.words.strip() else {}
+        return {LAYOUT: self.layout} | words | {OPACITY: f"{self.opacity:g}", COLOURS: self.colours}
 
 
 def merged(rows: list[tuple[str, float]]) -> tuple[tuple[str, float], ...]:

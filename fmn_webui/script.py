@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 
 import gradio as gr
-from modules import extra_networks, images, scripts, shared
+from modules import extra_networks, scripts
 
 from fmn_core.errors import ForgetError
-from fmn_core.file_names import slug
 from fmn_core.heatmap import COLOR_MAPS
 
 from . import infotext, webui
 from .applying import Applied, allowed, check_loaded, prepared, refuse, refuse_sampling
-from .heat_maps import to_images
+from .heat_maps import hand_over, script_runs, to_images
 from .infotext import LAYOUTS, NONE, ROWS, Wanted
 from .recorder import Recorder
 from .tags import with_params, with_tags
@@ -123,35 +121,28 @@ class ForgetMeNotScript(scripts.Script):
             sentence = webui.tell(error)
             comment(p, sentence) if allowed() else refuse_sampling(p, sentence)
         if self.wanted.heat_maps:
-            try:
-                self.recorder.start(p)
-            except ForgetError as error:
-                comment(p, str(error))
+            self.recorder.start(p)
 
     def postprocess_batch(self, p, *values, **kwargs):
-        if self.wanted.heat_maps:
-            try:
-                self.maps += self.recorder.pictures(to_images(kwargs["images"]), self.wanted)
-            except ForgetError as error:
-                comment(p, str(error))
-            finally:
-                self.recorder.stop()
+        """The batch's heat maps; the infotexts, which the host writes next, tell of them only where there are any."""
+        if not self.wanted.heat_maps:
+            return
+        told = self.wanted.heat_maps_infotext()
+        try:
+            self.maps += self.recorder.pictures(to_images(kwargs["images"]), self.wanted)
+            p.extra_generation_params.update(told)
+            if script_runs(p):
+                comment(p, f"The heat maps are files in {p.outpath_samples}: a script counts the pictures of its gallery.")
+        except ForgetError as error:
+            self.maps += [[] for _ in kwargs["images"]]
+            for key in told:
+                p.extra_generation_params.pop(key, None)
+            comment(p, str(error))
+        finally:
+            self.recorder.stop()
 
     def postprocess(self, p, processed, *values):
-        """The heat maps go to the end of the gallery, each with its picture's infotext."""
-        first = processed.index_of_first_image
-        for number, tiles in enumerate(self.maps):
-            texts, at = processed.infotexts, first + number
-            text = texts[at] if at < len(texts) else ""
-            for phrase, picture in tiles:
-                processed.images.append(picture)
-                processed.infotexts.append(f"{text}, FMN heat map of: {json.dumps(phrase, ensure_ascii=False)}")
-                if self.wanted.save:
-                    seed, prompt = processed.all_seeds[number], processed.all_prompts[number]
-                    suffix = {"p": p, "suffix": f"-heat-{slug(phrase)}"}
-                    images.save_image(
-                        picture, p.outpath_samples, "", seed, prompt, shared.opts.samples_format, info=text, **suffix
-                    )
+        hand_over(p, processed, self.maps, self.wanted)
         self.maps, self.applied = [], Applied()
 
 

@@ -19,9 +19,9 @@ def record_attention(p, text: str) -> tuple[AttentionRecording, Callable[[], Non
     """What the sampling that is about to begin attends to for the prompt `text`, filled while it runs, and a function
     that ends the recording.
 
-    To be called before every sampling (a script's `process_before_every_sampling`), with one of `p.prompts` as the host
-    is given it; hires fix samples twice. Of a batch the pictures with that prompt are recorded. Should nobody end it, it
-    ends by itself when the next job begins. Raises ForgetError for a model without such layers.
+    To be called before every sampling (a script's `process_before_every_sampling`), with one of the texts of `prompts_of`;
+    hires fix samples twice. Of a batch the pictures with that text are recorded, at the steps that have it. Should nobody
+    end it, it ends by itself when the next job begins. Raises ForgetError for a model without such layers.
     """
     host = adapt(p.sd_model)
     recording = AttentionRecording(text, host.tokenize(text))
@@ -31,6 +31,21 @@ def record_attention(p, text: str) -> tuple[AttentionRecording, Callable[[], Non
     rows = Rows(embedding, p.batch_size)
     record = record_in_forge if isinstance(host, ForgeHost) else record_in_webui
     return recording, record(host, recording, rows)
+
+
+def prompts_of(p, prompt: str) -> list[list[str]]:
+    """The texts that the host makes of one of its prompts: those between AND, of each every one that it has at some step
+    (`[cat:dog:0.5]`, `[cat|dog]`), with single spaces, as the tokenizer reads them all the same. To be called before a
+    sampling, as `record_attention`, which takes one of these."""
+    from modules import prompt_parser, shared
+
+    each = getattr(p, "step_multiplier", 1)  # some samplers take two steps for one
+    later = each * (getattr(p, "hr_second_pass_steps", 0) or p.steps) if getattr(p, "is_hr_pass", False) else None
+    (parts,), texts, _ = prompt_parser.get_multicond_prompt_list([prompt])
+    schedules = prompt_parser.get_learned_conditioning_prompt_schedules(
+        texts, each * p.steps, later, shared.opts.use_old_scheduling
+    )
+    return [[*dict.fromkeys(" ".join(text.split()) for _, text in schedules[index])] for index, _ in parts]
 
 
 class Rows:

@@ -82,6 +82,25 @@ class Processing:
         longest = max(c.shape[1] for c in one_at_a_time)  # shorter ones repeat their last vector, as the webui's do
         return torch.cat([torch.cat([c, c[:, -1:].repeat(1, longest - c.shape[1], 1)], 1) for c in one_at_a_time])
 
+    def plan(self, hires_steps=None):
+        """Of each picture its prompt's parts between AND: (what it is at which steps, weight)."""
+        parts, texts, _ = prompt_parser.get_multicond_prompt_list(self.prompts)
+        schedules = prompt_parser.get_learned_conditioning_prompt_schedules(texts, self.steps, hires_steps)
+        return [[(schedules[number], weight) for number, weight in several] for several in parts]
+
+    def at_step(self, by_part=False):
+        """The conditions [R, T, D] of the step at hand, the number of the picture that each is for, and its weight."""
+        rows = [
+            (n, next(text for end, text in schedule if end > shared.state.sampling_step), weight, part)
+            for n, several in enumerate(self.plan(self.steps if self.is_hr_pass else None))
+            for part, (schedule, weight) in enumerate(several)
+        ]
+        rows.sort(key=lambda row: row[3] if by_part else row[0])
+        numbers, texts, weights, _ = zip(*rows, strict=True)
+        if texts not in self.known:
+            self.known[texts] = self.conds(texts, False)
+        return self.known[texts], [*numbers], torch.tensor(weights)[:, None, None, None]
+
     def init(self, all_prompts, all_seeds, all_subseeds):
         """What a kind of processing does once, after the scripts' `process`."""
 
@@ -137,7 +156,8 @@ def process_images(p) -> Processed:
             p.call("before_process_batch", **batch)
             p.begin_batch()
             p.call("process_batch", **batch)
-            p.c, p.uc = p.conds(p.prompts, False), p.conds([p.negative_prompt] * len(p.prompts), True)
+            p.known = {}
+            p.c, p.uc = p.at_step()[0], p.conds([p.negative_prompt] * len(p.prompts), True)
             decoded = shared.sd_model.decode_first_stage(p.sample_batch(p.alphas_cumprod)).clamp(-1, 1) / 2 + 0.5
             p.call("postprocess_batch", decoded, batch_number=n)
             pixels = (decoded * 255).round().byte().movedim(1, -1).cpu().numpy()

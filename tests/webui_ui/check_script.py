@@ -14,6 +14,7 @@ import torch
 from modules import extra_networks, images, processing, shared
 from modules.scripts import ScriptRunner
 from modules.sd_samplers_common import InterruptedException
+from PIL import Image
 from webui_ui.fixtures import NOTHING
 
 from fmn_core.errors import ForgetError
@@ -41,18 +42,21 @@ class Runner(ScriptRunner):
 
 @pytest.fixture
 def draw(script):
-    """draw(prompt, values) -> the job and what it made, pictures as arrays."""
+    """draw(prompt, values, script=(number in the list, what it does)) -> the job and what it made, pictures as arrays."""
+    own = script
 
-    def draw(prompt, values=NOTHING, *, hires_tags=None, **options):
+    def draw(prompt, values=NOTHING, *, hires_tags=None, script=(0, processing.process_images), **options):
         options = {"steps": 2, "width": 64, "height": 64, "cfg_scale": 3.0, **options}
         disabled = options.pop("disable_extra_networks", False)
         p = processing.StableDiffusionProcessingTxt2Img(prompt=prompt, **options)
         p.disable_extra_networks = disabled
-        p.scripts, p.hires_tags, p.comments, p.outpath_samples = Runner(script, values), hires_tags, [], "outputs"
+        p.scripts, p.hires_tags, p.comments, p.outpath_samples = Runner(own, values), hires_tags, [], "outputs"
         p.comment = p.comments.append
+        chosen, run = script
+        p.script_args = [chosen, *values]
         shared.state.begin("test")
         try:
-            processed = processing.process_images(p)
+            processed = run(p)
         finally:
             shared.state.end()
         return p, processed, [np.asarray(image) for image in processed.images]
@@ -234,6 +238,93 @@ def test_heat_maps_go_to_the_gallery_and_leave_the_picture_as_it_is(draw):
     assert len(processed.infotexts) == 4 and 'FMN heat map of: "a photo"' in processed.infotexts[3]
     assert [(each[2], each[-1]) for each in images.saved] == [(1, "-heat-a-photo"), (2, "-heat-a-photo")]
     assert p.extra_generation_params["FMN heat map words"] == "a photo" and hooks() == hooked
+
+
+def image_grid(pictures, rows):
+    """Pictures beside and below one another, as the webui's scripts have it."""
+    columns = math.ceil(len(pictures) / rows)
+    width, height = pictures[0].size
+    grid = Image.new("RGB", (columns * width, rows * height))
+    for number, picture in enumerate(pictures):
+        grid.paste(picture, (number % columns * width, number // columns * height))
+    return grid
+
+
+def prompt_matrix(p, size):
+    """What scripts of the list do with the pictures of a generation: a grid of all, whose columns have to be as many as
+    their labels, in front of them."""
+    first, *rest = p.prompt.split("|")
+    p.prompt = [", ".join([first, *(text for n, text in enumerate(rest) if at & 1 << n)]) for at in range(2 ** len(rest))]
+    p.n_iter, p.batch_size = math.ceil(len(p.prompt) / 2), 2
+    processed = processing.process_images(p)
+    rows = 1 << len(rest) // 2
+    grid = image_grid(processed.images, rows)
+    assert grid.width // size == 2 ** len(rest) // rows, "bad number of horizontal texts"
+    processed.images.insert(0, grid)
+    processed.infotexts.insert(0, processed.infotexts[0])
+    return processed
+
+
+MATRIX = ["", ", hat", ", red", ", hat, red"]
+
+
+def test_a_script_that_counts_pictures_gets_those_of_its_prompts_alone(draw):
+    images.saved.clear()
+    wanted = values(heat_maps=True, words="cat")
+    p, processed, made = draw("a photo of a cat|hat|red", wanted, script=(3, lambda p: prompt_matrix(p, 64)))
+    assert len(made) == len(processed.infotexts) == 1 + 4 and made[0].shape == (128, 128, 3)
+    assert all(f"cat{more}\n" in text for more, text in zip(MATRIX, processed.infotexts[1:], strict=True))
+    assert [(seed, suffix) for _, _, seed, *_, suffix in images.saved] == [(n, "-heat-cat") for n in (1, 2, 3, 4)]
+    assert {*p.comments} == {"The heat maps are files in outputs: a script counts the pictures of its gallery."}
+
+
+@pytest.mark.parametrize("prompt, words, texts", [
+    ("a photo of a [cat:hat:0.5]", "cat, hat, photo", {"a photo of a cat": "cat photo", "a photo of a hat": "hat photo"}),
+    ("a photo of a [cat|hat]", "", {"a photo of a cat": "a photo of cat", "a photo of a hat": "a photo of hat"}),
+    ("a cat AND a red hat :0.5", "cat, hat", {"a cat": "cat", "a red hat": "hat"}),
+    ("a [cat:red cat:1] AND a hat", "red, hat", {"a red cat": "red", "a hat": "hat"}),
+    ("a cat[: in a hat:0.9]", "cat, hat", {"a cat": "cat", "a cat in a hat": "cat hat"}),
+    ("a cat[: in a hat:1.0]", "cat", {"": "cat"}),
+    ("a cat :0.5", "cat", {"": "cat"}),
+])  # fmt: skip
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_prompt_that_comes_to_several_texts_has_heat_maps_of_each(draw, prompt, words, texts, batch):
+    _, _, plain = draw([prompt] * batch, batch_size=batch, steps=4)
+    p, processed, made = draw([prompt] * batch, values(heat_maps=True, words=words), batch_size=batch, steps=4)
+    assert p.comments == [] and all(np.array_equal(a, b) for a, b in zip(plain, made[:batch], strict=True))
+    told = [text.partition("FMN heat map of: ")[2] for text in processed.infotexts[batch:]]
+    expected = [
+        f'"{word}"' + (f', FMN heat map in: "{text}"' if text else "")
+        for text, several in texts.items()
+        for word in several.split(" ")
+    ]
+    assert told == expected * batch and len(made) == len(processed.infotexts)
+    assert "FMN heat maps" in p.extra_generation_params
+
+
+def test_the_map_of_a_part_is_what_that_text_alone_attends_to(draw):
+    alone = draw("a photo of a hat", values(heat_maps=True, words="hat"))[2]
+    for prompt in ("a photo of a [cat:hat:0]", "a photo of a [hat:cat:1.0]"):
+        made = draw(prompt, values(heat_maps=True, words="hat"))[2]
+        assert len(made) == 2 and all(np.array_equal(a, b) for a, b in zip(alone, made, strict=True))
+
+
+@pytest.mark.parametrize("prompts, words, said", [
+    (["a [cat|hat]", "a [hat|cat]"], "", "cannot be told apart"),
+    (["a cat AND a cat"], "", "cannot be told apart"),
+    (["a [cat|hat]"], "whale", "not in the recorded prompt"),
+])  # fmt: skip
+def test_where_there_are_no_maps_the_reason_is_told_and_the_infotext_says_nothing(draw, prompts, words, said):
+    p, processed, made = draw(prompts, values(heat_maps=True, words=words), batch_size=len(prompts))
+    assert len(made) == len(prompts) and said in p.comments[0] and len(p.comments) == 1
+    assert p.extra_generation_params == {} and not any("FMN" in text for text in processed.infotexts)
+
+
+def test_batches_without_maps_do_not_shift_those_of_the_others(draw):
+    prompts = ["a [cat|hat]", "a [hat|cat]", "a cat", "a hat"]
+    p, processed, made = draw(prompts, values(heat_maps=True, words="a"), batch_size=2, n_iter=2)
+    assert len(made) == 6 and len(p.comments) == 1
+    assert ["a cat\n" in processed.infotexts[4], "a hat\n" in processed.infotexts[5]] == [True, True]
 
 
 def test_a_grid_has_every_word_and_hires_fix_its_own_size(draw):

@@ -15,14 +15,16 @@ class StableDiffusionProcessingTxt2Img(Processing):
             return shared.sd_model.apply_model(x, t, {"c_crossattn": [c], "c_concat": [x.new_zeros(len(x), 5, 1, 1)]})
 
         x_t = x / (sigma**2 + 1) ** 0.5
+        c, of, weights = self.at_step()
         if self.cfg_scale == 1.0:
-            epsilon = call(x_t, t, self.c)
+            epsilon = call(x_t, t, c)
         else:
-            if self.c.shape == self.uc.shape and shared.opts.batch_cond_uncond:
-                full, without = call(torch.cat([x_t] * 2), torch.cat([t] * 2), torch.cat([self.c, self.uc])).chunk(2)
+            if c.shape[1:] == self.uc.shape[1:] and shared.opts.batch_cond_uncond:
+                both = call(torch.cat([x_t[of], x_t]), torch.cat([t[of], t]), torch.cat([c, self.uc]))
+                full, without = both.split([len(of), len(x_t)])
             else:
-                full, without = call(x_t, t, self.c), call(x_t, t, self.uc)
-            epsilon = without + self.cfg_scale * (full - without)
+                full, without = call(x_t[of], t[of], c), call(x_t, t, self.uc)
+            epsilon = without.index_add(0, torch.tensor(of), self.cfg_scale * weights * (full - without[of]))
         return x - sigma * epsilon
 
 

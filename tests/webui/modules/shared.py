@@ -8,8 +8,9 @@ cmd_opts = Options(
     "modules.shared.cmd_opts", lowvram=False, medvram=False, medvram_sdxl=False, no_half=True, lora_dir="", ckpt_dir=None
 )
 opts = Options(
-    "modules.shared.opts", batch_cond_uncond=True, pad_cond_uncond=False, lora_functional=False, CLIP_stop_at_last_layers=1
-)
+    "modules.shared.opts", batch_cond_uncond=True, pad_cond_uncond=False, lora_functional=False, CLIP_stop_at_last_layers=1,
+    use_old_scheduling=False,
+)  # fmt: skip
 state = State()
 device = torch.device("cpu")
 parallel_processing_allowed = True

@@ -28,25 +28,29 @@ class StableDiffusionProcessingTxt2Img(Processing):
 
         unet = shared.sd_model.forge_objects.unet
         memory_management.load_models_gpu([unet])
-        kinds = [0] if self.cfg_scale == 1.0 else [1, 0]  # the unconditional rows come first
-        conds = [self.uc if kind else self.c for kind in kinds]
-        length = math.lcm(*(c.shape[1] for c in conds))
-        conds = [c.repeat(1, length // c.shape[1], 1) for c in conds]
+        c, of, weights = self.at_step(by_part=True)
+        parts = len(c) // len(x)
+        kinds = [0] if self.cfg_scale == 1.0 else [1] + [0] * parts  # the unconditional rows come first
+        conds = [c, self.uc][: len(kinds)]
+        length = math.lcm(*(each.shape[1] for each in conds))
+        conds = [each.repeat(1, length // each.shape[1], 1) for each in conds[::-1]]
         sigmas = sigma.repeat(len(x))
-        rows = [list(range(i * len(x), (i + 1) * len(x))) for i in range(len(kinds))]
+        rows = [range(i * len(x), (i + 1) * len(x)) for i in range(len(kinds))]
         options = {
             **unet.model_options["transformer_options"],
             "cond_or_uncond": kinds,
-            "cond_indices": rows[kinds.index(0)],
-            "uncond_indices": rows[kinds.index(1)] if 1 in kinds else [],
+            "cond_indices": [row for kind, several in zip(kinds, rows, strict=True) if not kind for row in several],
+            "uncond_indices": [row for kind, several in zip(kinds, rows, strict=True) if kind for row in several],
             "sigmas": sigmas,
         }
         out = unet.model.apply_model(
             torch.cat([x] * len(kinds)), torch.cat([sigmas] * len(kinds)), c_crossattn=torch.cat(conds),
             transformer_options=options,
-        ).chunk(len(kinds))  # fmt: skip
-        full, without = out[kinds.index(0)], out[kinds.index(1)] if 1 in kinds else None
-        return full if without is None else without + self.cfg_scale * (full - without)
+        )  # fmt: skip
+        if self.cfg_scale == 1.0:
+            return out
+        without, full = out.split([len(x), len(c)])
+        return without.index_add(0, torch.tensor(of), self.cfg_scale * weights * (full - without[of]))
 
 
 def process_images(p):

@@ -1,4 +1,9 @@
-from standin import parse_prompt_attention, strict  # noqa: F401 (the webui's place for it)
+from standin import (  # noqa: F401 (the webui's place for them)
+    get_learned_conditioning_prompt_schedules,
+    get_multicond_prompt_list,
+    parse_prompt_attention,
+    strict,
+)
 
 
 class SdConditioning(list):
