@@ -14,6 +14,7 @@ from fmn_core.hosts.webui import adapt
 from fmn_core.patch import Patch, check_fits, model_shapes, read_patch
 
 from .infotext import Wanted
+from .models import made_elsewhere
 from .stacks import joint
 from .work import find_patch
 
@@ -74,7 +75,8 @@ def add_setting() -> None:
 
 
 def prepared(p, wanted: Wanted) -> tuple[Applied, Wanted, list[str]]:
-    """What is to be applied, what of the wish that is, and a sentence for each patch that the user lets go.
+    """What is to be applied, what of the wish that is, and a sentence for each patch that the user lets go or that was made
+    for another checkpoint.
 
     Raises ForgetError for a patch that is missing, damaged or made for another model, unless the user lets it go.
     """
@@ -94,10 +96,12 @@ def prepared(p, wanted: Wanted) -> tuple[Applied, Wanted, list[str]]:
     if gone and not allowed():
         raise ForgetError(" ".join([*gone, "No picture was made, since the concept would be in it."]))
     left = replace(wanted, patches=tuple((name, strength) for name, strength, *_ in found))
+    elsewhere = [made_elsewhere(adapt(p.sd_model, to_train=False), name, patch) for name, _, _, patch in found]
+    told = [*gone, *filter(None, elsewhere)]
     if left.jointly and len(found) > 1:
         path = joint(left.patches)
-        return Applied(((path.stem, 1.0),), (path,), (read_patch(path),)), left, gone
-    return Applied(left.patches, tuple(each[2] for each in found), tuple(each[3] for each in found)), left, gone
+        return Applied(((path.stem, 1.0),), (path,), (read_patch(path),)), left, told
+    return Applied(left.patches, tuple(each[2] for each in found), tuple(each[3] for each in found)), left, told
 
 
 def check_model(model, patches: Sequence[Patch]) -> None:

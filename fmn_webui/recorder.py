@@ -77,8 +77,8 @@ def require_apart(texts: dict[str, list[list[str]]]) -> None:
     for text, count in owners.items():
         if count > 1:
             raise ForgetError(
-                f"There are no heat maps: several prompts of the batch, or several parts of one, come to `{brief(text)}`, and "
-                "they cannot be told apart. Draw one picture at a time, or word the parts differently."
+                f"There are no heat maps: several prompts of the batch, or several parts of one, come to `{brief(text)}`, "
+                "and they cannot be told apart. Draw one picture at a time, or word the parts differently."
             )
 
 

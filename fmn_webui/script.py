@@ -96,9 +96,9 @@ class ForgetMeNotScript(scripts.Script):
         self.recorder.stop()
         self.wanted, self.applied, self.maps = Wanted(), Applied(), []
         try:
-            self.applied, self.wanted, gone = prepared(p, Wanted.of(values))
+            self.applied, self.wanted, told = prepared(p, Wanted.of(values))
             p.extra_generation_params.update(self.wanted.infotext())
-            for sentence in gone:
+            for sentence in told:
                 comment(p, sentence)
         except Exception as error:  # the host would log it and draw the concept
             refuse(p, webui.tell(error))

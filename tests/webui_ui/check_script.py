@@ -192,6 +192,37 @@ def test_a_request_that_is_wrong_has_no_picture(draw, monkeypatch, wrong):
         assert refused.value.status_code == 422
 
 
+@pytest.mark.parametrize("base, said", [
+    ({"name": "another", "hash": "0" * 64}, True), ({"name": "another", "hash": ""}, False), ({"name": "another"}, False),
+    ({"hash": "0" * 64}, False), ({"name": "another", "hash": None}, False),
+])  # fmt: skip
+@pytest.mark.parametrize("rows", [[("cat", 1.0)], [("dog", 1.0), ("cat", 0.5)]])
+def test_a_patch_of_another_checkpoint_is_told_under_the_picture(draw, loras, monkeypatch, base, said, rows):
+    monkeypatch.setitem(vars(networks), "list_available_networks", lambda: None)
+    file = loras / "cat.safetensors"
+    made = changed(file, same, base=read_patch(file).info["base"] | base)
+    plain = draw("a photo of a cat", values(*rows))
+    with holding(file, made):
+        p, _, pictures = draw("a photo of a cat", values(*rows))
+    assert plain[0].comments == [] and np.array_equal(plain[2], pictures)
+    assert [("`cat` was made for another" in sentence) for sentence in p.comments] == [True] * said
+
+
+def test_a_checkpoint_put_into_the_same_model_is_another(script, monkeypatch):
+    from fmn_webui.models import hash_of
+
+    host = current_host(64)
+    first, weight = hash_of(host), host.weight(next(iter(host.cross_attentions())), "to_k")
+    kept = weight.detach().clone()
+    with monkeypatch.context() as patched, torch.inference_mode():
+        weight.add_(1)
+        patched.setattr(host.sd_model.sd_checkpoint_info, "filename", "another.safetensors")
+        assert hash_of(host) != first
+    with torch.inference_mode():
+        weight.copy_(kept)
+    assert hash_of(host) == first
+
+
 def loads_nothing(*_):
     networks.loaded_networks.clear()
 
