@@ -153,10 +153,11 @@ class Reader:
                 end = [token.kind for token in tokens].index("end")
                 tokens = tokens[: end + 1 + PADDING]
                 lengths.setdefault(len(tokens), {})[text] = tokens
-        for length, several in sorted(lengths.items()):
-            contexts = self.host.contexts(list(several), length).cpu()
-            for (text, tokens), columns in zip(several.items(), contexts, strict=True):
-                self.known[text] = Reading(tokens[: len(columns)], columns)
+        with self.host.reading(sum(map(len, lengths.values()))):
+            for length, several in sorted(lengths.items()):
+                contexts = self.host.contexts(list(several), length).cpu()
+                for (text, tokens), columns in zip(several.items(), contexts, strict=True):
+                    self.known[text] = Reading(tokens[: len(columns)], columns)
         return [self.known[text] for text in texts]
 
     def place(self, template: str, name: str) -> Place | None:

@@ -105,6 +105,7 @@ def submit_forget(asked: Asked) -> Job:
             return rescued[0]
         if asked.card:
             add_picture(outcome, host, patch)
+            outcome.stopped = outcome.picture is None and job.asked_to_stop
         return outcome
 
     holds = sum(given.nbytes for given in (asked.images, asked.mask) if given is not None)

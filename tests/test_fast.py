@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -10,8 +11,10 @@ import torch
 
 from demo.judge import Judge
 from demo.vocabulary import STYLES
+from fmn_core import paraphrases
 from fmn_core.errors import ForgetError
 from fmn_core.forget import forget
+from fmn_core.hosts.base import ENCODED_AT_ONCE
 from fmn_core.patch import ALPHA, DOWN, UP, serialize
 from fmn_core.settings import ForgetSettings
 
@@ -47,6 +50,37 @@ def pictures(loaded, comfy):
             return sample(host, prompts, range(len(prompts)))
 
     return pictures
+
+
+@pytest.fixture
+def cold(monkeypatch):
+    """Nothing is known of any text encoder yet."""
+    monkeypatch.setattr(paraphrases, "_common", {})
+
+
+def test_the_prompts_that_are_read_are_shown_and_change_nothing(host, patch, cold, monkeypatch):
+    shown = []
+    monkeypatch.setattr(host, "show_progress", lambda step, total, preview: shown.append((step, total)))
+    made, _ = forget(host, "cat", FAST)
+    assert serialize(made, "cat") == serialize(patch, "cat")
+    assert shown[0][0] == 0 and shown[0][1] >= len(paraphrases.CAPTIONS)
+    for (step, total), (later, same) in itertools.pairwise(shown):
+        assert 0 < later - step <= ENCODED_AT_ONCE if same == total else (step, later) == (total, 0)
+    assert shown[-1][0] == shown[-1][1]
+
+
+def test_an_interrupt_ends_it_within_one_batch(host, comfy, cold, monkeypatch):
+    shown = []
+
+    def stop(step, total, preview):
+        shown.append(step)
+        if step:
+            comfy.model_management.interrupt_current_processing()
+
+    monkeypatch.setattr(host, "show_progress", stop)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        forget(host, "cat", FAST)
+    assert len(shown) == 2 and shown[1] <= ENCODED_AT_ONCE
 
 
 def test_the_concept_is_gone_and_the_rest_is_as_it_was(patch, pictures):

@@ -95,6 +95,23 @@ def test_contexts_are_the_first_columns_of_the_embedding(host):
     assert not short.is_inference() and host.contexts(["a cat"] * 130, 5).shape[0] == 130
 
 
+def test_the_reading_of_many_prompts_is_shown_batch_by_batch(host, monkeypatch):
+    shown, many = [], [f"a cat and {n} dogs" for n in range(130)]
+    monkeypatch.setattr(host, "show_progress", lambda step, total, preview: shown.append((step, total)))
+    with host.reading(150):
+        host.contexts(many, 5)
+        host.contexts(many[:20], 6)
+    assert shown == [(0, 150), (64, 150), (128, 150), (130, 150), (150, 150)]
+    shown.clear()
+    with host.reading(12):
+        host.contexts(many[:12], 5)
+    host.contexts(many, 5)
+    with host.one_bar(3), host.reading(130):  # whose steps are others
+        host.contexts(many, 5)
+        host.progress(1, 1, None)
+    assert shown == [(1, 3)]
+
+
 def test_the_hosts_agree_on_the_embedded_model(comfy_host, diffusers_host):
     """Layers, names, embeddings and noise estimates, and so the patch that is made in them."""
     from fmn_core.forget import forget

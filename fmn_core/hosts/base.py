@@ -121,6 +121,7 @@ class DiffusionHost(ABC):
     alphas_cumprod: Tensor  # [number of timesteps]: the noise schedule
     resolution = 0  # the pictures' side in pixels, as `sized` sets it; 0: what the model was made for
     bar_steps: tuple[int, int] | None = None  # done and all, inside `one_bar`
+    prompts_read: tuple[int, int] | None = None  # and all, inside `reading`
 
     @abstractmethod
     def cross_attentions(self) -> dict[str, CrossAttention]:
@@ -139,10 +140,29 @@ class DiffusionHost(ABC):
         """Embeddings of prompts as the UNet's cross-attention receives them, all of one length."""
 
     def at_once(self, texts: list[str]) -> Iterator[list[str]]:
-        """The texts, ENCODED_AT_ONCE at a time; raises the host's own exception if the user has asked to stop."""
+        """The texts, ENCODED_AT_ONCE at a time, which inside `reading` are shown as read when the next are asked for; raises
+        the host's own exception if the user has asked to stop."""
         for start in range(0, len(texts), ENCODED_AT_ONCE):
             self.check_interrupt()
-            yield texts[start : start + ENCODED_AT_ONCE]
+            some = texts[start : start + ENCODED_AT_ONCE]
+            yield some
+            if self.prompts_read:
+                done, total = self.prompts_read
+                self.prompts_read = (done + len(some), total)
+                self.show_progress(*self.prompts_read, None)
+
+    @contextmanager
+    def reading(self, total: int) -> Iterator[None]:
+        """Context in which a bar shows how many of `total` prompts are read; none where they are few, nor inside `one_bar`,
+        whose steps are others."""
+        shown = total > ENCODED_AT_ONCE and not self.bar_steps
+        outer, self.prompts_read = self.prompts_read, (0, total) if shown else None
+        try:
+            if shown:
+                self.show_progress(0, total, None)
+            yield
+        finally:
+            self.prompts_read = outer
 
     @abstractmethod
     def contexts(self, texts: list[str], columns: int) -> Tensor:

@@ -168,7 +168,9 @@ class WebuiBase(DiffusionHost):
                     short = [webui_text.first_columns(*one, columns) for one in chunks.items()]
                     parts.append(torch.cat(short, -1).clone().to(self.device, torch.float32))
                 else:
-                    parts += [self.conditioning(text)[0][None, :columns] for text in some]
+                    for text in some:  # a whole prompt each, which takes a while
+                        self.check_interrupt()
+                        parts.append(self.conditioning(text)[0][None, :columns])
         return torch.cat(parts)
 
     def precision(self) -> AbstractContextManager:

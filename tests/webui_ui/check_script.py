@@ -17,10 +17,16 @@ from modules.sd_samplers_common import InterruptedException
 from PIL import Image
 from webui_ui.fixtures import NOTHING
 
+from fmn_core import paraphrases
 from fmn_core.errors import ForgetError
+from fmn_core.hosts.base import ENCODED_AT_ONCE
 from fmn_core.hosts.webui import current_host
+from fmn_core.hosts.webui_base import WebuiBase
 from fmn_core.patch import Patch, read_patch, serialize
+from fmn_core.settings import ForgetSettings
 from fmn_webui.applying import ALLOW
+from fmn_webui.cards import STEPS
+from fmn_webui.work import JOBS, Asked, submit_forget, submit_stack
 
 
 class Runner(ScriptRunner):
@@ -363,6 +369,37 @@ def test_a_grid_has_every_word_and_hires_fix_its_own_size(draw):
     assert len(made) == 2 and made[1].shape[0] > 2 * 64 and p.comments == []
     p, _, made = draw("a photo of a cat", values(heat_maps=True, words="cat"), enable_hr=True)
     assert [each.shape for each in made] == [(128, 128, 3)] * 2 and p.comments == []
+
+
+def over(job):
+    """The job, once it is over."""
+    with JOBS.changed:
+        assert JOBS.changed.wait_for(lambda: job.over, 60)
+    return job
+
+
+def test_an_interrupt_of_fast_is_told_as_one(script, loras, monkeypatch):
+    """In the first batch of prompts, and in the card's picture, when the patch is there."""
+    monkeypatch.setitem(vars(networks), "list_available_networks", lambda: None)
+    monkeypatch.setattr(paraphrases, "_common", {})
+    show = WebuiBase.show_progress
+
+    def stop(host, step, total, preview):
+        show(host, step, total, preview)
+        if step and (total == 2 * STEPS) == with_card:
+            shared.state.interrupt()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(WebuiBase, "show_progress", stop)
+        for with_card in (False, True):
+            job = over(submit_forget(Asked("rose", ForgetSettings(resolution=64), "a rose")))
+            assert (job.state, job.asked_to_stop) == ("stopped", True), job.error
+            assert (loras / "a rose.safetensors").exists() == with_card and not (loras / "a rose.png").exists()
+            if not with_card:
+                assert job.step <= ENCODED_AT_ONCE < job.steps
+    for file in loras.glob("a rose*"):
+        file.unlink()
+    assert over(submit_stack([("cat", 1.0)], "", False)).state == "done"
 
 
 def test_an_interrupted_generation_leaves_no_hook(draw, monkeypatch):
