@@ -6,8 +6,9 @@ import re
 import sys
 
 SURROGATE = re.compile("[\ud800-\udfff]")
-# What a terminal obeys or shows backwards: C0, DEL and C1 but for tab and newline, and the controls of writing direction.
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# What a terminal obeys or shows backwards: C0, DEL and C1 but for tab and newline, Unicode's own line breaks, and the
+# controls of writing direction.
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def replace_surrogates(value: object) -> object:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .clean_text import displayable
+
 logger = logging.getLogger("forget_me_not")
 
 
@@ -27,5 +29,8 @@ def phase(name: str, **figures: object) -> Iterator[dict[str, object]]:
 
 
 def plain(value: object) -> str:
-    """A figure in the log; text in quotes and in ASCII, so that no name can look like another line."""
-    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value if isinstance(value, str | int) else str(value))
+    """A figure in the log; text in quotes and its control characters as escapes, so that no name can look like another
+    line."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return displayable(json.dumps(value if isinstance(value, str | int) else str(value), ensure_ascii=False))

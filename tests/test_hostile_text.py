@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import time
 
 import pytest
@@ -19,6 +20,7 @@ from test_command_line import run  # noqa: F401
 from demo.server import ServerError
 from fmn_core.clean_text import CONTROL, displayable, replace_surrogates
 from fmn_core.errors import ForgetError
+from fmn_core.log import plain
 from fmn_core.members import Member
 from fmn_core.patch import Patch, read_patch
 from fmn_core.stack import stack
@@ -49,9 +51,21 @@ def test_displayable_text_can_be_encoded_and_commands_no_terminal(text):
     assert not CONTROL.search(shown) and displayable(shown) == shown
 
 
-@given(st.text(st.characters(blacklist_categories=["Cc", "Cf", "Cs"]) | st.sampled_from("\n\t"), max_size=40))
+@given(st.text(st.characters(blacklist_categories=["Cc", "Cf", "Cs", "Zl", "Zp"]) | st.sampled_from("\n\t"), max_size=40))
 def test_ordinary_text_is_shown_as_it_is(text):
     assert displayable(text) == text
+
+
+@given(ANY_TEXT)
+def test_a_text_in_the_log_is_one_line_in_quotes(text):
+    told = plain(text)
+    told.encode()
+    assert len(told.splitlines()) == 1 and not CONTROL.search(told)
+    assert told[0] == told[-1] == '"' and len(re.findall(r'(?<!\\)(?:\\\\)*"', told)) == 2
+
+
+def test_letters_of_every_language_are_letters_in_the_log():
+    assert [plain(name) for name in ("猫", "кошка", "two\nlines", 1.0, 7)] == ['"猫"', '"кошка"', '"two\\nlines"', "1", "7"]
 
 
 @given(st.recursive(ANY_TEXT | st.floats(allow_nan=False) | st.none(), lambda inner: st.lists(inner, max_size=3)
