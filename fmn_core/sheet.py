@@ -71,4 +71,4 @@ def draw_bar(
         place = y + i * (tall - 1) / (len(ticks) - 1)
         pen.line((x + 15, place, x + 20, place), fill=INK)
         pen.text((x + 24, place), percent(tick, signed), INK, font(12), anchor="lm")
-    pen.text((x, y + tall + 4), "of attention", FAINT, font(11))
+    pen.text((x, y + tall + 10), "of attention", FAINT, font(11))

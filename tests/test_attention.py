@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 
 import numpy as np
@@ -10,16 +11,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageDraw, ImageFont
 
 from fmn_core.attention import attention_probabilities, is_prompt, layer_size
 from fmn_core.attention_compare import CompareSettings, compare, draw_comparison
 from fmn_core.attention_data import as_json, as_npz
 from fmn_core.attention_picture import VIEWS, ViewSettings, layer_title, visualize
+from fmn_core.drawing import PAPER
 from fmn_core.errors import ForgetError
 from fmn_core.heatmap import COLOR_MAPS, OTHER, colorize, colorize_difference, overlay, percent, shares
 from fmn_core.hosts.base import Token
 from fmn_core.prompt_words import distinct_words, find_phrase, words_of
 from fmn_core.recording import AttentionRecording, Box, Origin, RecordingSettings
+from fmn_core.sheet import draw_bar
 
 LAYER = "input_blocks.{}.1.transformer_blocks.0.attn2"
 
@@ -153,6 +157,24 @@ def test_a_layer_that_is_left_out_of_some_steps():
         recording.add(layer, torch.randn(1, 4, 6), torch.randn(1, 4, 6), 2, 2, 2, step=step)
     assert not recording.map(LAYER.format(2), 0).any()
     assert len(visualize(recording, torch.rand(1, 8, 8, 3), ViewSettings(view="over steps"))[0]) == 2
+
+
+@pytest.mark.parametrize("tall", [30, 64, 240])
+@pytest.mark.parametrize("ticks", [(0.5, 0.25, 0.0), (0.000012, 0.0, -0.000012)])
+@pytest.mark.parametrize("old", [False, True])
+def test_the_numbers_beside_a_colour_bar_do_not_touch_one_another(monkeypatch, tall, ticks, old):
+    if old:  # Pillow's font before 10.1, which hangs from where others are centred
+        monkeypatch.setattr("fmn_core.sheet.font", lambda size: ImageFont.load_default_imagefont())
+    canvas, boxes = Image.new("RGB", (200, 400), PAPER), []
+
+    class Pen(ImageDraw.ImageDraw):
+        def text(self, at, text, fill, font, anchor=None):
+            boxes.append(self.textbbox(at, text, font, anchor))
+            super().text(at, text, fill, font, anchor)
+
+    draw_bar(canvas, Pen(canvas), (10, 10), tall, torch.zeros(tall, 3), ticks)
+    boxes.sort(key=lambda box: box[1])
+    assert len(boxes) == 4 and all(upper[3] <= lower[1] for upper, lower in itertools.pairwise(boxes))
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4))
