@@ -20,6 +20,7 @@ from fmn_core.sampling import sample_pictures
 from .webui import picture_of
 
 SIDE = 512  # pixels of a card's halves, at most
+PAPER = "#101418"  # beside them
 STEPS, GUIDANCE = 20, 5.0
 NO_TAGS = str.maketrans("<>", "\u2039\u203a")  # single quotation marks
 VERSIONS = {"sd1": "SD1", "sd2": "SD2", "sd2_v": "SD2", "sdxl": "SDXL"}  # as the webui's card writes them
@@ -46,11 +47,22 @@ def write_words(patch: Patch, path: Path, said: str) -> Path:
 
 
 def write_picture(picture: Image.Image, path: Path) -> Path:
-    """The card's picture, NAME.png beside NAME.safetensors; raises ForgetError where it cannot be written."""
+    """The card's picture, NAME.png beside NAME.safetensors, of two that are side by side; raises ForgetError where it cannot
+    be written."""
     data, file = io.BytesIO(), path.with_suffix(".png")
-    picture.save(data, "png")
+    upright(picture).save(data, "png")
     write_new(data.getvalue(), file)
     return file
+
+
+def upright(both: Image.Image) -> Image.Image:
+    """The left half above the right one, in the shape of a card, which the webui fills to the edges and crops."""
+    width, height = both.width // 2, both.height
+    card = Image.new("RGB", (max(width, 2 * (2 * height) // 3), 2 * height), PAPER)
+    for row in range(2):
+        half = both.crop((row * width, 0, (row + 1) * width, height))
+        card.paste(half, ((card.width - width) // 2, row * height))
+    return card
 
 
 def before_and_after(host: DiffusionHost, patch: Patch) -> Image.Image | None:

@@ -17,7 +17,8 @@ from fmn_core.patch import is_patch
 UNFIT = re.compile(r'[<>:="/\\|?*,\x00-\x1f\x7f]')
 NONE = "None"  # what no patch is chosen by
 MOST = 100  # letters
-STACKS = "forget-me-not-stacks"  # a folder in the LoRA folder, of what the script stacked for a generation
+# Folders in the LoRA folder, of what the script stacked for a generation; the first is hidden on the host's page of LoRAs.
+STACKS = (".forget-me-not-stacks", "forget-me-not-stacks")
 BESIDE = (".json", ".png")  # what a card is read from
 
 
@@ -70,7 +71,7 @@ class PatchList:
             for path in (path for path in paths if path.suffix == ".safetensors" and path.is_file()):
                 key = str(path), path.stat().st_mtime_ns
                 seen[key] = self.known.get(key) if key in self.known else is_patch(path)
-                if seen[key] and path.parent.name != STACKS:
+                if seen[key] and path.parent.name not in STACKS:
                     found.setdefault(name, path)
         self.known = seen
         return dict(sorted(found.items(), key=lambda one: one[0].lower()))

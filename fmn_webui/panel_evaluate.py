@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gradio as gr
 
+from fmn_core.errors import ForgetError
 from fmn_core.settings import EvaluateSettings
 
 from .forms import settings_of
 from .jobs import Job
+from .names import NONE
 from .panel import Submit, patch_dropdown, refresh_button, submitted
 from .panel_forget import path_of
 from .settings_ui import components
@@ -23,7 +25,7 @@ def evaluate_panel() -> Submit:
         settings |= components(EvaluateSettings, "evaluate", advanced=True)
         files = gr.File(
             label="Pictures of the concept, for the inversion", file_count="multiple", file_types=["image"],
-            elem_id="fmn_evaluate_pictures",
+            elem_id="fmn_evaluate_files",
         )  # fmt: skip
     save_as = gr.Textbox(
         "", label="Save a copy with the report in it as", info="Empty: none is saved.", elem_id="fmn_evaluate_save"
@@ -39,6 +41,8 @@ def evaluate_panel() -> Submit:
 
 def asked_of(patch: str, files, save_as: str, **settings) -> Job:
     """A job from the panel's values; raises ForgetError for those that cannot work."""
+    if patch in (None, "", NONE):
+        raise ForgetError("There is no patch to evaluate: choose one.")
     chosen = settings_of(EvaluateSettings, settings)
     images, _ = pictures_for(chosen, [path_of(file) for file in files or []])
     return submit_evaluate(patch, chosen, images, save_as)

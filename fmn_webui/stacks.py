@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from modules import shared
+
 from fmn_core.files import NameTakenError
 from fmn_core.forget import summary
 from fmn_core.header import tensor_hash
@@ -26,7 +28,7 @@ def joint(rows: Sequence[tuple[str, float]]) -> Path:
     """
     members = [Member(read_patch(find_patch(name)), strength) for name, strength in rows]
     key = sorted((tensor_hash(dict(member.patch)), member.strength) for member in members)
-    path = webui.lora_folder() / STACKS / f"fmn-stack-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.safetensors"
+    path = place_of(f"fmn-stack-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.safetensors")
     if not path.exists():
         patch = stack(members)
         try:
@@ -37,3 +39,10 @@ def joint(rows: Sequence[tuple[str, float]]) -> Path:
             write_words(patch, path, summary(patch))
         webui.refresh_loras()
     return path
+
+
+def place_of(file: str) -> Path:
+    """Where a stacked file is or goes: into the hidden folder, unless it is in the other or the host looks into no hidden
+    ones."""
+    hidden, shown = (webui.lora_folder() / folder / file for folder in STACKS)
+    return hidden if getattr(shared.opts, "list_hidden_files", False) and not shown.exists() else shown

@@ -26,7 +26,7 @@ def make_tab() -> list[tuple[gr.Blocks, str, str]]:
                         report = gr.HTML(elem_id="fmn_report")
                     with gr.Tab("Stack", elem_id="fmn_panel_stack"):
                         submits += stack_panel()
-            with gr.Column(scale=2):
+            with gr.Column(scale=2, elem_id="fmn_jobs"):
                 with gr.Row():
                     interrupt = gr.Button("Interrupt", elem_id="fmn_interrupt", size="sm", min_width=80)
                     clear = gr.Button("Empty the queue", elem_id="fmn_clear", size="sm", min_width=80)

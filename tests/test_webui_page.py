@@ -75,13 +75,17 @@ def test_a_concept_is_forgotten_through_the_tab(page, tab, screenshots):  # noqa
     assert "<lora:my cat:1>" in said and "of the way to what stands in its place" in said
     if with_card:
         assert tab.locator("#fmn_status img").first.evaluate("image => image.naturalWidth") == 256
-        assert Image.open(page.loras / "my cat.png").size == (256, 128)
+        assert Image.open(page.loras / "my cat.png").size == (170, 256)
 
     with safe_open(page.loras / "my cat.safetensors", "pt") as file:
         assert json.loads(file.metadata()["fmn.patch"])["concept"] == "cat" and file.metadata()["ss_output_name"] == "my cat"
     card = json.loads((page.loras / "my cat.json").read_text())
     assert card["sd version"] == "SD1" and card["preferred weight"] == 1.0 and card["activation text"] == ""
 
+    choose_tab(tab, "Evaluate")
+    tab.locator("#fmn_evaluate").click()
+    tab.wait_for_selector("#fmn_evaluate_message .fmn-error")
+    assert "There is no patch to evaluate: choose one." in tab.inner_text("#fmn_evaluate_message")
     choose_tab(tab, "Stack")
     tab.locator("#fmn_stack_report").click()
     tab.wait_for_selector("#fmn_stack_message .fmn-error")
@@ -93,6 +97,23 @@ def test_a_concept_is_forgotten_through_the_tab(page, tab, screenshots):  # noqa
     tab.locator("[role=option], li").filter(has_text="my cat").first.wait_for(state="visible")
     tab.screenshot(path=screenshots / f"webui-{page.flavour}-evaluate.png")
     assert own(tab.errors) == []
+
+
+def test_the_jobs_stay_in_sight_beside_a_long_form(page, tab, screenshots):  # noqa: F811
+    tab.set_viewport_size({"width": 1500, "height": 800})
+    tab.get_by_text("Training", exact=True).first.click()
+    tab.locator("#fmn_forget_steps").wait_for(state="visible")
+    tab.locator("#fmn_forget").evaluate("button => button.scrollIntoView({block: 'end'})")
+    tab.wait_for_function("scrollY > 400")
+    place = tab.locator("#fmn_interrupt").bounding_box()
+    assert 0 <= place["y"] < 300, place
+    tab.screenshot(path=screenshots / f"webui-{page.flavour}-training.png")
+
+
+def test_every_component_has_an_id_of_its_own(page):
+    _, config = page.ask("/config")
+    ids = [each["props"].get("elem_id") for each in config["components"]]
+    assert [id for id in {*ids} if id and ids.count(id) > 1] == []
 
 
 def test_the_script_is_beside_the_prompt(page, tab, screenshots):  # noqa: F811

@@ -25,7 +25,9 @@ from fmn_core.hosts.webui_base import WebuiBase
 from fmn_core.patch import Patch, read_patch, serialize
 from fmn_core.settings import ForgetSettings
 from fmn_webui.applying import ALLOW
-from fmn_webui.cards import STEPS
+from fmn_webui.cards import STEPS, upright
+from fmn_webui.names import STACKS
+from fmn_webui.stacks import place_of
 from fmn_webui.work import JOBS, Asked, submit_forget, submit_stack
 
 
@@ -107,6 +109,21 @@ def test_several_are_solved_jointly_into_one_file_or_added(draw, loras, monkeypa
     assert again.tags == p.tags and np.array_equal(joint, same) and [*loras.glob("*/*.safetensors")] == stacks
     p, _, added = draw("a photo of a cat", values(("cat", 1.0), ("dog", 0.5), jointly=False))
     assert p.tags == [["cat", 1.0], ["dog", 0.5]] and not np.array_equal(joint, added)
+
+
+def test_a_stacked_file_is_hidden_where_the_host_loads_such_and_never_there_twice(script, loras, monkeypatch):
+    hidden, shown = (loras / folder / "s.safetensors" for folder in STACKS)
+    assert place_of("s.safetensors") == hidden and hidden.parent.name.startswith(".")
+    with monkeypatch.context() as patched:
+        patched.setitem(vars(shared.opts), "list_hidden_files", False)
+        assert place_of("s.safetensors") == shown and not shown.parent.name.startswith(".")
+    shown.parent.mkdir()
+    shown.write_bytes(b"made earlier")
+    try:
+        assert place_of("s.safetensors") == shown
+    finally:
+        shown.unlink()
+        shown.parent.rmdir()
 
 
 def test_words_that_are_not_there_are_told_under_the_picture(draw):
@@ -371,6 +388,17 @@ def test_a_grid_has_every_word_and_hires_fix_its_own_size(draw):
     assert [each.shape for each in made] == [(128, 128, 3)] * 2 and p.comments == []
 
 
+@pytest.mark.parametrize("width, height", [(256, 256), (512, 512), (512, 341), (341, 512), (1, 1)])
+def test_a_card_shows_both_pictures_whole(width, height):
+    before, after = (Image.new("RGB", (width, height), colour) for colour in ("red", "blue"))
+    card = upright(image_grid([before, after], 1))
+    assert card.height == 2 * height and (card.width, 3 * card.width / 2) >= (width, card.height - 3)
+    left = (card.width - width) // 2
+    for row, half in enumerate((before, after)):
+        shown = card.crop((left, row * height, left + width, (row + 1) * height))
+        assert np.array_equal(np.asarray(shown), np.asarray(half))
+
+
 def over(job):
     """The job, once it is over."""
     with JOBS.changed:
@@ -400,6 +428,7 @@ def test_an_interrupt_of_fast_is_told_as_one(script, loras, monkeypatch):
     for file in loras.glob("a rose*"):
         file.unlink()
     assert over(submit_stack([("cat", 1.0)], "", False)).state == "done"
+    JOBS.jobs.clear()
 
 
 def test_an_interrupted_generation_leaves_no_hook(draw, monkeypatch):

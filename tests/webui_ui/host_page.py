@@ -68,7 +68,7 @@ def set_options(
     def add_option(key, info):
         vars(shared.opts)[key] = info.default
 
-    shared.opts.__dict__.update(samples_format="png", add_option=add_option)
+    shared.opts.__dict__.update(samples_format="png", list_hidden_files=True, add_option=add_option)
     shared.OptionInfo = lambda default, label, section: argparse.Namespace(default=default, label=label, section=section)
     for callback in script_callbacks.ui_settings:
         callback()
