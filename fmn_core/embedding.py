@@ -50,8 +50,9 @@ def read_embedding(path: Path, encoders: dict[str, int]) -> WordVectors:
     if len(encoders) == 1:
         (name,) = encoders
         numbered = sorted((int(match[1]), key) for key in stored if (match := PLACEHOLDER.fullmatch(key)))
-        if numbered:
-            stored = {name: torch.cat([stored[key].reshape(1, -1) for _, key in numbered])}
+        words = [stored[key] for _, key in numbered]
+        if words and all(word.numel() == encoders[name] for word in words):
+            stored = {name: torch.cat([word.reshape(1, -1) for word in words])}
         elif len(stored) == 1:
             stored = {name: next(iter(stored.values()))}
     vectors = {name: stored[name].float() for name in encoders if name in stored and stored[name].is_floating_point()}

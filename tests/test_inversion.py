@@ -342,6 +342,9 @@ def test_files_that_do_not_fit_get_a_sentence(tmp_path, vectors):
     save_file({"emb_params": torch.full((1, 112), float("inf"))}, tmp_path / "inf.safetensors")
     with pytest.raises(ForgetError, match="not finite"):
         read_embedding(tmp_path / "inf.safetensors", {"clip_l": 112})
+    save_file({"<s1>": torch.ones(112), "<s2>": torch.ones(768)}, tmp_path / "two.safetensors")
+    with pytest.raises(ForgetError, match="learned with another model"):
+        read_embedding(tmp_path / "two.safetensors", {"clip_l": 112})
 
 
 def test_the_originals_tokens_come_in_the_order_of_their_numbers(tmp_path):
