@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .errors import ForgetError
 from .hosts.base import DiffusionHost, Token
-from .patch_bounds import require_few
+from .patch_bounds import require_brief
 
 # The original's templates (configs/attn.yaml, `concept_type`); identities used the object's there.
 TEMPLATES = {
@@ -59,7 +59,7 @@ def make_concepts(text: str, type: str = "object", template: str = "") -> tuple[
         raise ForgetError("The concept is empty: type the name of what the model should forget, for example `cat`.")
     require_text(text, *templates)
     try:
-        require_few([asdict(concept) for concept in concepts])
+        require_brief(described(concepts))
     except ValueError as error:
         raise ForgetError(f"The concept cannot be forgotten: {error}. Use fewer and shorter names.") from None
     for name, count in Counter(name.lower() for concept in concepts for name in concept.names).items():
@@ -72,6 +72,19 @@ def make_concepts(text: str, type: str = "object", template: str = "") -> tuple[
             "or templates."
         )
     return concepts
+
+
+def described(concepts: tuple[Concept, ...]) -> dict:
+    """What a patch remembers of its concepts, for JSON: what they are called together, and each one's own."""
+    return {
+        "concept": called(concepts),
+        "concepts": [{"names": [*c.names], "type": c.type, "templates": [*c.templates]} for c in concepts],
+    }
+
+
+def called(concepts: tuple[Concept, ...]) -> str:
+    """What several concepts are called together."""
+    return ", ".join(concept.name for concept in concepts)
 
 
 def require_text(*texts: str) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from . import __version__
 from .bounded_json import parse_json, require_bounded_json
 from .clean_text import replace_surrogates
-from .concept import Concept
+from .concept import Concept, described
 from .errors import ForgetError, brief
 from .files import write_all_new
 from .header import one_line, read_header, read_raw_header, require_bounded_header, tensor_hash, with_sorted_header
@@ -77,8 +77,7 @@ def make_patch(
     info = {
         "schema": SCHEMA,
         "version": __version__,
-        "concept": ", ".join(concept.name for concept in concepts),
-        "concepts": [{"names": [*c.names], "type": c.type, "templates": [*c.templates]} for c in concepts],
+        **described(concepts),
         "settings": settings,
         "base": {"name": one_line(host.model_name()), "family": host.family, "hash": fingerprint(host)},
         "report": report,

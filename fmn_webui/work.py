@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fmn_core.checkpoint import BESIDE, Checkpoint
-from fmn_core.concept import make_concepts
+from fmn_core.concept import called, make_concepts
 from fmn_core.errors import ForgetError
 from fmn_core.evaluate import evaluate, with_evaluation
 from fmn_core.file_names import slug
@@ -79,7 +79,7 @@ def submit_forget(asked: Asked) -> Job:
     """Queues the making of a patch; raises ForgetError at once for what cannot work."""
     concepts = make_concepts(asked.concept, asked.settings.concept_type, asked.settings.template)
     check_pictures(asked.images, asked.mask)
-    named = ", ".join(concept.name for concept in concepts)
+    named = called(concepts)
     new_file(webui.lora_folder(), asked.name, named)
 
     def work(job: Job) -> Outcome:

@@ -218,7 +218,15 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path, maker):
 
 
 @pytest.mark.parametrize(
-    "text", ["x" * 1001, "cat\x07", "\n".join(f"c{n}" for n in range(1025)), ",".join(map(str, range(257)))]
+    "text",
+    [
+        "x" * 1001,
+        "cat\x07",
+        "\n".join(f"c{n}" for n in range(1025)),
+        ",".join(map(str, range(257))),
+        "\n".join(f"{n:0100}" for n in range(700)),  # each is short, and what all are called together is not
+        "\n".join(",".join(f"{n}-{m:0900}" for m in range(250)) for n in range(20)),
+    ],
 )
 def test_what_a_patch_could_not_remember_is_not_forgotten(text):
     with pytest.raises(ForgetError, match="cannot be forgotten"):
