@@ -12,7 +12,7 @@ from torch import Tensor
 from .concept import split_names
 from .errors import ForgetError
 from .moments import Moments
-from .patch import DOWN, UP, Patch
+from .patch import DOWN, UP, Patch, check_info
 from .patch_bounds import MOST_PARTS
 
 
@@ -54,6 +54,8 @@ def stored_parts(info: dict) -> list[Part]:
         parts, sound = [], False
     if not parts or not sound:
         raise ForgetError("What the stacked patch says of its parts cannot be read: it is damaged; copy it anew.")
+    for part in parts:
+        check_info(part.info, "A part of the stacked patch")
     return parts
 
 

@@ -220,7 +220,14 @@ def read_patch(path: Path) -> Patch:
 
 def check_patch(patch: Patch, name: str) -> None:
     """Raises ForgetError unless this is a patch of a known schema with well-formed, finite tensors."""
-    info = patch.info if isinstance(patch.info, dict) else {}
+    check_info(patch.info, name)
+    check_tensors(patch, name)
+    bounded(name, require_room, shapes_of(patch), patch.rank)
+
+
+def check_info(info: object, name: str) -> None:
+    """Raises ForgetError unless this is what a patch of a known schema says of itself, its parts left out."""
+    info = info if isinstance(info, dict) else {}
     if info.get("schema") != SCHEMA:
         raise ForgetError(
             f"{name} is a patch of schema {brief(info.get('schema'))}, and this version reads {SCHEMA}: update "
@@ -235,8 +242,6 @@ def check_patch(patch: Patch, name: str) -> None:
     concepts = info.get("concepts")
     if concepts is not None and not (isinstance(concepts, list) and all(map(is_concept, concepts))):
         raise ForgetError(f"What {name} says of its concepts cannot be read: it is damaged; copy it anew.")
-    check_tensors(patch, name)
-    bounded(name, require_room, shapes_of(patch), patch.rank)
 
 
 def bounded(name: str, check: Callable[..., None], *given: object) -> None:

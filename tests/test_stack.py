@@ -261,6 +261,16 @@ def test_hostile_parts_get_a_sentence(patches, change):
             act()
 
 
+@pytest.mark.parametrize("key", ["schema", "concept", "settings", "base", "report", "version"])
+def test_parts_say_of_themselves_what_every_patch_does(patches, key):
+    joint = stack([Member(patches[0]), Member(patches[1])])
+    bad = Patch(dict(joint), copy.deepcopy(joint.info))
+    bad.info["members"][0]["info"] = {k: v for k, v in bad.info["members"][0]["info"].items() if k not in (key, "moments")}
+    for act in (lambda: gate(bad, torch.zeros(77, 112)), lambda: unstack(bad)):
+        with pytest.raises(ForgetError, match="A part of the stacked patch"):
+            act()
+
+
 def test_hostile_parts_with_impossible_figures_get_a_sentence(patches):
     joint = stack([Member(patches[0]), Member(patches[1])])
     for key, value in (("strength", 10**400), ("strength", float("nan")), ("rank", float("inf")), ("rank", 0), ("has", "1")):
