@@ -7,6 +7,7 @@ import logging
 import gradio as gr
 from modules import extra_networks, scripts
 
+from fmn_core.clean_text import displayable
 from fmn_core.errors import ForgetError
 from fmn_core.heatmap import COLOR_MAPS
 
@@ -148,6 +149,6 @@ class ForgetMeNotScript(scripts.Script):
 
 def comment(p, text: str) -> None:
     """A sentence under the picture, where the host has a place for it, and in the console."""
-    logging.warning("Forget-Me-Not: %s", text)
+    logging.warning("Forget-Me-Not: %s", displayable(text))
     if hasattr(p, "comment"):
         p.comment(text)

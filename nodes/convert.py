@@ -7,6 +7,7 @@ import logging
 import torch
 from comfy_api.latest import io, ui
 
+from ..fmn_core.clean_text import displayable
 from ..fmn_core.exports import FORMATS, save_as
 from ..fmn_core.files import save_under_next
 from ..fmn_core.forget import summary
@@ -91,7 +92,7 @@ class ImportPatch(io.ComfyNode):
             patch = import_patch(host, *found)
         text = summary(patch)
         if patch.info["report"]["warnings"]:
-            logging.warning("Import Forget Patch: %s", text)
+            logging.warning("Import Forget Patch: %s", displayable(text))
         return io.NodeOutput(patch, patch.rest, text, ui=ui.PreviewText(text))
 
 

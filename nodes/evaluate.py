@@ -8,6 +8,7 @@ import logging
 import torch
 from comfy_api.latest import io, ui
 
+from ..fmn_core.clean_text import displayable
 from ..fmn_core.evaluate import evaluate, with_evaluation
 from ..fmn_core.hosts.comfy import ComfyHost
 from ..fmn_core.hosts.comfy_clip import clip_scorer
@@ -68,7 +69,7 @@ class EvaluatePatch(io.ComfyNode):
             evaluation = evaluate(host, patch, EvaluateSettings(**settings), clip=scorer, images=images)
         text = evaluation.report["summary"]
         if evaluation.report["warnings"]:
-            logging.warning("Evaluate Forget Patch: %s", text)
+            logging.warning("Evaluate Forget Patch: %s", displayable(text))
         return io.NodeOutput(
             with_evaluation(patch, evaluation.report),
             draw_report(evaluation)[None],

@@ -9,12 +9,13 @@ import re
 import time
 
 import pytest
+import torch
 from comfyui_page import browser, open_page, page  # noqa: F401
 from conftest import ROOT
 from graphs import Graphs
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save
+from safetensors.torch import load, save
 from test_command_line import run  # noqa: F401
 
 from demo.server import ServerError
@@ -115,6 +116,21 @@ def test_no_command_passes_a_files_control_characters_to_the_terminal(run, tmp_p
         done = run(*command)
         (done.stdout + done.stderr).encode()
         assert not CONTROL.search(done.stdout + done.stderr) and "Traceback" not in done.stderr, command
+
+
+def test_no_node_writes_a_files_control_characters_to_the_log(server):
+    """A tensor's name may turn the direction of writing, and stands in the warning of what was left out."""
+    raw = (ROOT / "demo/loras/forget-cat.safetensors").read_bytes()
+    tensors = load(raw) | {"lora_te_\u202ebackwards.alpha": torch.ones(())}
+    (server.output / "loras").mkdir(exist_ok=True)
+    (server.output / "loras/turned.safetensors").write_bytes(save(tensors))
+    graphs = Graphs(server)
+    load_model = graphs.node("CheckpointLoaderSimple", ckpt_name="emoji-sd-128.safetensors")
+    imported = graphs.node("FMN_ImportPatch", model=["load", 0], clip=["load", 1], file="turned.safetensors")
+    shown = graphs.node("PreviewAny", source=["import", 0])
+    server.run({"load": load_model, "import": imported, "shown": shown})
+    log = server.log.read_text()
+    assert r"\u202ebackwards" in log and "\u202e" not in log
 
 
 @pytest.mark.parametrize("strength", [math.nan, math.inf, -math.inf])
