@@ -20,7 +20,7 @@ from .concept import make_concepts
 from .configs import run
 from .embedding import add_embedding, embedding_token, save_embedding
 from .errors import ForgetError
-from .file_names import slug
+from .file_names import distinct, slug
 from .files import describe, require_new, write_new
 from .forget import forget, summary
 from .inversion import invert_pictures
@@ -162,9 +162,8 @@ def read_member(text: str) -> Member:
 
 def run_unstack(options: argparse.Namespace) -> None:
     parts = unstack(read_patch(options.file))
-    names = [f"forget-{slug(part.name)}" for part in parts]
-    numbered = [f"{name}-{names[:at].count(name) + 1}" if names.count(name) > 1 else name for at, name in enumerate(names)]
-    paths = [require_new(options.out / f"{name}.safetensors") for name in numbered]
+    names = distinct([f"forget-{slug(part.name)}" for part in parts])
+    paths = [require_new(options.out / f"{name}.safetensors") for name in names]
     for part, path in zip(parts, paths, strict=True):
         save_patch(part.patch, path)
         say(f"{describe(path)}, strength {part.strength:g}")

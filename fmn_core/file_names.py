@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from itertools import count
 
 from .errors import ForgetError
 
@@ -20,6 +21,17 @@ def slug(name: str) -> str:
     while len(plain.encode()) > 120:
         plain = plain[:-1]
     return f"{plain}-" if plain.upper() in DEVICES else plain or "concept"
+
+
+def distinct(names: list[str]) -> list[str]:
+    """The names, with a number behind each that comes several times, which makes it another than all the rest."""
+    several = {name for name in names if names.count(name) > 1}
+    taken, found = {*names} - several, []
+    for name in names:
+        own = next(each for n in count(1) if (each := f"{name}-{n}") not in taken) if name in several else name
+        taken.add(own)
+        found.append(own)
+    return found
 
 
 def folder_and_name(prefix: str, root: object) -> str:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmn_core.errors import ForgetError
-from fmn_core.file_names import DEVICES, folder_and_name, slug
+from fmn_core.file_names import DEVICES, distinct, folder_and_name, slug
 
 ANY = st.text(st.characters() | st.sampled_from("/\\.:\u2215\uff0f\uff0e\u2024\u202e \0"), max_size=40)
 
@@ -73,3 +73,12 @@ def test_what_is_plain_stays(text, found):
 def test_slugs_of_devices_and_long_names():
     assert slug("CON") == "con-" and slug("Van Gogh!") == "van-gogh" and slug("../..") == "concept"
     assert len(slug("\u732b" * 500).encode()) <= 120
+
+
+@given(st.lists(st.sampled_from(["cat", "cat-1", "cat-2", "cat-1-1", "dog"]), max_size=9))
+def test_names_that_come_several_times_are_told_apart(names):
+    found = distinct(names)
+    assert len({*found}) == len(found) == len(names)
+    assert all(
+        own == name if names.count(name) == 1 else own.startswith(f"{name}-") for own, name in zip(found, names, strict=True)
+    )

@@ -209,6 +209,11 @@ def test_the_command_stacks_files_and_takes_them_apart(patches, tmp_path, capsys
     assert main(["stack", *both, "--out", str(tmp_path / "cats.safetensors")]) == 0
     assert main(["unstack", str(tmp_path / "cats.safetensors"), "--out", str(tmp_path / "parts")]) == 0
     assert {"forget-cat-1.safetensors", "forget-cat-2.safetensors"} < {path.name for path in (tmp_path / "parts").iterdir()}
+    save_patch(forgotten(patches[1], "cat 1"), tmp_path / "numbered.safetensors")
+    several = [*both, str(tmp_path / "numbered.safetensors")]
+    assert main(["stack", *several, "--out", str(tmp_path / "three.safetensors")]) == 0
+    assert main(["unstack", str(tmp_path / "three.safetensors"), "--out", str(tmp_path / "numbered")]) == 0
+    assert len([*(tmp_path / "numbered").iterdir()]) == 3
     capsys.readouterr()
     assert main(["stack", str(tmp_path / "cat.safetensors") + "=nan", "--out", str(tmp_path / "x.safetensors")]) == 1
     assert "no strength" in capsys.readouterr().err
