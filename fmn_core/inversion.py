@@ -70,6 +70,8 @@ def invert_pictures(
     """
     checkpoint = checkpoint or Checkpoint()
     with out_of_memory_told(), host.sized(settings.resolution), phase("invert", seed=settings.seed) as told:
+        (named,) = make_concepts("{}", settings.concept_type, settings.template)
+        require_embeddings(host, *named.templates)
         texts = ("" if images is not None else concept, settings.template, settings.initializers)
         checkpoint.begin(host, texts, "invert", asdict(settings), images, mask)
         images, mask = prepare_pictures(host, images, mask, settings.flip)
@@ -88,7 +90,7 @@ def invert_pictures(
 def make_latents(host: DiffusionHost, settings: InvertSettings, concept: str) -> Tensor:
     """Latents [P, C, h, w] of pictures that the model makes of a concept."""
     (named,) = make_concepts(" ".join(concept.splitlines()), settings.concept_type, settings.template)
-    require_embeddings(host, concept, settings.template)
+    require_embeddings(host, concept)
     prompts, empty = host.encode([prompt for prompt, _ in named.prompts]), host.encode([""])
     sampling = ForgetSettings(sampling_steps=settings.sampling_steps, guidance=settings.guidance)
     with host.training((AT_ONCE, *host.latent_shape())):

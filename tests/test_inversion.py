@@ -351,3 +351,12 @@ def test_the_originals_tokens_come_in_the_order_of_their_numbers(tmp_path):
     save_file({f"<s{i}>": torch.full((4,), float(i)) for i in range(1, 13)}, tmp_path / "step_inv_500.safetensors")
     read = read_embedding(tmp_path / "step_inv_500.safetensors", {"clip_h": 4})["clip_h"]
     assert read[:, 0].tolist() == list(range(1, 13))
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_template_that_calls_for_an_embedding_that_is_not_there_is_refused(host, cats, given):
+    calling = replace(QUICK, template="a {} beside embedding:missing")
+    images = cats if given else None
+    with pytest.raises(ForgetError, match="There is no embedding behind `embedding:missing`"):
+        invert_pictures(host, replace(calling, concept_type="custom"), images, concept="cat")
+    assert invert_pictures(host, calling, images, concept="cat").losses  # the template of another type is not read
