@@ -16,9 +16,10 @@ from pathlib import Path
 from .checkpoint import beside
 from .clean_text import say
 from .commands_convert import add_convert
+from .commands_model import add_device, add_embeddings, add_model, open_host
 from .concept import make_concepts
 from .configs import run
-from .embedding import add_embedding, embedding_token, save_embedding
+from .embedding import embedding_token, save_embedding
 from .errors import ForgetError
 from .file_names import distinct, slug
 from .files import describe, require_new, write_new
@@ -44,22 +45,12 @@ def add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
             parser.add_argument(option, type=type(f.default), default=f.default, choices=choices, help=shown)
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="a folder or name of a diffusers model, or a .safetensors checkpoint")
-
-
-def add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
-
-
 def take_settings(options: argparse.Namespace, settings: type):
     """The dataclass from parsed options; raises ForgetError for values out of bounds."""
     return settings(**{f.name: getattr(options, f.name) for f in dataclasses.fields(settings)})
 
 
 def run_forget(options: argparse.Namespace) -> None:
-    from .hosts.diffusers import DiffusersHost, load_pipeline
-
     settings = take_settings(options, ForgetSettings)
     if not (options.concept or options.embedding):
         raise ForgetError(
@@ -67,7 +58,7 @@ def run_forget(options: argparse.Namespace) -> None:
         )
     if options.out:
         require_new(options.out)
-    names = "\n".join(options.concept or [embedding_token(options.embedding.stem)])
+    names = "\n".join(options.concept or [embedding_token(file.stem) for file in options.embedding])
     concepts = len(make_concepts(names, settings.concept_type, settings.template))
     if options.images and len(options.images) != concepts:
         raise ForgetError(
@@ -75,9 +66,7 @@ def run_forget(options: argparse.Namespace) -> None:
             "concept, in the same order."
         )
     images, concept_of = read_folders(options.images, settings.resolution) if options.images else (None, None)
-    host = DiffusersHost(load_pipeline(options.model, options.device))
-    if options.embedding:
-        add_embedding(host, options.embedding.stem, options.embedding)
+    host = open_host(options)
     path = options.out or Path(f"forget-{slug(names)}.safetensors")
     require_new(path)
     with beside(path, save_patch) as checkpoint:
@@ -87,12 +76,10 @@ def run_forget(options: argparse.Namespace) -> None:
 
 
 def run_invert(options: argparse.Namespace) -> None:
-    from .hosts.diffusers import DiffusersHost, load_pipeline
-
     settings = take_settings(options, InvertSettings)
     require_new(options.out)
     images = read_images(options.images, settings.resolution) if options.images else None
-    host = DiffusersHost(load_pipeline(options.model, options.device))
+    host = open_host(options)
     with beside(
         options.out, lambda inversion, path: save_embedding(inversion.vectors, path, asdict(settings))
     ) as checkpoint:
@@ -108,7 +95,6 @@ def run_config(options: argparse.Namespace) -> None:
 def run_evaluate(options: argparse.Namespace) -> None:
     from .clip import load_clip
     from .evaluate import evaluate, with_evaluation
-    from .hosts.diffusers import DiffusersHost, load_pipeline
     from .report_picture import draw_report
 
     settings, patch = take_settings(options, EvaluateSettings), read_patch(options.file)
@@ -117,7 +103,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
             require_new(path)
     images = read_images(options.images, settings.resolution) if options.images else None
     scorer = load_clip(options.clip) if options.clip else None
-    host = DiffusersHost(load_pipeline(options.model, options.device))
+    host = open_host(options)
     evaluation = evaluate(host, patch, settings, clip=scorer, images=images)
     say(evaluation.report["summary"])  # before a full disk can take it away
     if options.out:
@@ -178,9 +164,7 @@ def run_inspect(options: argparse.Namespace) -> None:
     if options.picture:
         require_new(options.picture)
     if options.model:
-        from .hosts.diffusers import DiffusersHost, load_pipeline
-
-        host = DiffusersHost(load_pipeline(options.model, options.device))
+        host = open_host(options)
     inspection = inspect_patch(patch, host, options.file)
     if options.picture:
         save_picture(draw_inspection(inspection), options.picture)
@@ -213,9 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("forget", help="make a patch that forgets concepts, in a diffusers model")
     add_model(command)
     command.add_argument("--concept", action="append", help="its names, between commas; once for each concept")
-    command.add_argument(
-        "--embedding", type=Path, help="a file of learned words: in --concept <NAME> stands for them, or leave that out"
-    )
+    add_embeddings(command, "a file of learned words: in --concept <NAME> stands for them, or leave that out")
     command.add_argument(
         "--images",
         type=Path,
@@ -232,6 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     pictures.add_argument("--images", type=Path, help="a folder of pictures")
     pictures.add_argument("--concept", default="", help="or what the model makes pictures of itself")
     command.add_argument("--out", type=Path, required=True, help="the embedding's file, e.g. my-cat.safetensors")
+    add_embeddings(command, "a file of learned words that --concept or --template calls by <NAME>")
     add_device(command)
     add_settings(command, InvertSettings)
     command.set_defaults(run=run_invert)
@@ -248,6 +231,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--out", type=Path, help="write the patch there, with the report in it")
     command.add_argument("--clip", metavar="FOLDER", help="a transformers CLIPModel, for CLIP scores")
     command.add_argument("--images", type=Path, help="a folder of pictures of the concept, for `--inversion`")
+    add_embeddings(command, "a file of learned words that the patch forgets or keeps by")
     add_device(command)
     add_settings(command, EvaluateSettings)
     command.set_defaults(run=run_evaluate)
@@ -259,7 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("file", type=Path)
     command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the patches go")
     command.set_defaults(run=run_unstack)
-    add_convert(commands, add_device, add_settings)
+    add_convert(commands, add_settings)
     command = commands.add_parser(
         "inspect", help="what a patch forgets, how it was made, its own report, and what it changes"
     )

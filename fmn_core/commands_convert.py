@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from .clean_text import say
+from .commands_model import add_device, add_embeddings, open_host
 from .errors import ForgetError
 from .exports import FORMATS, PER_LEVEL, merge, save_as
 from .files import describe, require_new
@@ -19,7 +20,7 @@ from .weights_file import open_weights
 TARGETS = ("patch", *FORMATS, "checkpoint")
 
 
-def add_convert(commands, add_device, add_settings) -> None:
+def add_convert(commands, add_settings) -> None:
     """Adds the command to a parser's commands."""
     command = commands.add_parser("convert", help="import a LoRA or full weights as a patch, or export one for other tools")
     command.add_argument("file", type=Path, help="a patch, a LoRA, or weights of a model that has forgotten: .safetensors")
@@ -40,6 +41,7 @@ def add_convert(commands, add_device, add_settings) -> None:
         "--model's own",
     )
     command.add_argument("--concept", default="", help="what FILE forgets: its names, between commas")
+    add_embeddings(command, "a file of learned words: in --concept <NAME> stands for them")
     command.add_argument("--strength", type=float, default=1.0, help="of the patch in the checkpoint (default: 1.0)")
     command.add_argument("--out", type=Path, required=True, help="the file to write; a name in use is never taken over")
     add_device(command)
@@ -73,9 +75,7 @@ def take_patch(options: argparse.Namespace) -> tuple[Patch, int]:
         return read_patch(options.file), PER_LEVEL
     if not options.model:
         raise ForgetError(f"{options.file.name} is no forget patch yet: name the model that it was made for with --model.")
-    from .hosts.diffusers import DiffusersHost, load_pipeline
-
-    host = DiffusersHost(load_pipeline(options.model, options.device))
+    host = open_host(options)
     settings = ImportSettings(options.concept_type, options.rank, options.energy)
     patch = import_patch(host, options.file, settings, options.concept, options.base)
     return patch, blocks_per_level([*model_shapes(host), *host.other_layers()])

@@ -101,6 +101,17 @@ def test_words_are_learned_and_forgotten_by(run, model, tmp_path):
     done = run("forget", "--model", model, "--embedding", file, "--device", "cpu", "--out", patch)
     assert done.returncode == 0, done.stderr
     assert "`<my-cat>` goes" in done.stdout and read_patch(patch).info["concept"] == "<my-cat>"
+    quick = ["--prompts", 1, "--steps", 2, "--resolution", 64, "--model", model, "--device", "cpu"]
+    without = run("evaluate", patch, *quick)
+    assert without.returncode == 1 and "There is no embedding behind `<my-cat>`" in without.stderr
+    assert "with --embedding on the command line" in without.stderr
+    done = run("evaluate", patch, *quick, "--embedding", file)  # as the sentence says
+    assert done.returncode == 0 and "`<my-cat>`: what its prompts do changes by" in done.stdout, done.stderr
+    peft, back = tmp_path / "peft.safetensors", tmp_path / "back.safetensors"
+    assert run("convert", patch, "--to", "peft", "--out", peft).returncode == 0
+    imported = ["convert", peft, "--model", model, "--device", "cpu", "--concept", "<my-cat>", "--out", back]
+    assert run(*imported).returncode == 1
+    assert run(*imported, "--embedding", file).returncode == 0 and read_patch(back).info["concept"] == "<my-cat>"
     nothing = run("forget", "--model", model, "--device", "cpu")
     assert nothing.returncode == 1 and "There is no concept" in nothing.stderr
     lost = run("invert", "--model", model, "--images", tmp_path / "none", "--out", tmp_path / "x.safetensors")
