@@ -22,15 +22,17 @@ def single_words(name: str) -> list[str]:
 
 
 def words_inside(lexicon: Lexicon, names: Sequence[str], type: str) -> dict[str, float]:
-    """The words inside a concept's names of several words, without function words and words that the text encoder does not
-    know or has learned for the concept; each with its likeness to the name, the cosine that `Lexicon.likeness` takes."""
+    """The words inside a concept's names of several words, function words left out, and without those that the text encoder
+    does not know or has learned for the concept; each with its likeness to the name, the cosine that `Lexicon.likeness`
+    takes."""
     found: dict[str, float] = {}
     for name in names:
-        own, several = lexicon.tokenize(name), single_words(name)
+        own = lexicon.tokenize(name)
+        several = [word for word in dict.fromkeys(single_words(name)) if word not in FUNCTION_WORDS]
         for word in several if len(several) > 1 else ():
             tokens = lexicon.tokenize(word)
             plain_text = find_tokens(own, tokens) and all(token.id >= 0 for token in tokens)
-            if plain_text and word not in FUNCTION_WORDS and lexicon.knows(word, type):
+            if plain_text and lexicon.knows(word, type):
                 likeness = F.cosine_similarity(*lexicon.offsets([plain(type, name), plain(type, word)], type), dim=0).item()
                 found[word] = max(likeness, found.get(word, -1.0))
     return found

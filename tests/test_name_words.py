@@ -108,6 +108,15 @@ def test_a_name_of_one_word_has_none_inside(lexicon, name):
         assert not task.parts and not task.along
 
 
+@pytest.mark.parametrize("name", ["the cat", "a Cat", "your cat!", "cat cat", "the of"])
+def test_a_name_of_one_word_and_function_words_has_none_inside(host, lexicon, name):
+    task = plan(lexicon, make_concepts(name), FAST)
+    assert not task.parts and not task.along
+    if "cat" in name.lower():
+        report = forget(host, name, replace(FAST, strict=True))[0].info["report"]
+        assert "kitten" in report["also"] and report["warnings"] == []
+
+
 @pytest.mark.parametrize(
     ("type", "names"), [("object", [*OBJECTS, *ONE_WORD, "kitten"]), ("identity", [*PEOPLE]), ("style", [*STYLES])]
 )
