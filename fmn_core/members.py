@@ -81,12 +81,29 @@ def side_by_side(members: Sequence[Member], module: str) -> tuple[Tensor, Tensor
     return torch.cat(ups, 1), torch.cat(downs)
 
 
+def corrects(patch: Patch) -> bool:
+    """Whether a patch was made in the mode `correct`, where its concept stays and the word that this overshadows moves."""
+    return patch.info["settings"].get("mode") == "correct"
+
+
+def moved_concepts(patch: Patch) -> list[dict]:
+    """What a patch moves, as its file describes concepts; nothing where it does not say."""
+    concepts = patch.info.get("concepts") or []
+    if not corrects(patch):
+        return concepts
+    word = " ".join(str(patch.info["settings"].get("replacement", "")).split())
+    return [concept | {"names": [word]} for concept in concepts[:1] if word]
+
+
 def kept_words(patch: Patch) -> list[str]:
-    """What a patch was told to keep."""
-    return [name for line in str(patch.info["settings"].get("keep", "")).splitlines() for name in split_names(line)]
+    """What a patch was told to keep, and the names of a concept that it corrects a word by."""
+    kept = [name for line in str(patch.info["settings"].get("keep", "")).splitlines() for name in split_names(line)]
+    if corrects(patch):
+        kept += (name for concept in patch.info.get("concepts") or [] for name in concept["names"])
+    return kept
 
 
 def spoken(members: Sequence[Member]) -> set[str]:
     """Every name of every concept that is forgotten, in lower case."""
-    concepts = (concept for member in members for concept in member.patch.info.get("concepts") or [])
+    concepts = (concept for member in members for concept in moved_concepts(member.patch))
     return {name.lower() for concept in concepts for name in concept["names"]}

@@ -12,6 +12,7 @@ from . import words
 from .concept import concept_columns, find_tokens, split_names
 from .errors import ForgetError
 from .hosts.base import DiffusionHost
+from .members import kept_words, moved_concepts
 from .name_words import words_inside
 from .paraphrases import NEAR_TEMPLATES, PROBES, WORDS, Lexicon, fill, plain
 from .patch import Patch
@@ -49,19 +50,13 @@ def subjects_of(patch: Patch, keep: str = "") -> Subjects:
 
     Raises ForgetError where the patch does not say it.
     """
-    info, settings = patch.info, patch.info["settings"]
-    concepts = info.get("concepts") or []
     try:
+        concepts, kept = moved_concepts(patch), kept_words(patch)
         names = {concept["names"][0]: tuple(concept["names"]) for concept in concepts}
         kind, templates = concepts[0]["type"], tuple(concepts[0]["templates"])
     except (KeyError, IndexError, TypeError):
         raise ForgetError("The patch does not say what it forgets: forget the concept anew, and evaluate that.") from None
-    asked, kept = (
-        [name for line in text.splitlines() for name in split_names(line)] for text in (keep, settings.get("keep", ""))
-    )
-    if settings.get("mode") == "correct":  # there the concept stays, and the word that it overshadows moves
-        kept += names
-        names = {settings["replacement"]: (settings["replacement"],)}
+    asked = [name for line in keep.splitlines() for name in split_names(line)]
     forgotten = {name.lower() for several in names.values() for name in several}
     for word in asked:
         if word.lower() in forgotten:

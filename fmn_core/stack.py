@@ -23,7 +23,7 @@ from torch import Tensor
 from . import __version__
 from .conflicts import conflicts, responses, spill, warnings
 from .errors import ForgetError
-from .members import Member, kept_words, modules_of, reads_text, side_by_side, spoken, stored_parts
+from .members import Member, kept_words, modules_of, moved_concepts, reads_text, side_by_side, spoken, stored_parts
 from .moments import Moments
 from .patch import ALPHA, DOWN, SCHEMA, UP, Patch, check_patch, check_strength, shapes_of
 from .patch_bounds import MOST_PARTS, MOST_RANK
@@ -208,11 +208,7 @@ def spread_of(mixed: Tensor) -> float:
 
 def joint_info(members: Sequence[Member]) -> dict:
     """What the file of a stacked patch remembers: of the whole what any patch does, and every part's own."""
-    every = {
-        json.dumps(concept, sort_keys=True): concept
-        for member in members
-        for concept in member.patch.info.get("concepts") or []
-    }
+    every = {json.dumps(concept, sort_keys=True): concept for member in members for concept in moved_concepts(member.patch)}
     keep = dict.fromkeys(word for member in members for word in kept_words(member.patch))
     forgotten = spoken(members)
     return {

@@ -16,6 +16,7 @@ from fmn_core.gate import OPEN, gate
 from fmn_core.members import Member, reads_text
 from fmn_core.moments import Moments
 from fmn_core.patch import ALPHA, DOWN, UP, Patch, read_patch, save_patch, serialize
+from fmn_core.probes import subjects_of
 from fmn_core.settings import ForgetSettings
 from fmn_core.stack import OWN, stack, unstack
 
@@ -142,6 +143,23 @@ def test_contradictions_are_told_with_what_to_do(patches):
     assert "Two patches forget `cat`" in text and "`house` is kept by the patch of `cat`" in text and "Leave" in text
     joint = stack([Member(patches[0]), Member(forgotten(patches[2], "house"))])
     assert "house" in summary(joint) and joint.info["settings"]["keep"] == ""
+
+
+def test_a_stack_forgets_the_word_that_a_part_corrects_and_keeps_what_overshadows_it(comfy_host, patches):
+    corrected, _ = forget(comfy_host, "cat, kitten", ForgetSettings(mode="correct", replacement="lion"))
+    own, whole = subjects_of(corrected), stack([Member(corrected), Member(patches[2])])
+    assert {*own.names} == {"lion"} and own.keep == ("cat", "kitten")
+    assert {*subjects_of(whole).names} == {"lion", "dog"} and {*subjects_of(whole).keep} == {"cat", "kitten", "house"}
+    assert warnings([Member(corrected), Member(patches[1])]) == [
+        "Two patches forget `lion`, which is more than enough: leave one out."
+    ]
+    (told,) = warnings([Member(corrected), Member(patches[0])])
+    assert told.startswith("`cat` is kept by the patch of `cat` and forgotten by that of `cat`")
+    assert any(part.patch.info == corrected.info for part in unstack(whole))
+    silent = Patch(dict(corrected), corrected.info | {"settings": {"mode": "correct"}})
+    assert stack([Member(silent)]).info["concepts"] == []
+    with pytest.raises(ForgetError, match="does not say what it forgets"):
+        subjects_of(silent)
 
 
 def test_patches_without_words_are_added_and_of_other_models_refused(patches):
