@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import aiohttp
@@ -26,10 +26,21 @@ class ServerError(RuntimeError):
 
 
 class ComfyServer:
-    """ComfyUI from `folder` on the CPU with this pack alone, as a context manager; outputs go below `work`."""
+    """ComfyUI from `folder` with this pack alone, as a context manager; outputs go below `work`.
 
-    def __init__(self, folder: Path, work: Path, python: str = sys.executable):
+    `device`: the options that say where it computes; `environment`: variables beside this process' own.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        work: Path,
+        python: str = sys.executable,
+        device: Sequence[str] = ("--cpu",),
+        environment: Mapping[str, str] | None = None,
+    ):
         self.folder, self.work, self.python = folder, work, python
+        self.device, self.environment = device, {**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})}
         self.log = work / "comfyui.log"
         self.output = work / "output"
 
@@ -52,12 +63,11 @@ class ComfyServer:
             "--whitelist-custom-nodes",
             pack_link(self.folder).name,
         ]
-        command = [self.python, str(LAUNCHER), str(self.folder), "--cpu", "--disable-auto-launch", f"--port={port}"]
+        command = [self.python, str(LAUNCHER), str(self.folder), *self.device, "--disable-auto-launch", f"--port={port}"]
         command += ["--extra-model-paths-config", str(config)]
         with open(self.log, "w") as log:
-            offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
             self.process = subprocess.Popen(
-                [*command, *places, *packs], cwd=self.folder, stdout=log, stderr=log, env=offline
+                [*command, *places, *packs], cwd=self.folder, stdout=log, stderr=log, env=self.environment
             )
         try:
             self._wait()

@@ -119,7 +119,7 @@ def adversarial_token(host: DiffusionHost, factors: Factors, columns: Tensor, ri
     size = c.shape[1]
     patched_squares, cross, squares = torch.zeros(3, size, size, dtype=torch.double)  # sums of W'^T W', W'^T W, W^T W
     for layer, matrix in kv_targets(host):
-        W = host.weight(layer, matrix).detach().double().cpu()
+        W = host.weight(layer, matrix).detach().cpu().double()
         up, down = factors.get((layer, matrix), (torch.zeros(len(W), 1), torch.zeros(1, size)))
         patched = W + up.double() @ down.double()
         patched_squares += patched.T @ patched

@@ -24,7 +24,7 @@ from ..work import Tell
 from . import comfy_words
 from .base import CrossAttention, DiffusionHost, Prompts, Token, WordVectors, placeholder_texts
 from .comfy_identity import identity
-from .comfy_training import differentiable_attention, require_loaded
+from .comfy_training import as_host, differentiable_attention, require_loaded
 from .comfy_weights import read_weight, require_differentiable, require_readable, settle_dtypes
 from .comfy_words import ShortClip, require_clip, tokenize
 from .ldm import (
@@ -93,7 +93,7 @@ class ComfyHost(DiffusionHost):
             for text in texts:
                 self.check_interrupt()
                 tokens.append(self.tokenize(text))
-                cond, pool = self.clip.encode_from_tokens(self.clip.tokenize(text), return_pooled=True)
+                cond, pool = as_host(self.clip.encode_from_tokens, self.clip.tokenize(text), return_pooled=True)
                 self.require_width(cond)
                 embeddings.append(cond[0].clone().to(self.device, torch.float32))
                 pooled.append(None if pool is None else pool[0].clone().to(self.device, torch.float32))
@@ -121,7 +121,7 @@ class ComfyHost(DiffusionHost):
     def contexts(self, texts: list[str], columns: int) -> Tensor:
         parts = []
         with torch.inference_mode(False), torch.no_grad():
-            self.clip.load_model()
+            as_host(self.clip.load_model)
             encoder = ShortClip(self.clip)
             positions = encoder.positions(columns)
             for some in self.at_once(texts):
@@ -174,7 +174,7 @@ class ComfyHost(DiffusionHost):
         if self.vae is None:
             raise ForgetError("Pictures need a VAE to train on: connect the checkpoint's VAE, or take the pictures off.")
         with torch.inference_mode(False), torch.no_grad():
-            latents = self.vae.encode(images).clone()
+            latents = as_host(self.vae.encode, images).clone()
             channels = self.base.latent_format.latent_channels
             if latents.ndim != 4 or latents.shape[1] != channels:
                 raise ForgetError(
@@ -187,7 +187,7 @@ class ComfyHost(DiffusionHost):
         if self.vae is None:
             return None
         with torch.inference_mode(False), torch.no_grad():
-            return self.vae.decode(self.base.process_latent_out(latents)).clone()
+            return as_host(self.vae.decode, self.base.process_latent_out(latents)).clone()
 
     def lora_key(self, layer: str, matrix: str) -> str:
         return self.kohya_names[weight_key(layer, matrix)]
@@ -213,8 +213,7 @@ class ComfyHost(DiffusionHost):
             stack.enter_context(torch.enable_grad())
             memory = self.patcher.memory_required(list(shape)) * TRAINING_MEMORY_FACTOR
             models = [self.patcher, self.clip.patcher] if text else [self.patcher]
-            with torch.inference_mode():  # as the host loads: its quantised tensors change modes in neither direction
-                comfy.model_management.load_models_gpu(models, memory_required=memory)
+            as_host(comfy.model_management.load_models_gpu, models, memory_required=memory)
             stack.enter_context(ordinary_parameters(self.unet))
             settle_dtypes(self.base)
             require_differentiable(self.unet)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ForgetError
+from .comfy_training import as_host
 
 
 def clip_scorer(clip, clip_vision) -> Callable[[Tensor, list[str]], Tensor]:
@@ -31,8 +32,8 @@ def clip_scorer(clip, clip_vision) -> Callable[[Tensor, list[str]], Tensor]:
 
     def score(images: Tensor, prompts: list[str]) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
-            seen = clip_vision.encode_image(images)["image_embeds"].float().cpu()
-            pooled = [clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)[1] for text in prompts]
+            seen = as_host(clip_vision.encode_image, images)["image_embeds"].float().cpu()
+            pooled = [as_host(clip.encode_from_tokens, clip.tokenize(text), return_pooled=True)[1] for text in prompts]
             said = torch.cat(pooled).float().cpu()
             return F.normalize(seen, dim=-1) @ F.normalize(said, dim=-1).T
 

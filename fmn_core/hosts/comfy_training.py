@@ -1,11 +1,19 @@
-"""Autograd on ComfyUI's own modules, which are left as they were."""
+"""What surrounds autograd on ComfyUI's own modules, which are left as they were."""
 
 from __future__ import annotations
 
 import comfy.ldm.modules.attention
 import comfy.model_management
+import torch
 
 from ..errors import ForgetError
+
+
+def as_host(function, *args, **kwargs):
+    """What a function of the host returns that may load a model, and take another off the device to make room: in inference
+    mode, as the host does both, since its quantised tensors change modes in neither direction."""
+    with torch.inference_mode():
+        return function(*args, **kwargs)
 
 
 def require_loaded(patchers: list) -> None:

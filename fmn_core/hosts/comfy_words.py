@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..concept import require_text
 from ..errors import ForgetError
 from .base import Token, WordVectors
+from .comfy_training import as_host
 from .ldm import learned_token
 
 EMBEDDING = "embedding:"
@@ -80,7 +81,7 @@ def word_vectors(clip, text: str) -> WordVectors:
     """Each encoder's input vectors [n, D], fp32, of the words in `text`, embeddings among them."""
     require_text(text)
     with torch.inference_mode(False), torch.no_grad():
-        clip.load_model()
+        as_host(clip.load_model)
         vectors = {}
         for name, chunks in clip.tokenize(text, return_word_ids=True).items():
             table = getattr(clip.cond_stage_model, f"clip_{name}").transformer.get_input_embeddings().weight
