@@ -157,6 +157,14 @@ def test_a_model_folder_that_is_missing_or_damaged_gets_a_sentence(run, model, t
     assert done.stderr.rstrip().endswith(".") and not (tmp_path / "p.safetensors").exists()
 
 
+def test_a_model_folder_without_its_tokenizer_gets_a_sentence(run, model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    shutil.rmtree(folder / "tokenizer")
+    done = run("forget", "--model", folder, "--concept", "cat", "--device", "cpu", "--out", tmp_path / "p.safetensors")
+    assert done.returncode == 1 and "its files are missing" in done.stderr
+
+
 LDM_NAMES = {  # of AutoencoderKL
     r"(down|up)_blocks\.0\.resnets": r"\1.0.block", r"mid_block\.resnets\.0": "mid.block_1", r"conv_norm_out": "norm_out",
     r"mid_block\.resnets\.1": "mid.block_2", r"mid_block\.attentions\.0": "mid.attn_1", r"group_norm": "norm",

@@ -16,6 +16,7 @@ from .base import DiffusionHost
 
 OUT_OF_REACH = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError", "ConnectTimeout")
 PARAMETERISATIONS = ("epsilon", "v_prediction")
+MOST_TOKENS = 1 << 16  # of a prompt: the text encoders read 77
 
 
 def open_pipeline(name: str, dtype: torch.dtype):
@@ -71,6 +72,9 @@ def require_fit(pipeline) -> None:
     for part in ("text_encoder", "tokenizer"):
         if getattr(pipeline, part, None) is None:
             raise ForgetError(f"{name} is without its {part}: load it whole (SDXL's refiner has none: take the base).")
+    for part in ("tokenizer", "tokenizer_2"):  # transformers makes one without words where there are no files of it
+        if getattr(getattr(pipeline, part, None), "model_max_length", 0) > MOST_TOKENS:
+            raise ForgetError(f"{name} has a {part} that knows no length of prompts: its files are missing; copy them anew.")
     scheduler = getattr(pipeline, "scheduler", None)
     predicts = getattr(getattr(scheduler, "config", None), "prediction_type", None)
     if predicts not in PARAMETERISATIONS or not hasattr(scheduler, "alphas_cumprod"):
