@@ -95,7 +95,8 @@ def recorded(loaded: tuple) -> None:
     assert torch.equal(sample(watched, clip, encode(clip, CAT)), sample(model, clip, encode(clip, CAT)))
     assert recording.pictures == 2 and recording.mass().device.type == "cpu"
     assert torch.allclose(recording.mass().sum(1), torch.ones(2), atol=1e-3)
-    visualize(recording, IMAGES.to(comfy.model_management.intermediate_device()), ViewSettings(words="cat"))
+    pictures = IMAGES.repeat(2, 1, 1, 1).to(comfy.model_management.intermediate_device())
+    visualize(recording, pictures, ViewSettings(words="cat"))
 
 
 def quantized(kind: str) -> None:
