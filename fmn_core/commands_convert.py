@@ -53,6 +53,8 @@ def run_convert(options: argparse.Namespace) -> None:
     require_new(options.out)
     if options.to == "checkpoint" and options.base is None:
         raise ForgetError("There is no checkpoint to put the patch into: name it with --base.")
+    if options.strength != 1 and options.to != "checkpoint":
+        raise ForgetError("--strength is for `--to checkpoint` alone: a LoRA is given its strength where it is loaded.")
     patch, per_level = take_patch(options)
     if options.to == "patch":
         files = save_patch(patch, options.out)

@@ -14,6 +14,7 @@ from fmn_core.applied import applied
 from fmn_core.clean_text import replace_surrogates
 from fmn_core.files import write_new
 from fmn_core.hosts.base import DiffusionHost
+from fmn_core.members import moved_concepts
 from fmn_core.patch import Patch
 from fmn_core.sampling import sample_pictures
 
@@ -66,8 +67,9 @@ def upright(both: Image.Image) -> Image.Image:
 
 
 def before_and_after(host: DiffusionHost, patch: Patch) -> Image.Image | None:
-    """The model's picture of the first concept, without the patch and with it, side by side; None where it cannot decode."""
-    concept = patch.info["concepts"][0]
+    """The model's picture of the first concept that the patch changes, without it and with it, side by side; None where the
+    model cannot decode."""
+    concept = moved_concepts(patch)[0]
     prompt, empty = host.encode([concept["templates"][0].replace("{}", concept["names"][0])]), host.encode([""])
     shape = host.latent_shape()
     noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(host.device)

@@ -259,3 +259,10 @@ def test_a_terminal_that_knows_few_letters_gets_their_numbers(encoding, tmp_path
     shown = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True)
     assert shown.returncode == 0, shown.stderr
     assert ("猫".encode() if encoding == "utf-8" else b"\\u732b") in shown.stdout
+
+
+def test_a_strength_that_would_have_no_effect_is_refused(run, tmp_path):
+    file, out = ROOT / "demo/loras/forget-cat.safetensors", tmp_path / "out.safetensors"
+    for strength in ("0.5", "nan"):
+        done = run("convert", file, "--to", "diff", "--strength", strength, "--out", out)
+        assert done.returncode == 1 and "--strength is for" in done.stderr and not out.exists()
