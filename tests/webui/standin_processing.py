@@ -156,7 +156,7 @@ def process_images(p) -> Processed:
             p.call("before_process_batch", **batch)
             p.begin_batch()
             p.call("process_batch", **batch)
-            p.known = {}
+            p.known, shared.state.sampling_step = {}, 0
             p.c, p.uc = p.at_step()[0], p.conds([p.negative_prompt] * len(p.prompts), True)
             decoded = shared.sd_model.decode_first_stage(p.sample_batch(p.alphas_cumprod)).clamp(-1, 1) / 2 + 0.5
             p.call("postprocess_batch", decoded, batch_number=n)
