@@ -17,6 +17,7 @@ from fmn_core.patch import is_patch
 UNFIT = re.compile(r'[<>:="/\\|?*,\x00-\x1f\x7f]')
 NONE = "None"  # what no patch is chosen by
 MOST = 100  # letters
+UNFINISHED = "-unfinished"
 # Folders in the LoRA folder, of what the script stacked for a generation; the first is hidden on the host's page of LoRAs.
 STACKS = (".forget-me-not-stacks", "forget-me-not-stacks")
 BESIDE = (".json", ".png")  # what a card is read from
@@ -43,6 +44,12 @@ def check_name(name: str) -> str:
 def can_be_called(name: str) -> bool:
     """Whether a prompt's tag and a page can hold a file's name; a file that was put there by hand may have any."""
     return name.isprintable() and not UNFIT.search(name) and name != NONE
+
+
+def unfinished_name(name: str, concept: str) -> str:
+    """What the patch of a stopped training is called: the name that was asked for, or the concept's, and `-unfinished`."""
+    asked = check_name(name) if name.strip() else f"forget-{slug(concept)}"
+    return f"{asked[: MOST - len(UNFINISHED)].rstrip()}{UNFINISHED}"
 
 
 def lora_files(folder: Path) -> dict[str, list[Path]]:

@@ -14,7 +14,6 @@ from fmn_core.checkpoint import BESIDE, Checkpoint
 from fmn_core.concept import called, make_concepts
 from fmn_core.errors import ForgetError
 from fmn_core.evaluate import evaluate, with_evaluation
-from fmn_core.file_names import slug
 from fmn_core.files import save_under_next
 from fmn_core.forget import forget, summary
 from fmn_core.members import Member
@@ -28,7 +27,7 @@ from . import webui
 from .cards import before_and_after, write_picture, write_words
 from .forms import given_pictures
 from .jobs import Job, Jobs, Outcome
-from .names import PatchList, check_name, new_file, new_files
+from .names import PatchList, check_name, new_file, new_files, unfinished_name
 
 JOBS = Jobs(webui.turn, webui.interrupt, webui.tell)
 PATCHES = PatchList()
@@ -87,8 +86,8 @@ def submit_forget(asked: Asked) -> Job:
         rescued: list[Outcome] = []
 
         def rescue(patch: Patch) -> Path:
-            name = asked.name.strip() or f"forget-{slug(patch.info['concept'])}"
-            rescued.append(keep(patch, f"{name}-unfinished", numbered=True))
+            name = unfinished_name(asked.name, patch.info["concept"])
+            rescued.append(keep(patch, name, numbered=True))
             return rescued[0].files[0]
 
         try:

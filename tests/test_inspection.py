@@ -47,7 +47,7 @@ def made(loaded, tmp_path_factory):
             )
             with pytest.MonkeyPatch.context() as change:
                 change.setattr("fmn_core.robust.LEARNED_STEPS", 2)
-                save_patch(forget(ComfyHost(*loaded), "cat, kitty\nrose", settings)[0], path)
+                save_patch(forget(ComfyHost(*loaded), "cat, kitten\nrose", settings)[0], path)
         return path
 
     return made
@@ -97,7 +97,7 @@ def test_the_text_says_each_fact(made, preset):
     inspection = inspect_patch(patch, file=path)
     text = text_of(inspection)
     facts = [
-        f"{preset}.safetensors forgets cat, rose.", "`cat` also as `kitty`.", f"made by the preset {preset} of",
+        f"{preset}.safetensors forgets cat, rose.", "`cat` also as `kitten`.", f"made by the preset {preset} of",
         f"Forget-Me-Not {patch.info['version']}, mode remove, seed 7, type object", "made for EmojiSD (sd1)",
         f"Rank {patch.rank}, {len(patch.modules)} projections", f"{path.stat().st_size:,} bytes", "rank 3",
     ]  # fmt: skip

@@ -19,7 +19,7 @@ from fmn_webui import forms, infotext
 from fmn_webui.forms import converted, decoded, folder_pictures, given_pictures, members_of, settings_of
 from fmn_webui.infotext import ROWS, Wanted
 from fmn_webui.limits import MOST_MEMBERS, MOST_PICTURES, MOST_TEXT, TooLarge
-from fmn_webui.names import MOST, PatchList, can_be_called, check_name, new_file
+from fmn_webui.names import MOST, PatchList, can_be_called, check_name, new_file, unfinished_name
 from fmn_webui.receiving import MOST_DIGITS, MOST_VALUES, parsed
 from fmn_webui.tags import unet_weight, with_params, with_tags
 
@@ -33,6 +33,12 @@ BAD = [
 def test_no_name_leaves_the_lora_folder(tmp_path, name):
     with pytest.raises(ForgetError, match="cannot be a patch's name"):
         new_file(tmp_path, name, "cat")
+
+
+@pytest.mark.parametrize("name", ["", "mine", "mine.safetensors", "a" * MOST, "a" * (MOST - len("-unfinished")) + " b"])
+def test_what_a_stopped_training_is_called_can_be_a_patchs_name(name):
+    called = unfinished_name(name, "cat")
+    assert check_name(called) == called and called.endswith("-unfinished") and ".safetensors" not in called
 
 
 @settings(max_examples=50, deadline=None)
