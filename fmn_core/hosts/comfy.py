@@ -245,7 +245,7 @@ class ComfyHost(DiffusionHost):
 def require_family(base) -> str:
     """The key of FAMILIES that a loaded model belongs to; raises ForgetError for any other architecture."""
     config = base.model_config
-    if not isinstance(base.diffusion_model, nn.Module):  # TensorRT's engines
+    if not isinstance(getattr(base, "diffusion_model", base), nn.Module):  # TensorRT's engines
         raise ForgetError(
             "This model is compiled to an engine whose weights cannot be read or changed: load the checkpoint that it was "
             "made of, and compile the patched model."
