@@ -269,7 +269,9 @@ def imagined_step(family: str, side: int, dtype: torch.dtype, work) -> tuple[int
     scheduler = SimpleNamespace(
         alphas_cumprod=torch.linspace(0.99, 0.01, 1000), config=SimpleNamespace(prediction_type="epsilon")
     )
-    pipeline = SimpleNamespace(unet=unet, vae=None, scheduler=scheduler, text_encoder_2=None if family == "sd1" else True)
+    tokenizer = SimpleNamespace(model_max_length=77)  # no text is read
+    encoders = {"text_encoder": True, "text_encoder_2": None if family == "sd1" else True}
+    pipeline = SimpleNamespace(unet=unet, vae=None, scheduler=scheduler, tokenizer=tokenizer, **encoders)
     host = TimedHost(pipeline)
     host.resolution = side
     held = sum(p.numel() * p.element_size() for p in unet.parameters())

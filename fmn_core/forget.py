@@ -79,7 +79,8 @@ def forget_concepts(
             names = [name for concept in concepts for name in concept.names]
             texts = (*names, settings.template, settings.replacement, settings.keep)
             checkpoint.begin(host, texts, "forget", [asdict(c) for c in concepts], chosen, images, mask, concept_of)
-            patch, losses = train(host, concepts, settings, images, mask, checkpoint, concept_of)
+            with host.reading_unseen():
+                patch, losses = train(host, concepts, settings, images, mask, checkpoint, concept_of)
             checkpoint.done()
             told["repeatable"] = host.device.type == "cpu"  # a GPU's backward adds up in any order
         told |= {"steps": len(losses), "loss": float(losses[-1]), "modules": len(patch.modules), "rank": patch.rank}

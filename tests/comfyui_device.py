@@ -102,7 +102,8 @@ def recorded(loaded: tuple) -> None:
 def quantized(kind: str) -> None:
     """A model in fp8 that is forgotten from, moved off its device and back for others, patched and trained."""
     loaded = load(kind)
-    host = ComfyHost(*loaded, resolution=64)
+    host = ComfyHost(*loaded)
+    host.resolution = 64
     sample(*loaded[:2], encode(loaded[1], CAT))
     require_whole(forget(host, "cat", ForgetSettings())[0])
     patched(loaded)
@@ -114,7 +115,8 @@ def main() -> None:
     comfy.utils.PROGRESS_BAR_ENABLED = False
     few_steps(setattr)
     loaded = load()
-    host = ComfyHost(*loaded, resolution=64)
+    host = ComfyHost(*loaded)
+    host.resolution = 64
     there = comfy.model_management.intermediate_device()
     images, mask = IMAGES.to(there), MASK.to(there)
     patch = read_patch(PATCH)

@@ -91,7 +91,10 @@ def hosts(pipelines, monkeypatch):
     from fmn_core.hosts.diffusers import DiffusersHost
 
     few_steps(monkeypatch.setattr)
-    return [DiffusersHost(pipeline, 64, progress_bar=False) for pipeline in pipelines]
+    both = [DiffusersHost(pipeline, progress_bar=False) for pipeline in pipelines]
+    for host in both:
+        host.resolution = 64
+    return both
 
 
 def assert_same_patch(made, expected) -> None:

@@ -122,6 +122,7 @@ class DiffusionHost(ABC):
     resolution = 0  # the pictures' side in pixels, as `sized` sets it; 0: what the model was made for
     bar_steps: tuple[int, int] | None = None  # done and all, inside `one_bar`
     prompts_read: tuple[int, int] | None = None  # and all, inside `reading`
+    shows_reading = True  # whether `reading` has a bar; not before a training, whose bar it would be taken for
 
     @abstractmethod
     def cross_attentions(self) -> dict[str, CrossAttention]:
@@ -152,10 +153,19 @@ class DiffusionHost(ABC):
                 self.show_progress(*self.prompts_read, None)
 
     @contextmanager
+    def reading_unseen(self) -> Iterator[None]:
+        """Context in which `reading` has no bar."""
+        outer, self.shows_reading = self.shows_reading, False
+        try:
+            yield
+        finally:
+            self.shows_reading = outer
+
+    @contextmanager
     def reading(self, total: int) -> Iterator[None]:
         """Context in which a bar shows how many of `total` prompts are read; none where they are few, nor inside `one_bar`,
         whose steps are others."""
-        shown = total > ENCODED_AT_ONCE and not self.bar_steps
+        shown = total > ENCODED_AT_ONCE and self.shows_reading and not self.bar_steps
         outer, self.prompts_read = self.prompts_read, (0, total) if shown else None
         try:
             if shown:
