@@ -105,7 +105,9 @@ def test_the_core_knows_no_host_outside_its_adapters():
 
 def test_the_pack_runs_nothing_and_calls_nobody():
     """In what a host loads: no subprocess, network, eval or pickle."""
-    banned = re.compile(r"\b(subprocess|urllib|import requests|from requests|socket|pickle|eval|exec|torch\.load|os\.system)\b")
+    banned = re.compile(
+        r"\b(subprocess|urllib|import requests|from requests|socket|pickle|eval|exec|torch\.load|os\.system)\b"
+    )
     loaded = (path for folder in ("nodes", "fmn_core", "fmn_webui", "scripts") for path in (ROOT / folder).rglob("*.py"))
     for path in (ROOT / "__init__.py", *loaded):
         assert not banned.search(path.read_text()), path

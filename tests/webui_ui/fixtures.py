@@ -30,7 +30,7 @@ def loras(tmp_path_factory):
     """The LoRA folder, with two patches in it."""
     folder = tmp_path_factory.mktemp("Lora")
     host_page.set_options(folder, api=True)
-    host = current_host(64)
+    host = current_host()
     for name in ("cat", "dog"):
         save_patch(forget(host, name, ForgetSettings(resolution=64))[0], folder / f"{name}.safetensors")
     return folder
