@@ -234,7 +234,7 @@ def test_a_patch_of_another_checkpoint_is_told_under_the_picture(draw, loras, mo
 def test_a_checkpoint_put_into_the_same_model_is_another(script, monkeypatch):
     from fmn_webui.models import hash_of
 
-    host = current_host(64)
+    host = current_host()
     first, weight = hash_of(host), host.weight(next(iter(host.cross_attentions())), "to_k")
     kept = weight.detach().clone()
     with monkeypatch.context() as patched, torch.inference_mode():
