@@ -30,7 +30,7 @@ if sys.argv[1] == "directml":
 import comfy.model_management  # noqa: E402
 import comfy.sample  # noqa: E402
 import comfy.sd  # noqa: E402
-from test_device import IMAGES, MASK, PATCH, QUICK, few_steps, require_whole  # noqa: E402
+from check_device import IMAGES, MASK, PATCH, QUICK, few_steps, require_whole  # noqa: E402
 from test_quantized import FP8, scaled  # noqa: E402
 
 from fmn_core.attention_picture import ViewSettings, visualize  # noqa: E402
