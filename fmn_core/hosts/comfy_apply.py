@@ -67,12 +67,12 @@ class LoRABeside:
     def attached(self, model: nn.Module) -> Iterator[None]:
         """Context in which the layers of a model compute it."""
         with ExitStack() as stack:
-            for name, factors in self.weights.items():
-                stack.callback(model.get_submodule(name).register_forward_hook(self.added(name, factors)).remove)
+            for name in self.weights:
+                stack.callback(model.get_submodule(name).register_forward_hook(self.added(name)).remove)
             yield
 
-    def added(self, name: str, factors: tuple[Tensor, Tensor]):
-        """The forward hook of one layer."""
+    def added(self, name: str):
+        """The forward hook of one layer, which leaves its factors on the layer's device for the next time."""
 
         def add(module, args, output):
             x = args[0]
