@@ -1,39 +1,63 @@
 """Published methods to compare with, written from their papers' formulas and their authors' code.
 
-Each takes (host, kind, names) and returns {(layer, matrix): change of the weight [out, in]} and the bytes of its file.
+Each takes (host, kind, names) and keys that its authors' code documents, and returns {name of a parameter in the host's
+UNet: its change} and the bytes of its file.
 """
 
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from torch import Tensor, nn
 
 from demo.evaluate import GUIDANCE
 from demo.vocabulary import OBJECTS, PEOPLE, STYLES
 from fmn_core.attention import tapped
 from fmn_core.concept import concept_columns, make_concepts
-from fmn_core.hosts.base import MATRICES
-from fmn_core.lora import CrossAttentionLoRA
+from fmn_core.hosts.base import linear_name
+from fmn_core.lora import LoRAs
 from fmn_core.losses import predicted_x0
 from fmn_core.resteering import add_noise, draw
 from fmn_core.sampling import sample_ddim
 
 EVERY = {"object": tuple(OBJECTS), "style": STYLES, "identity": tuple(PEOPLE)}
+GENERIC = {"object": "object", "style": "art", "identity": "person"}  # what UCE may guide to, beside the empty prompt
+EXPANDED = {  # UCE's prompts beside the name alone; its code has no third kind, people are objects there
+    "object": ("image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}"),
+    "style": ("painting by {}", "art by {}", "artwork by {}", "picture by {}", "style of {}"),
+}
 PICTURES = 10  # of a concept: as many as the original Forget-Me-Not ships
 SAMPLING_STEPS = 10  # of the trajectories that ESD trains on
 MAX_GRAD_NORM = 1.0
 
+Weights = dict[str, Tensor]
+
+
+def weight_name(layer: str, matrix: str) -> str:
+    """The name in the host's UNet of a projection's weight."""
+    return f"{layer}.{linear_name(matrix)}.weight"
+
 
 @contextmanager
-def applied(host, weights):
-    """Context in which the host's cross-attention computes with the changed weights."""
+def restored(parameters: list[nn.Parameter]) -> Iterator[list[Tensor]]:
+    """Context that has copies of these parameters, and puts them back at its end."""
+    before = [one.detach().clone() for one in parameters]
+    try:
+        yield before
+    finally:
+        with torch.inference_mode():  # which may write to a host's inference tensors, and to ordinary ones
+            for one, value in zip(parameters, before, strict=True):
+                one.copy_(value)
 
-    def hook(delta):
-        return lambda module, args, output: output + args[0] @ delta.T.to(args[0])
 
-    with ExitStack() as stack:
-        for (layer, matrix), delta in weights.items():
-            linear = host.cross_attentions()[layer].linear(matrix)
-            stack.callback(linear.register_forward_hook(hook(delta)).remove)
+@contextmanager
+def applied(host, weights: Weights) -> Iterator[None]:
+    """Context in which the host's UNet has the changed weights."""
+    changed = [host.unet.get_parameter(name) for name in weights]
+    with restored(changed):
+        with torch.inference_mode():
+            for one, delta in zip(changed, weights.values(), strict=True):
+                one.add_(delta.to(one))
         yield
 
 
@@ -48,69 +72,81 @@ def prompts_of(kind, names):
 
 
 @torch.no_grad()
-def uce(host, kind, names):
-    """Unified Concept Editing (Gandikota et al., arXiv 2308.14761, eq. 7; its code's lambda 0.5): K and V of each
-    name's last token become those of the empty prompt's (the start token, as in its code), all other names of the kind
-    are kept, each at weight 1."""
+def uce(host, kind, names, generic=False, expand=False, lamb=0.5, erase_scale=1.0):
+    """Unified Concept Editing (Gandikota et al., arXiv 2308.14761, eq. 7): K and V of each name's last token become those
+    of the guide's, which is the empty prompt (its start token, as in their code) or, `generic`, a word for its kind; with
+    `expand`, in five more prompts too. All other names of the kind are kept, each at weight 1; `lamb` keeps the rest."""
+    templates = ("{}", *(EXPANDED["style" if kind == "style" else "object"] if expand else ()))
+    guide_name = GENERIC[kind] if generic else ""
 
     def last_tokens(texts):
         rows = [[t.kind for t in host.tokenize(text)].index("end") - 1 for text in texts]
         return host.contexts(texts, 77).double()[torch.arange(len(texts)), rows]
 
-    erased = last_tokens(list(names))
-    guide = last_tokens([""]).expand_as(erased)
+    erased = last_tokens([template.format(name) for name in names for template in templates])
+    guide = last_tokens([template.format(guide_name).strip() for template in templates]).repeat(len(names), 1)
     kept = last_tokens([name for name in EVERY[kind] if name not in names])
     weights = {}
     for layer in host.cross_attentions():
         for matrix in ("to_k", "to_v"):
             W = host.weight(layer, matrix).double()
-            right = 0.5 * torch.eye(W.shape[1], dtype=W.dtype) + erased.T @ erased + kept.T @ kept
-            left = 0.5 * W + W @ guide.T @ erased + W @ kept.T @ kept
-            weights[layer, matrix] = (left @ torch.linalg.inv(right) - W).float()
+            right = lamb * torch.eye(W.shape[1], dtype=W.dtype) + erase_scale * erased.T @ erased + kept.T @ kept
+            left = lamb * W + erase_scale * W @ guide.T @ erased + W @ kept.T @ kept
+            weights[weight_name(layer, matrix)] = (left @ torch.linalg.inv(right) - W).float()
     return weights, half_bytes(weights.values())
 
 
-def forget_me_not(host, kind, names, rate, steps=35):
-    """Forget-Me-Not as its authors' code has it (SHI-Labs/Forget-Me-Not, train_attn.py, with `only_optimize_ca` and
-    `use_pooler`): one unsquared norm of the attention of all layers, heads and pixels to the concept's tokens and to
-    every end token, which in SD1 are all columns of the padding too; the cross-attention's weights by AdamW; a random
-    picture at a random timestep in each step. The pictures are the model's own, since of these concepts there are no
-    photographs; no textual inversion."""
+def forget_me_not(host, kind, names, rate, steps=35, pooler=True, whole=True):
+    """Forget-Me-Not as its authors' code has it (SHI-Labs/Forget-Me-Not, train_attn.py): one unsquared norm of the
+    attention of all layers, heads and pixels to the concept's tokens and, with `pooler` (`use_pooler`), to every end
+    token, which in SD1 are all columns of the padding too; AdamW on the whole UNet or (`only_optimize_ca`) on the
+    cross-attention; a random picture at a random timestep in each step. The pictures are the model's own, since of these
+    concepts there are no photographs; no textual inversion."""
     generator = torch.Generator().manual_seed(0)
     texts = prompts_of(kind, names)
     prompts, empty = host.encode([prompt for prompt, _ in texts]), host.encode([""])
     columns = torch.stack([concept_columns(host, name, prompt, "concept") for prompt, name in texts])
-    columns |= torch.tensor([[token.kind in ("end", "padding") for token in row] for row in prompts.tokens])
+    if pooler:
+        columns |= torch.tensor([[token.kind in ("end", "padding") for token in row] for row in prompts.tokens])
     layers, count = host.cross_attentions(), max(PICTURES, len(texts))
     rows = [i % len(texts) for i in range(count)]
     with host.training((count, *host.latent_shape())):
         noise = torch.randn(count, *host.latent_shape(), generator=generator)
         latents = sample_ddim(host, noise, prompts.take(rows), empty.take([0] * count), 20, GUIDANCE)
-        weights = {
-            (name, matrix): torch.zeros_like(layer.linear(matrix).weight, dtype=torch.float32, requires_grad=True)
-            for name, layer in layers.items()
-            for matrix in MATRICES
-        }
-        optimizer = torch.optim.AdamW(weights.values(), lr=rate)
-        with applied(host, weights):
-            for _ in range(steps):
-                [shown] = draw(count, 1, generator)
-                x_t, t = add_noise(host, latents[[shown]], generator)
-                with tapped(layers) as maps:
-                    host.predict(x_t, t, prompts.take([rows[shown]]))
-                loss = torch.cat([A[..., columns[rows[shown]]].flatten() for A in maps.values()]).norm()
-                step_of(optimizer, loss, weights.values())
-    return {key: weight.detach() for key, weight in weights.items()}, half_bytes(weights.values())
+        named = {name: one for name, one in host.unet.named_parameters() if whole or ".attn2." in name}
+        trained = list(named.values())
+        with restored(trained) as before:
+            for one in trained:
+                one.requires_grad_(True)
+            try:
+                optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=1e-2)
+                for _ in range(steps):
+                    [shown] = draw(count, 1, generator)
+                    x_t, t = add_noise(host, latents[[shown]], generator)
+                    with tapped(layers) as maps:
+                        host.predict(x_t, t, prompts.take([rows[shown]]))
+                    loss = torch.cat([A[..., columns[rows[shown]]].flatten() for A in maps.values()]).norm()
+                    # Their code clips where it trains the cross-attention alone; otherwise its parameters are used up.
+                    step_of(optimizer, loss, [] if whole else trained)
+            finally:
+                for one in trained:
+                    one.requires_grad_(False)
+            weights = {name: one.detach() - old for (name, one), old in zip(named.items(), before, strict=True)}
+    return weights, half_bytes(weights.values())
 
 
-def esd(host, kind, names, rate, steps, eta=2.0, rank=4):
-    """Erased Stable Diffusion's target (Gandikota et al., arXiv 2303.07345, eq. 7, eta 2 as in its code), learned by a
-    LoRA on the cross-attention as LECO does (p1atdev/LECO, rank 4): the frozen model's noise without the concept, less
-    eta times what naming it adds, at points of trajectories that the edited model itself samples."""
+def esd(host, kind, names, rate, steps, eta=2.0, rank=4, full=False):
+    """Erased Stable Diffusion's target (Gandikota et al., arXiv 2303.07345, eq. 7; eta is its code's
+    `negative_guidance`), learned by a LoRA as LECO does (p1atdev/LECO, rank 4): the frozen model's noise without the
+    concept, less eta times what naming it adds, at points of trajectories that the edited model itself samples. The LoRA
+    is on the cross-attention (LECO's `training_method: xattn`, ESD-x) or on every Linear of the transformer blocks
+    (`full`)."""
     generator = torch.Generator().manual_seed(0)
     prompts = host.encode(["", *(prompt for prompt, _ in prompts_of(kind, names))])
     with host.training((2, *host.latent_shape())):
-        lora = CrossAttentionLoRA(host.cross_attentions(), MATRICES, rank, generator)
+        places = ".transformer_blocks." if full else ".attn2."
+        modules = {n: m for n, m in host.unet.named_modules() if isinstance(m, nn.Linear) and places in n}
+        lora = LoRAs(modules, rank, generator)
         optimizer = torch.optim.AdamW(lora.parameters(), lr=rate)
         for _ in range(steps):
             row = 1 + draw(len(prompts) - 1, 1, generator)[0]
@@ -124,8 +160,9 @@ def esd(host, kind, names, rate, steps, eta=2.0, rank=4):
             with lora.attached():
                 loss = (host.predict(x_t, t, asked) - (plain - eta * (concept - plain))).square().mean()
             step_of(optimizer, loss, lora.parameters())
-    factors = {target: (up.detach(), down.detach()) for target, (up, down) in lora.factors().items()}
-    return {target: up @ down for target, (up, down) in factors.items()}, half_bytes(sum(factors.values(), ()))
+    factors = [(each.up.detach(), each.down.detach()) for each in lora.values()]
+    weights = {f"{name}.weight": up @ down for name, (up, down) in zip(modules, factors, strict=True)}
+    return weights, half_bytes(sum(factors, ()))
 
 
 def step_of(optimizer, loss, parameters):

@@ -8,7 +8,7 @@ import math
 import torch
 from einops import rearrange
 
-from benchmarks.baselines import half_bytes
+from benchmarks.baselines import half_bytes, weight_name
 from fmn_core.closed_form import Erasure, leading_directions, second_moment, solve
 from fmn_core.fast import ERASED, EXACT, MOST_SCALE, NEIGHBOURS, kept_moment
 from fmn_core.paraphrases import NEAR_TEMPLATES, TEMPLATES, Lexicon, plain
@@ -51,7 +51,7 @@ def k_resteering(host, kind, names):
         up, down = solve(Erasure(second_moment(columns), shift.T @ columns / len(columns)), kept, fixed, rank)
         done = ((columns @ down.T @ up.T) * shift).sum() / shift.square().sum().clamp(min=1e-12)
         up = up * min(ERASED / done.item(), MOST_SCALE) if done > 0 else up
-        weights[layer, "to_k"] = (up @ down).float()
+        weights[weight_name(layer, "to_k")] = (up @ down).float()
         factors += [up, down]
     return weights, half_bytes(factors)
 

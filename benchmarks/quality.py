@@ -192,7 +192,7 @@ def curve(methods: dict, workers: int, file: Path | None = None) -> list[dict]:
 
 
 def show_header() -> None:
-    print(f"{'':45}" + "".join(f"{name:>8}" for name in COLUMNS.values()) + "   drift   seconds     file  worst neighbour")
+    print(f"{'':49}" + "".join(f"{name:>8}" for name in COLUMNS.values()) + "   drift   seconds     file  worst neighbour")
 
 
 def show(row: dict) -> None:
@@ -200,7 +200,7 @@ def show(row: dict) -> None:
     figures = "".join(f"{'-' if row.get(key) is None else format(row[key], '.3f'):>8}" for key in COLUMNS)
     worst = row.get("worst_neighbour")
     print(
-        f"{row['method']:24}{targets:21}{figures}{row['drift']:8.4f}"
+        f"{row['method']:28}{targets:21}{figures}{row['drift']:8.4f}"
         + (f"{row['seconds']:8.1f} s{row['bytes'] / 1024:6.0f} KB" if "seconds" in row else " " * 19)
         + (f"  {worst['name']} -{worst['loss']:.3f} of {worst['pictures']}" if worst and worst["loss"] > 0 else ""),
         flush=True,

@@ -10,19 +10,20 @@ import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 
-from benchmarks import ablation, quality
+from benchmarks import ablation, bases, methods, quality
 from benchmarks.ablation import PARTS
-from benchmarks.baselines import esd, forget_me_not
+from benchmarks.baselines import applied, esd, forget_me_not, uce
 from benchmarks.k_resteering import MASS, separability, steered_keys
 from benchmarks.live_tensors import Imagined, imagine
-from benchmarks.methods import METHODS, replaced, without_vocabulary
-from benchmarks.prompts import Picture, asked_for, kept
+from benchmarks.methods import GRID, METHODS, replaced, without_vocabulary
+from benchmarks.prompts import TARGETS, Picture, asked_for, kept
 from benchmarks.quality import score
 from benchmarks.speed import IMAGINED, imagined_step
 from demo.judge import LABELS
@@ -102,17 +103,69 @@ def embedded(loaded):
     return ComfyHost(*loaded)
 
 
-@pytest.mark.parametrize("method", [forget_me_not, esd])
-def test_a_trained_baseline_takes_attention_or_noise_away_and_leaves_the_host(embedded, method):
-    layers = embedded.cross_attentions()
-    with embedded.training((1, *embedded.latent_shape())):  # the host takes off what an earlier user had merged into it
-        pass
-    before = {name: layer.linear("to_q").weight.clone() for name, layer in layers.items()}
-    weights, size = method(embedded, "object", ("cat",), rate=1e-3, steps=2)
-    assert {layer for layer, _ in weights} == set(layers) and 0 < size < 2e6
+@pytest.mark.parametrize(
+    "method",
+    [
+        partial(forget_me_not, rate=1e-4, steps=2, pooler=pooler, whole=whole)
+        for pooler, whole in ((True, False), (False, True))
+    ]
+    + [partial(esd, rate=1e-3, steps=2, full=full) for full in (False, True)]
+    + [partial(uce, generic=generic, expand=generic) for generic in (False, True)],
+)
+def test_a_baseline_changes_what_its_keys_say_and_leaves_the_host(embedded, method):
+    before = parameters(embedded)
+    weights, size = method(embedded, "object", ("cat",))
+    assert all(torch.equal(before[name], one) for name, one in parameters(embedded).items())
+    everywhere = method.keywords.get("whole") or method.keywords.get("full")
+    assert {".attn2." in name for name in weights} == ({True, False} if everywhere else {True})
     assert all(w.isfinite().all() for w in weights.values()) and any(w.any() for w in weights.values())
-    assert all(torch.equal(layer.linear("to_q").weight, before[name]) for name, layer in layers.items())
-    assert not any(layer.linear("to_q")._forward_hooks for layer in layers.values())
+    assert size == 2 * sum(map(torch.numel, weights.values())) or method.func is esd
+    with applied(embedded, weights):
+        assert all(torch.equal(parameters(embedded)[name], before[name] + w) for name, w in weights.items())
+    assert all(torch.equal(before[name], one) for name, one in parameters(embedded).items())
+
+
+def parameters(host):
+    """Copies of the UNet's weights, by name, without what an earlier user had merged into them."""
+    with host.training((1, *host.latent_shape())):
+        return {name: one.detach().clone() for name, one in host.unet.named_parameters()}
+
+
+def test_the_grid_tries_each_combination_on_two_targets_and_the_better_third_on_all(monkeypatch):
+    asked = []
+
+    def benchmark(several, jobs, **how):
+        asked.extend((name, job) for job in jobs for name in several)
+        figure = {name: method.keywords["lamb"] + method.keywords["expand"] for name, method in several.items()}
+        return [
+            {"method": name, "kind": job[0], "targets": list(job[1]), "h": figure[name]}
+            | {"ua": 1.0, "ira": 1.0, "cra": 1.0, "drift": 0.0, "worst_neighbour": {"name": "", "loss": 0.0, "pictures": 0}}
+            for job in jobs
+            for name in several
+        ]
+
+    monkeypatch.setattr(quality, "benchmark", benchmark)
+    best = methods.grid("UCE", 1, None)
+    assert len(asked) == 16 * 2 + 6 * 2 and len(best) == 6
+    assert "expand" in best[0]["method"] and "0.5" in best[0]["method"] and best[0]["h"] == 1.5
+    assert len({methods.label(name, one) for name, several in GRID.items() for one in several}) == 64
+    assert not {name for _, (name,) in methods.HELD_OUT} & {name for names in TARGETS.values() for name in names}
+
+
+def test_what_bases_are_made_of_leaves_the_model_and_what_looks_at_nothing_adds_nothing(embedded, monkeypatch):
+    monkeypatch.setattr(bases, "LORA_STEPS", 1)
+    monkeypatch.setattr(bases, "TUNING_STEPS", 1)
+    before, latents = parameters(embedded), torch.randn(2, *embedded.latent_shape())
+    for train in (bases.user_lora, bases.tuned):
+        assert any(change.any() for change in train(embedded, latents, ["a cat", "a dog"]).values())
+        assert all(torch.equal(before[name], one) for name, one in parameters(embedded).items())
+    adapter, features = bases.PictureAdapter(embedded, 6), torch.randn(2, 6)
+    looking = bases.WithPicture(embedded, adapter, adapter.tokens(features))
+    prompts, empty = embedded.encode(["a cat"] * 2), embedded.encode([""] * 2)
+    with embedded.training(latents.shape), torch.no_grad():
+        t = torch.tensor([500, 500])
+        assert torch.equal(looking.predict(latents, t, empty), embedded.predict(latents, t, empty))
+        assert not torch.allclose(looking.predict(latents, t, prompts), embedded.predict(latents, t, prompts), atol=1e-3)
 
 
 def test_the_quick_command_prints_a_table_in_which_fast_forgets_and_keeps(comfyui, tmp_path):
@@ -147,7 +200,7 @@ def test_the_ablation_runs_each_part_on_its_jobs_and_prints_them(monkeypatch, ca
     monkeypatch.setattr(sys, "argv", ["ablation.py", "--quick"])
     ablation.main()
     printed = capsys.readouterr().out
-    assert all(printed.count(f"\n{part:24}") == 2 for part in PARTS) and "dog -0.250 of 4" in printed
+    assert all(printed.count(f"\n{part:28}") == 2 for part in PARTS) and "dog -0.250 of 4" in printed
 
 
 def test_the_curve_asks_for_what_is_forgotten_and_for_the_rest(monkeypatch, tmp_path):
