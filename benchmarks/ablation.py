@@ -11,7 +11,7 @@ from functools import partial
 from benchmarks.k_resteering import k_and_v, k_resteering
 from benchmarks.methods import by_preset, without_vocabulary
 from benchmarks.quality import add_arguments, benchmark, jobs_of, show_groups, show_means
-from fmn_core import fast
+from fmn_core import fast, paraphrases, resteering
 from fmn_core.paraphrases import NEAR_TEMPLATES, Place, pair
 
 JOBS = [("object", ("cat",)), ("object", ("rose",)), ("style", ("neon",)), ("identity", ("ada",))]
@@ -32,25 +32,23 @@ def no_attention_loss(maps, columns, regions=None):
     return 0.0 * sum(A.sum() for A in maps)
 
 
-def fast_with(**values):
-    """`fast` with these values in place of its modules'; a name is the module's last part, then its own."""
-    return partial(
-        by_preset, preset="fast", instead={f"fmn_core.{path.replace('__', '.')}": v for path, v in values.items()}
-    )
+def fast_with(module=fast, **values):
+    """`fast` with these values in place of a module's own."""
+    return partial(by_preset, preset="fast", instead={f"{module.__name__}.{name}": v for name, v in values.items()})
 
 
 onward = partial(by_preset, preset="paper", tokens="concept onward")
 PARTS = {
     "fast": fast_with(),
-    "- paraphrases": fast_with(fast__TEMPLATES={type: several[:1] for type, several in NEAR_TEMPLATES.items()}),
-    "- later columns": fast_with(fast__pair=mention_alone),
-    "- other names": fast_with(paraphrases__SAME_MEANING=2.0),
-    "- null space": fast_with(fast__EXACT=2.0, fast__EMPTY=0.0),
-    "- kept words": fast_with(fast__KEPT=0.0),
-    "- neighbours": fast_with(fast__NEAR=0.0),
-    "- kept and neighbours": fast_with(fast__KEPT=0.0, fast__NEAR=0.0),
+    "- paraphrases": fast_with(TEMPLATES={type: several[:1] for type, several in NEAR_TEMPLATES.items()}),
+    "- later columns": fast_with(pair=mention_alone),
+    "- other names": fast_with(paraphrases, SAME_MEANING=2.0),
+    "- null space": fast_with(EXACT=2.0, EMPTY=0.0),
+    "- kept words": fast_with(KEPT=0.0),
+    "- neighbours": fast_with(NEAR=0.0),
+    "- kept and neighbours": fast_with(KEPT=0.0, NEAR=0.0),
     "- known words": partial(by_preset, preset="fast", instead=without_vocabulary()),
-    "- scaling": fast_with(fast__progress=already_there),
+    "- scaling": fast_with(progress=already_there),
     "V alone": partial(by_preset, preset="fast", matrices="v"),
     "K alone": partial(by_preset, preset="fast", matrices="k"),
     "K re-steered": k_resteering,
@@ -61,7 +59,7 @@ PARTS = {
     "onward": onward,
     "onward + visual": partial(onward, visual_weight=1.0),
     "visual alone": partial(
-        onward, visual_weight=1.0, instead={"fmn_core.resteering.attention_resteering_loss": no_attention_loss}
+        onward, visual_weight=1.0, instead={f"{resteering.__name__}.attention_resteering_loss": no_attention_loss}
     ),
 }
 

@@ -81,7 +81,7 @@ def without_vocabulary():
     captions = tuple(c for c in paraphrases.CAPTIONS if not any(f" {word} " in f" {c} " for word in own))
     neutral = {type: tuple(word for word in several if word not in own) for type, several in paraphrases.NEUTRAL.items()}
     lists = {"WORDS": words, "CAPTIONS": captions, "NEUTRAL": neutral}
-    return {f"fmn_core.paraphrases.{name}": value for name, value in lists.items()}
+    return {f"{paraphrases.__name__}.{name}": value for name, value in lists.items()}
 
 
 PRESETS = next(f for f in fields(ForgetSettings) if f.name == "preset").metadata["choices"]

@@ -84,7 +84,7 @@ def test_words_withheld_are_nowhere_in_the_word_lists_and_come_back():
 def test_a_part_taken_away_is_one_that_the_code_has(part):
     instead = PARTS[part].keywords["instead"]
     with replaced(instead):
-        assert all(hasattr(fast, path.split(".")[-1]) for path in instead if path.startswith("fmn_core.fast."))
+        assert all(hasattr(fast, path.split(".")[-1]) for path in instead if path.startswith(f"{fast.__name__}."))
 
 
 def test_the_steered_key_gets_its_share_of_the_start_tokens_attention():
