@@ -17,12 +17,13 @@ import pytest
 import torch
 from conftest import ROOT
 
-from benchmarks import ablation, bases, methods, quality
+from benchmarks import ablation, bases, grid, quality
 from benchmarks.ablation import PARTS
 from benchmarks.baselines import applied, esd, forget_me_not, uce
+from benchmarks.grid import GRID, HELD_OUT, label
 from benchmarks.k_resteering import MASS, separability, steered_keys
 from benchmarks.live_tensors import Imagined, imagine
-from benchmarks.methods import GRID, METHODS, replaced, without_vocabulary
+from benchmarks.methods import METHODS, replaced, without_vocabulary
 from benchmarks.prompts import TARGETS, Picture, asked_for, kept
 from benchmarks.quality import score
 from benchmarks.speed import IMAGINED, imagined_step
@@ -144,12 +145,12 @@ def test_the_grid_tries_each_combination_on_two_targets_and_the_better_third_on_
             for name in several
         ]
 
-    monkeypatch.setattr(quality, "benchmark", benchmark)
-    best = methods.grid("UCE", 1, None)
+    monkeypatch.setattr(grid, "benchmark", benchmark)
+    best = grid.grid("UCE", 1, None)
     assert len(asked) == 16 * 2 + 6 * 2 and len(best) == 6
     assert "expand" in best[0]["method"] and "0.5" in best[0]["method"] and best[0]["h"] == 1.5
-    assert len({methods.label(name, one) for name, several in GRID.items() for one in several}) == 48
-    assert not {name for _, (name,) in methods.HELD_OUT} & {name for names in TARGETS.values() for name in names}
+    assert len({label(name, one) for name, several in GRID.items() for one in several}) == 48
+    assert not {name for _, (name,) in HELD_OUT} & {name for names in TARGETS.values() for name in names}
 
 
 def test_what_bases_are_made_of_leaves_the_model_and_what_looks_at_nothing_adds_nothing(embedded, monkeypatch):
