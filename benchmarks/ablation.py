@@ -11,8 +11,10 @@ from functools import partial
 from benchmarks.k_resteering import k_and_v, k_resteering
 from benchmarks.methods import by_preset, without_vocabulary
 from benchmarks.quality import add_arguments, benchmark, jobs_of, show_groups, show_means
-from fmn_core import fast, paraphrases, resteering
-from fmn_core.paraphrases import NEAR_TEMPLATES, Place, pair
+from fmn_core.erasure import closed_form as fast
+from fmn_core.erasure import resteering
+from fmn_core.text import features as paraphrases
+from fmn_core.text.features import NEAR_TEMPLATES, Place, pair
 
 JOBS = [("object", ("cat",)), ("object", ("rose",)), ("style", ("neon",)), ("identity", ("ada",))]
 

@@ -9,11 +9,11 @@ import torch
 from einops import rearrange
 
 from benchmarks.baselines import half_bytes, weight_name
-from fmn_core.closed_form import Erasure, leading_directions, second_moment, solve
-from fmn_core.fast import ERASED, EXACT, MOST_SCALE, NEIGHBOURS, kept_moment
-from fmn_core.paraphrases import NEAR_TEMPLATES, TEMPLATES, Lexicon, plain
-from fmn_core.sampling import sample_ddim
-from fmn_core.settings import ForgetSettings
+from fmn_core.erasure.closed_form import ERASED, EXACT, MOST_SCALE, NEIGHBOURS, kept_moment
+from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.solve import Erasure, leading_directions, second_moment, solve
+from fmn_core.text.features import NEAR_TEMPLATES, TEMPLATES, Lexicon, plain
+from fmn_core.training.sampling import sample_ddim
 
 MASS = 0.01  # what a concept's column should keep of the start token's attention
 SEPARABLE = 2.0  # the least mean over spread of a head's queries at which a key can be shut off from all of them

@@ -8,11 +8,11 @@ from importlib import import_module
 from benchmarks.baselines import esd, forget_me_not, uce, weight_name
 from benchmarks.k_resteering import k_resteering
 from demo.vocabulary import OBJECTS, PEOPLE, STYLES
-from fmn_core import paraphrases
-from fmn_core.applied import patch_factors
-from fmn_core.forget import forget
-from fmn_core.patch import serialize
-from fmn_core.settings import ForgetSettings
+from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.forget import forget
+from fmn_core.patch.apply import patch_factors
+from fmn_core.patch.patch import serialize
+from fmn_core.text import features as paraphrases
 
 
 def changes(host, patch):
@@ -22,7 +22,7 @@ def changes(host, patch):
 
 @contextmanager
 def replaced(values):
-    """Context in which these names of modules stand for other values: {"fmn_core.fast.ERASED": 1.0}."""
+    """Context in which these names of modules stand for other values: {"fmn_core.erasure.closed_form.ERASED": 1.0}."""
     with ExitStack() as stack:
         for path, value in values.items():
             module, name = path.rsplit(".", 1)

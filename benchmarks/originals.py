@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fmn_core.attention import tapped
-from fmn_core.lora import LoRAs
+from fmn_core.attention.capture import tapped
+from fmn_core.lora.layers import LoRAs
 
 PROMPT, COLUMNS = "a photo of a cat", [5]  # start, a, photo, of, a, cat
 LECO_STEPS = 25  # denoised before a step, as a mean: LECO draws from 1 to 49

@@ -9,7 +9,7 @@ import torch
 
 from demo.launch_comfyui import name_missing_operators
 from demo.recipe.text_encoder import make_tokenizer
-from fmn_core.hosts.diffusers import DiffusersHost
+from fmn_core.hosts.diffusers.model import DiffusersHost
 
 name_missing_operators()  # of torchvision, which transformers imports
 

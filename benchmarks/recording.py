@@ -61,8 +61,8 @@ def measure_all(turns: int, small: bool) -> list[dict]:
     torch.set_num_threads(1)  # so that the work is that of one core, whatever else the machine does
     comfy = import_comfyui(comfyui_folder())
     from benchmarks.architectures import CONTEXT, make_model
-    from fmn_core.hosts.comfy_attention import record_attention
-    from fmn_core.recording import RecordingSettings
+    from fmn_core.attention.recorder import RecordingSettings
+    from fmn_core.hosts.comfy.attention import record_attention
 
     rows = []
     with torch.inference_mode():

@@ -7,11 +7,11 @@ import torch
 from benchmarks.baselines import applied
 from benchmarks.prompts import HEAD
 from demo.evaluate import GUIDANCE, STEPS, sample
-from fmn_core.concept import TEMPLATES
-from fmn_core.inversion import invert
-from fmn_core.recovery import LEARNING_RATE, text_cosine
-from fmn_core.sampling import sample_ddim
-from fmn_core.settings import InvertSettings
+from fmn_core.erasure.config import InvertSettings
+from fmn_core.evaluation.recovery import LEARNING_RATE, text_cosine
+from fmn_core.inversion.textual_inversion import invert
+from fmn_core.text.concept import TEMPLATES
+from fmn_core.training.sampling import sample_ddim
 
 ANCHORS, SHOWN = 8, 8
 ATTACKED = ("cat", "rose", "neon", "ada")  # alone: an inversion takes longer than all the pictures of a target

@@ -26,16 +26,18 @@ from benchmarks.live_tensors import Imagined, LiveTensors, imagine
 from benchmarks.methods import replaced
 from benchmarks.originals import forget_me_not_step, leco_step
 from benchmarks.pipelines import TimedHost, make_pipeline, make_unet, without_forward
-from fmn_core import balanced, hybrid, paraphrases, resteering
-from fmn_core.checkpoint import Checkpoint
-from fmn_core.descent import Descent
-from fmn_core.forget import forget
-from fmn_core.hosts.base import Prompts
-from fmn_core.lora import CrossAttentionLoRA
-from fmn_core.memory import Economy
-from fmn_core.patch import serialize
-from fmn_core.settings import ForgetSettings
-from fmn_core.words import NOUNS
+from fmn_core.erasure import hybrid, resteering
+from fmn_core.erasure import refined as balanced
+from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.forget import forget
+from fmn_core.host import Prompts
+from fmn_core.lora.layers import CrossAttentionLoRA
+from fmn_core.patch.patch import serialize
+from fmn_core.text import features as paraphrases
+from fmn_core.text.vocabulary import NOUNS
+from fmn_core.training.checkpoint import Checkpoint
+from fmn_core.training.loop import Descent
+from fmn_core.training.memory import Economy
 
 ORIGINAL = "original's step"
 PRESETS = {
@@ -101,7 +103,11 @@ RATIOS = ("ratio_time", "ratio_memory")
 
 
 # Measuring beside the training is not a part of a step: done once each, where a step alone is timed.
-ONCE = {"fmn_core.resteering.PROBES": 1, "fmn_core.hybrid.PROBES": 1, "fmn_core.balanced.STRENGTHS": (1.0,)}
+ONCE = {
+    "fmn_core.erasure.resteering.PROBES": 1,
+    "fmn_core.erasure.hybrid.PROBES": 1,
+    "fmn_core.erasure.refined.STRENGTHS": (1.0,),
+}
 
 
 def timed_steps(pipeline, side: int, steps: int, **settings) -> float:

@@ -17,13 +17,13 @@ from benchmarks.baselines import applied
 from benchmarks.methods import by_preset, changes
 from benchmarks.quality import add_arguments, benchmark, model, show_groups, show_means
 from demo.vocabulary import with_article
-from fmn_core.conflicts import conflict_lines, conflicts
-from fmn_core.forget import forget
-from fmn_core.measures import noise_estimates, noised
-from fmn_core.members import Member
-from fmn_core.patch import serialize
-from fmn_core.settings import ForgetSettings
-from fmn_core.stack import stack
+from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.forget import forget
+from fmn_core.evaluation.metrics import noise_estimates, noised
+from fmn_core.patch.conflicts import conflict_lines, conflicts
+from fmn_core.patch.patch import serialize
+from fmn_core.patch.stack import stack
+from fmn_core.patch.weighted import Member
 
 LIKE = ("cat", "lion", "tiger", "dog", "fox", "wolf", "bear", "panda", "rabbit", "mouse")
 

@@ -31,7 +31,7 @@ from demo.vocabulary import (
     plural,
     with_article,
 )
-from fmn_core.sampling import sample_ddim
+from fmn_core.training.sampling import sample_ddim
 
 STEPS, GUIDANCE, BATCH = 20, 3.0, 20
 FEW_SEEDS = {"colours": 2, "backgrounds": 2, "counts": 2}  # at most, in groups that have many prompts of one kind

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from fmn_core.hosts.taesd import LATENT_CHANNELS, WIDTH
+from fmn_core.hosts.webui.taesd import LATENT_CHANNELS, WIDTH
 
 from .host import CHECKPOINT, comfyui_folder
 from .recipe.autoencoder import SCALE
@@ -99,7 +99,7 @@ def export_webui(folder: Path, checkpoint: Path = CHECKPOINT, autoencoder: str |
     has from the webui's folder.
     """
     pack = Path(__file__).resolve().parents[1]
-    autoencoder = autoencoder or f"extensions.{pack.name}.fmn_core.hosts.taesd.TAESD"
+    autoencoder = autoencoder or f"extensions.{pack.name}.fmn_core.hosts.webui.taesd.TAESD"
     folder.mkdir(parents=True, exist_ok=True)
     text = folder / checkpoint.stem
     make_tokenizer().save_pretrained(text)

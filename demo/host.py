@@ -30,7 +30,7 @@ def import_comfyui(folder: Path | None = None):
     import comfy.sd
     import comfy.utils
 
-    from fmn_core.hosts import comfy_embedded
+    from fmn_core.hosts.comfy import embedded as comfy_embedded
 
     comfy.utils.PROGRESS_BAR_ENABLED = False
     comfy_embedded.register(DEMO)
@@ -40,8 +40,8 @@ def import_comfyui(folder: Path | None = None):
 def load_embedded_model(comfyui: Path | None = None, checkpoint: Path = CHECKPOINT):
     """The embedded model as a DiffusionHost; raises ValueError where the checkpoint is another model."""
     comfy = import_comfyui(comfyui)
-    from fmn_core.hosts.comfy import ComfyHost
-    from fmn_core.hosts.comfy_embedded import EmojiSD
+    from fmn_core.hosts.comfy.embedded import EmojiSD
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     model, clip, vae = comfy.sd.load_checkpoint_guess_config(str(checkpoint))[:3]
     if not isinstance(model.model.model_config, EmojiSD):

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from tqdm import tqdm
 
 from fmn_core.errors import ForgetError
-from fmn_core.files import NameTakenError, write_new
+from fmn_core.files.atomic import NameTakenError, write_new
 
 from .judge import Judge
 from .server import PACK, ComfyServer, ServerError

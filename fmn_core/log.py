@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .clean_text import displayable
+from .files.clean_text import displayable
 
 logger = logging.getLogger("forget_me_not")
 

@@ -15,9 +15,9 @@ from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from modules import shared
 
+from fmn_core.erasure.config import EvaluateSettings, ForgetSettings
 from fmn_core.errors import ForgetError, brief
-from fmn_core.patch import read_patch
-from fmn_core.settings import EvaluateSettings, ForgetSettings
+from fmn_core.patch.patch import read_patch
 
 from .escaping import plain
 from .forms import converted, decoded, members_of, settings_of

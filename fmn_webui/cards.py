@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fmn_core.applied import applied
-from fmn_core.clean_text import replace_surrogates
-from fmn_core.files import write_new
-from fmn_core.hosts.base import DiffusionHost
-from fmn_core.members import moved_concepts
-from fmn_core.patch import Patch
-from fmn_core.sampling import sample_pictures
+from fmn_core.files.atomic import write_new
+from fmn_core.files.clean_text import replace_surrogates
+from fmn_core.host import DiffusionHost
+from fmn_core.patch.apply import applied
+from fmn_core.patch.patch import Patch
+from fmn_core.patch.weighted import moved_concepts
+from fmn_core.training.sampling import sample_pictures
 
 from .webui import picture_of
 

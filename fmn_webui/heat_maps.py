@@ -10,11 +10,11 @@ from modules import images, shared
 from PIL import Image
 from torch import Tensor
 
-from fmn_core.attention_picture import ViewSettings, visualize
+from fmn_core.attention.heatmap import chosen_phrases
+from fmn_core.attention.recorder import AttentionRecording
+from fmn_core.attention.visualize import ViewSettings, visualize
 from fmn_core.errors import ForgetError
-from fmn_core.file_names import slug
-from fmn_core.heatmap import chosen_phrases
-from fmn_core.recording import AttentionRecording
+from fmn_core.files.names import slug
 
 from .infotext import Wanted
 from .webui import picture_of

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from weakref import WeakKeyDictionary
 
-from fmn_core.hosts.webui_base import WebuiBase
-from fmn_core.patch import Patch, fingerprint
+from fmn_core.hosts.webui.base import WebuiBase
+from fmn_core.patch.patch import Patch, fingerprint
 
 _fingerprints: WeakKeyDictionary = WeakKeyDictionary()  # UNet -> (what it was made of, its hash)
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fmn_core.errors import ForgetError
-from fmn_core.file_names import DEVICES, slug
-from fmn_core.file_names import MOST as BYTES
-from fmn_core.patch import is_patch
+from fmn_core.files.names import DEVICES, slug
+from fmn_core.files.names import MOST as BYTES
+from fmn_core.patch.patch import is_patch
 
 # A prompt calls a LoRA `<lora:NAME:WEIGHT>`, where `=` is for named weights; lists have commas; Windows refuses the others.
 UNFIT = re.compile(r'[<>:="/\\|?*,\x00-\x1f\x7f]')

@@ -8,7 +8,7 @@ from pathlib import Path
 import gradio as gr
 from modules import shared
 
-from fmn_core.settings import CONCEPT_HELP, ForgetSettings
+from fmn_core.erasure.config import CONCEPT_HELP, ForgetSettings
 
 from .forms import converted, folder_pictures, settings_of
 from .jobs import Job

@@ -6,10 +6,10 @@ from collections import Counter
 
 from torch import Tensor
 
+from fmn_core.attention.recorder import AttentionRecording
 from fmn_core.errors import ForgetError, brief
-from fmn_core.hosts.webui_attention import prompts_of, record_attention
-from fmn_core.prompt_words import columns_of, find_phrase, phrases_of
-from fmn_core.recording import AttentionRecording
+from fmn_core.hosts.webui.attention import prompts_of, record_attention
+from fmn_core.text.tokens import columns_of, find_phrase, phrases_of
 
 from .heat_maps import HeatMap, heat_pictures
 from .infotext import Wanted

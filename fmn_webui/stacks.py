@@ -8,12 +8,12 @@ from pathlib import Path
 
 from modules import shared
 
-from fmn_core.files import NameTakenError
-from fmn_core.forget import summary
-from fmn_core.header import tensor_hash
-from fmn_core.members import Member
-from fmn_core.patch import read_patch, save_patch
-from fmn_core.stack import stack
+from fmn_core.erasure.forget import summary
+from fmn_core.files.atomic import NameTakenError
+from fmn_core.files.header import tensor_hash
+from fmn_core.patch.patch import read_patch, save_patch
+from fmn_core.patch.stack import stack
+from fmn_core.patch.weighted import Member
 
 from . import webui
 from .cards import write_words

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from fmn_core.errors import ForgetError
-from fmn_core.hosts.base import DiffusionHost
-from fmn_core.hosts.webui import current_host
+from fmn_core.host import DiffusionHost
+from fmn_core.hosts.webui.model import current_host
 
 from .jobs import Job
 

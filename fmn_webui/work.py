@@ -10,18 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fmn_core.checkpoint import BESIDE, Checkpoint
-from fmn_core.concept import called, make_concepts
+from fmn_core.erasure.config import EvaluateSettings, ForgetSettings
+from fmn_core.erasure.forget import forget, summary
 from fmn_core.errors import ForgetError
-from fmn_core.evaluate import evaluate, with_evaluation
-from fmn_core.files import save_under_next
-from fmn_core.forget import forget, summary
-from fmn_core.members import Member
-from fmn_core.patch import Patch, read_patch, save_patch
-from fmn_core.pictures import check_pictures
-from fmn_core.report_picture import draw_report
-from fmn_core.settings import EvaluateSettings, ForgetSettings
-from fmn_core.stack import stack
+from fmn_core.evaluation.evaluate import evaluate, with_evaluation
+from fmn_core.evaluation.plot import draw_report
+from fmn_core.files.atomic import save_under_next
+from fmn_core.patch.patch import Patch, read_patch, save_patch
+from fmn_core.patch.stack import stack
+from fmn_core.patch.weighted import Member
+from fmn_core.text.concept import called, make_concepts
+from fmn_core.training.checkpoint import BESIDE, Checkpoint
+from fmn_core.training.images import check_pictures
 
 from . import webui
 from .cards import before_and_after, write_picture, write_words

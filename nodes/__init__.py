@@ -4,7 +4,7 @@ from pathlib import Path
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..fmn_core.hosts import comfy_embedded
+from ..fmn_core.hosts.comfy import embedded as comfy_embedded
 from .attention import (
     CompareTokenAttention,
     RecordPictureAttention,

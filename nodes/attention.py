@@ -8,16 +8,16 @@ import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
-from ..fmn_core.attention_compare import CompareSettings, compare, draw_comparison
-from ..fmn_core.attention_data import as_json, as_npz
-from ..fmn_core.attention_picture import ViewSettings, visualize
-from ..fmn_core.files import describe, save_under_next, write_new
-from ..fmn_core.heatmap import told_of_others
-from ..fmn_core.hosts.comfy import ComfyHost, progress_bar
-from ..fmn_core.hosts.comfy_attention import record_attention
-from ..fmn_core.hosts.comfy_graph import recording_of
-from ..fmn_core.picture_attention import LookSettings, record_pictures
-from ..fmn_core.recording import AttentionRecording, RecordingSettings
+from ..fmn_core.attention.compare import CompareSettings, compare, draw_comparison
+from ..fmn_core.attention.export import as_json, as_npz
+from ..fmn_core.attention.from_image import LookSettings, record_pictures
+from ..fmn_core.attention.heatmap import told_of_others
+from ..fmn_core.attention.recorder import AttentionRecording, RecordingSettings
+from ..fmn_core.attention.visualize import ViewSettings, visualize
+from ..fmn_core.files.atomic import describe, save_under_next, write_new
+from ..fmn_core.hosts.comfy.attention import record_attention
+from ..fmn_core.hosts.comfy.graph import recording_of
+from ..fmn_core.hosts.comfy.model import ComfyHost, progress_bar
 from .patch import numbered
 from .schema import Recording, schema, settings_inputs
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..fmn_core.errors import ForgetError
-from ..fmn_core.gate import OPEN
-from ..fmn_core.hosts.comfy_hooks import gated
+from ..fmn_core.hosts.comfy.hooks import gated
+from ..fmn_core.patch.gate import OPEN
 from .patch import changed_at, choose, patch_input
 from .schema import LoraModel, schema
 

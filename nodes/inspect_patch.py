@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..fmn_core.hosts.comfy import ComfyHost
-from ..fmn_core.inspection import inspect_patch
-from ..fmn_core.inspection_picture import draw_inspection
-from ..fmn_core.inspection_text import text_of
+from ..fmn_core.hosts.comfy.model import ComfyHost
+from ..fmn_core.inspection.describe import text_of
+from ..fmn_core.inspection.inspect import inspect_patch
+from ..fmn_core.inspection.plot import draw_inspection
 from .patch import changed_at, choose, patch_input
 from .schema import LoraModel, schema
 

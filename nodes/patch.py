@@ -10,10 +10,10 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ..fmn_core.errors import ForgetError
-from ..fmn_core.file_names import folder_and_name, slug
-from ..fmn_core.files import save_under_next
-from ..fmn_core.hosts.comfy_apply import apply_patch
-from ..fmn_core.patch import Patch, read_patch, save_patch
+from ..fmn_core.files.atomic import save_under_next
+from ..fmn_core.files.names import folder_and_name, slug
+from ..fmn_core.hosts.comfy.apply import apply_patch
+from ..fmn_core.patch.patch import Patch, read_patch, save_patch
 from .schema import LoraModel, schema
 
 FROM_INPUT = "from the lora input"

@@ -6,12 +6,12 @@ import comfy.sd
 import comfy.utils
 from comfy_api.latest import io, ui
 
+from ..fmn_core.erasure.forget import summary
 from ..fmn_core.errors import ForgetError
-from ..fmn_core.forget import summary
-from ..fmn_core.hosts.comfy_apply import apply_patch
-from ..fmn_core.members import Member
-from ..fmn_core.patch import is_patch, read_patch
-from ..fmn_core.stack import stack
+from ..fmn_core.hosts.comfy.apply import apply_patch
+from ..fmn_core.patch.patch import is_patch, read_patch
+from ..fmn_core.patch.stack import stack
+from ..fmn_core.patch.weighted import Member
 from .patch import FROM_INPUT, as_patch, changed_at, listed, require_file
 from .schema import LoraModel, schema
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from ..fmn_core.checkpoint import Checkpoint
-from ..fmn_core.hosts.comfy_folders import checkpoints_folder
+from ..fmn_core.hosts.comfy.folders import checkpoints_folder
+from ..fmn_core.training.checkpoint import Checkpoint
 from .schema import tell
 
 

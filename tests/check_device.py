@@ -17,18 +17,21 @@ import second_device
 import torch
 from graphs import Graphs
 
-from fmn_core import balanced, hybrid, recovery, resteering, robust
-from fmn_core.checkpoint import Checkpoint
-from fmn_core.evaluate import evaluate
-from fmn_core.forget import forget
-from fmn_core.imports import import_patch
-from fmn_core.inversion import invert_pictures
-from fmn_core.members import Member
-from fmn_core.patch import DOWN, UP, read_patch, save_patch
-from fmn_core.picture_attention import LookSettings, record_pictures
-from fmn_core.recording import RecordingSettings
-from fmn_core.settings import EvaluateSettings, ForgetSettings, ImportSettings, InvertSettings
-from fmn_core.stack import stack
+from fmn_core.attention.from_image import LookSettings, record_pictures
+from fmn_core.attention.recorder import RecordingSettings
+from fmn_core.convert.importer import import_patch
+from fmn_core.erasure import adversarial as robust
+from fmn_core.erasure import hybrid, resteering
+from fmn_core.erasure import refined as balanced
+from fmn_core.erasure.config import EvaluateSettings, ForgetSettings, ImportSettings, InvertSettings
+from fmn_core.erasure.forget import forget
+from fmn_core.evaluation import recovery
+from fmn_core.evaluation.evaluate import evaluate
+from fmn_core.inversion.textual_inversion import invert_pictures
+from fmn_core.patch.patch import DOWN, UP, read_patch, save_patch
+from fmn_core.patch.stack import stack
+from fmn_core.patch.weighted import Member
+from fmn_core.training.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.device
 
@@ -88,7 +91,7 @@ def pipelines(comfy, request):
 @pytest.fixture
 def hosts(pipelines, monkeypatch):
     """Both as hosts, and few steps."""
-    from fmn_core.hosts.diffusers import DiffusersHost
+    from fmn_core.hosts.diffusers.model import DiffusersHost
 
     few_steps(monkeypatch.setattr)
     both = [DiffusersHost(pipeline, progress_bar=False) for pipeline in pipelines]
@@ -163,7 +166,7 @@ def test_an_evaluation_is_that_of_the_cpu(hosts):
 
 @pytest.mark.parametrize("keep", ["heads", "steps"])
 def test_a_recording_is_that_of_the_cpu(hosts, keep):
-    from fmn_core.hosts.diffusers_attention import recorded_attention
+    from fmn_core.hosts.diffusers.attention import recorded_attention
 
     recordings = []
     for host in hosts:

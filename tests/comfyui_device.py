@@ -33,17 +33,17 @@ import comfy.sd  # noqa: E402
 from check_device import IMAGES, MASK, PATCH, QUICK, few_steps, require_whole  # noqa: E402
 from test_quantized import FP8, scaled  # noqa: E402
 
-from fmn_core.attention_picture import ViewSettings, visualize  # noqa: E402
-from fmn_core.evaluate import evaluate  # noqa: E402
-from fmn_core.forget import forget  # noqa: E402
-from fmn_core.hosts import comfy_embedded  # noqa: E402
-from fmn_core.hosts.comfy import ComfyHost  # noqa: E402
-from fmn_core.hosts.comfy_apply import apply_patch  # noqa: E402
-from fmn_core.hosts.comfy_attention import record_attention  # noqa: E402
-from fmn_core.hosts.comfy_hooks import gated  # noqa: E402
-from fmn_core.inversion import invert_pictures  # noqa: E402
-from fmn_core.patch import read_patch  # noqa: E402
-from fmn_core.settings import EvaluateSettings, ForgetSettings, InvertSettings  # noqa: E402
+from fmn_core.attention.visualize import ViewSettings, visualize  # noqa: E402
+from fmn_core.erasure.config import EvaluateSettings, ForgetSettings, InvertSettings  # noqa: E402
+from fmn_core.erasure.forget import forget  # noqa: E402
+from fmn_core.evaluation.evaluate import evaluate  # noqa: E402
+from fmn_core.hosts.comfy import embedded as comfy_embedded  # noqa: E402
+from fmn_core.hosts.comfy.apply import apply_patch  # noqa: E402
+from fmn_core.hosts.comfy.attention import record_attention  # noqa: E402
+from fmn_core.hosts.comfy.hooks import gated  # noqa: E402
+from fmn_core.hosts.comfy.model import ComfyHost  # noqa: E402
+from fmn_core.inversion.textual_inversion import invert_pictures  # noqa: E402
+from fmn_core.patch.patch import read_patch  # noqa: E402
 
 CAT = "a photo of a cat"
 

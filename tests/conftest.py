@@ -53,7 +53,7 @@ def loaded(comfy):
 @pytest.fixture
 def host(loaded):
     """The embedded model as a DiffusionHost."""
-    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     return ComfyHost(*loaded)
 
@@ -78,8 +78,8 @@ def sample(comfy, loaded):
 @pytest.fixture(scope="session")
 def record(loaded):
     """record(text, model, conditioning, **settings) -> a model that records, and its recording."""
-    from fmn_core.hosts.comfy_attention import record_attention
-    from fmn_core.recording import RecordingSettings
+    from fmn_core.attention.recorder import RecordingSettings
+    from fmn_core.hosts.comfy.attention import record_attention
 
     def record(text="a neon drawing of a cat", model=None, conditioning=None, **settings):
         return record_attention(model or loaded[0], loaded[1], text, RecordingSettings(**settings), conditioning)
@@ -179,7 +179,7 @@ def a1111_server(comfyui, tmp_path_factory):
 
     folder, work = installed("a1111"), tmp_path_factory.mktemp("a1111")
     with torch.no_grad():
-        export_webui(work / "models/Stable-diffusion", autoencoder="fmn_core.hosts.taesd.TAESD")
+        export_webui(work / "models/Stable-diffusion", autoencoder="fmn_core.hosts.webui.taesd.TAESD")
     with WebuiServer("a1111", folder, work) as server:
         yield server
 

@@ -32,9 +32,9 @@ def main() -> None:
 
     from demo.export import make_pipeline
     from demo.host import comfyui_folder, import_comfyui
-    from fmn_core.heatmap import word_heat_maps
-    from fmn_core.hosts.diffusers import DiffusersHost
-    from fmn_core.hosts.diffusers_attention import recorded_attention
+    from fmn_core.attention.heatmap import word_heat_maps
+    from fmn_core.hosts.diffusers.attention import recorded_attention
+    from fmn_core.hosts.diffusers.model import DiffusersHost
 
     import_comfyui(comfyui_folder())
     daam = import_daam()

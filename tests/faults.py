@@ -34,14 +34,17 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from demo.host import CHECKPOINT, comfyui_folder, import_comfyui  # noqa: E402
 from demo.server import ComfyServer  # noqa: E402
-from fmn_core import balanced, hybrid, inversion, resteering, robust  # noqa: E402
-from fmn_core.checkpoint import Checkpoint  # noqa: E402
-from fmn_core.embedding import save_embedding  # noqa: E402
+from fmn_core.erasure import adversarial as robust  # noqa: E402
+from fmn_core.erasure import hybrid, resteering  # noqa: E402
+from fmn_core.erasure import refined as balanced  # noqa: E402
+from fmn_core.erasure.config import ForgetSettings, InvertSettings  # noqa: E402
+from fmn_core.erasure.forget import forget  # noqa: E402
 from fmn_core.errors import ForgetError  # noqa: E402
-from fmn_core.forget import forget  # noqa: E402
-from fmn_core.inversion import Inversion, invert_pictures  # noqa: E402
-from fmn_core.patch import save_patch  # noqa: E402
-from fmn_core.settings import ForgetSettings, InvertSettings  # noqa: E402
+from fmn_core.inversion import textual_inversion as inversion  # noqa: E402
+from fmn_core.inversion.embedding import save_embedding  # noqa: E402
+from fmn_core.inversion.textual_inversion import Inversion, invert_pictures  # noqa: E402
+from fmn_core.patch.patch import save_patch  # noqa: E402
+from fmn_core.training.checkpoint import Checkpoint  # noqa: E402
 
 SMALL = ForgetSettings(preset="paper", steps=4, num_pictures=1, sampling_steps=2, resolution=64, rank=2)
 JOBS = {
@@ -98,7 +101,7 @@ class Bench:
                 torch.set_rng_state(state)
 
     def host(self, settings):
-        from fmn_core.hosts.comfy import ComfyHost
+        from fmn_core.hosts.comfy.model import ComfyHost
 
         return ComfyHost(*self.loaded)
 

@@ -29,22 +29,22 @@ sys.path.insert(0, str(ROOT))
 from hostile import MUCH, Hostile  # noqa: E402
 
 from demo.host import load_embedded_model  # noqa: E402
-from fmn_core.checkpoint import Checkpoint, State  # noqa: E402
-from fmn_core.concept import concept_columns, make_concepts  # noqa: E402
-from fmn_core.embedding import read_embedding  # noqa: E402
+from fmn_core.convert.exporter import PER_LEVEL, merge, to_diff, to_peft  # noqa: E402
+from fmn_core.convert.importer import import_patch  # noqa: E402
+from fmn_core.erasure.config import ForgetSettings, ImportSettings  # noqa: E402
+from fmn_core.erasure.forget import forget, summary  # noqa: E402
 from fmn_core.errors import ForgetError  # noqa: E402
-from fmn_core.exports import PER_LEVEL, merge, to_diff, to_peft  # noqa: E402
-from fmn_core.file_names import DEVICES, folder_and_name, slug  # noqa: E402
-from fmn_core.forget import forget, summary  # noqa: E402
-from fmn_core.imports import import_patch  # noqa: E402
-from fmn_core.inspection import inspect_patch  # noqa: E402
-from fmn_core.inspection_picture import draw_inspection  # noqa: E402
-from fmn_core.inspection_text import text_of  # noqa: E402
-from fmn_core.key_names import dotted, one_name  # noqa: E402
-from fmn_core.members import Member  # noqa: E402
-from fmn_core.patch import ALPHA, DOWN, UP, Patch, is_patch, read_patch, serialize  # noqa: E402
-from fmn_core.settings import ForgetSettings, ImportSettings  # noqa: E402
-from fmn_core.stack import stack, unstack  # noqa: E402
+from fmn_core.files.names import DEVICES, folder_and_name, slug  # noqa: E402
+from fmn_core.inspection.describe import text_of  # noqa: E402
+from fmn_core.inspection.inspect import inspect_patch  # noqa: E402
+from fmn_core.inspection.plot import draw_inspection  # noqa: E402
+from fmn_core.inversion.embedding import read_embedding  # noqa: E402
+from fmn_core.lora.keys import dotted, one_name  # noqa: E402
+from fmn_core.patch.patch import ALPHA, DOWN, UP, Patch, is_patch, read_patch, serialize  # noqa: E402
+from fmn_core.patch.stack import stack, unstack  # noqa: E402
+from fmn_core.patch.weighted import Member  # noqa: E402
+from fmn_core.text.concept import concept_columns, make_concepts  # noqa: E402
+from fmn_core.training.checkpoint import Checkpoint, State  # noqa: E402
 
 SLOW = 5.0  # seconds for one answer
 TYPES = ["F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "C64", "I64", "I8", "U16", "BOOL", "X", "", 7, None]
@@ -274,7 +274,7 @@ class Fuzzer:
 
     def uses(self, patch: Patch, raw: bytes) -> None:
         """What is done with a patch that could be read."""
-        from fmn_core.hosts.comfy_apply import apply_patch
+        from fmn_core.hosts.comfy.apply import apply_patch
 
         self.ask("say what it forgets", lambda: summary(patch), raw)
         inspection = self.ask("inspect", lambda: inspect_patch(patch, self.host, self.path), raw)

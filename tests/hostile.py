@@ -21,22 +21,22 @@ from typing import NamedTuple
 import torch
 from hostile_files import Files, Maker
 
-from fmn_core.checkpoint import Checkpoint, State
-from fmn_core.configs import inversion_settings, read_concepts, read_config
-from fmn_core.embedding import read_embedding
+from fmn_core.cli.run_config import inversion_settings, read_concepts, read_config
+from fmn_core.convert.exporter import merge, save_as
+from fmn_core.convert.importer import import_patch
+from fmn_core.erasure.config import ImportSettings
+from fmn_core.erasure.forget import summary
 from fmn_core.errors import ForgetError
-from fmn_core.exports import merge, save_as
-from fmn_core.forget import summary
-from fmn_core.gate import gate
-from fmn_core.imports import import_patch
-from fmn_core.inspection import inspect_patch
-from fmn_core.inspection_picture import draw_inspection
-from fmn_core.inspection_text import text_of
-from fmn_core.members import Member, stored_parts
-from fmn_core.patch import Patch, is_patch, model_shapes, read_patch, save_patch
-from fmn_core.pictures import read_images
-from fmn_core.settings import ImportSettings
-from fmn_core.stack import stack, unstack
+from fmn_core.inspection.describe import text_of
+from fmn_core.inspection.inspect import inspect_patch
+from fmn_core.inspection.plot import draw_inspection
+from fmn_core.inversion.embedding import read_embedding
+from fmn_core.patch.gate import gate
+from fmn_core.patch.patch import Patch, is_patch, model_shapes, read_patch, save_patch
+from fmn_core.patch.stack import stack, unstack
+from fmn_core.patch.weighted import Member, stored_parts
+from fmn_core.training.checkpoint import Checkpoint, State
+from fmn_core.training.images import read_images
 
 ROOT = Path(__file__).parent.parent
 SLOW, MUCH = 2.0, 400 << 20  # seconds of computing for one answer; bytes of memory over the file's own

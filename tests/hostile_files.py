@@ -11,9 +11,10 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from fmn_core import bounded_json, header, patch_bounds
-from fmn_core.moments import MOST_ROWS
-from fmn_core.patch import ALPHA, DOWN, UP, read_patch
+from fmn_core.files import bounded_json, header
+from fmn_core.patch import bounds as patch_bounds
+from fmn_core.patch.patch import ALPHA, DOWN, UP, read_patch
+from fmn_core.patch.statistics import MOST_ROWS
 
 ROOT = Path(__file__).parent.parent
 K = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"

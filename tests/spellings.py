@@ -7,8 +7,8 @@ import itertools
 from conftest import ROOT
 from safetensors.torch import save_file
 
-from fmn_core.key_names import dotted, one_name
-from fmn_core.patch import ALPHA, DOWN, UP
+from fmn_core.lora.keys import dotted, one_name
+from fmn_core.patch.patch import ALPHA, DOWN, UP
 
 FILE = ROOT / "demo/loras/forget-cat.safetensors"
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks.architectures import narrow_model
-from fmn_core.forget import forget
-from fmn_core.settings import ForgetSettings
+from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.forget import forget
 
 MODULES = {"sd1": 64, "sd2": 64, "sd2_v": 64, "sdxl": 280}  # four projections of 16 or 70 layers
 NAMES = {
@@ -31,7 +31,7 @@ def narrow(comfy, family):
 
 @pytest.fixture
 def narrow_host(narrow):
-    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     return ComfyHost(*narrow)
 
@@ -53,7 +53,7 @@ def test_layers_have_the_names_that_lora_files_give_them(narrow_host, family):
 def test_every_preset_makes_a_patch_that_the_host_loads_whole(comfy, narrow, narrow_host, family, preset, caplog):
     import comfy.lora
 
-    from fmn_core.hosts.comfy_apply import apply_patch
+    from fmn_core.hosts.comfy.apply import apply_patch
 
     model = narrow[0]
     before = weights(model)
@@ -72,7 +72,7 @@ def test_every_preset_makes_a_patch_that_the_host_loads_whole(comfy, narrow, nar
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_weights_are_forgotten_on(comfy, dtype):
     """fp16 and bf16 checkpoints: the edit is that of the same weights in fp32, and nothing overflows."""
-    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     patches = []
     for half in (False, True):

@@ -13,17 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
-from fmn_core.attention import attention_probabilities, is_prompt, layer_size
-from fmn_core.attention_compare import CompareSettings, compare, draw_comparison
-from fmn_core.attention_data import as_json, as_npz
-from fmn_core.attention_picture import VIEWS, ViewSettings, layer_title, visualize
-from fmn_core.drawing import PAPER
+from fmn_core.attention.capture import attention_probabilities, is_prompt, layer_size
+from fmn_core.attention.compare import CompareSettings, compare, draw_comparison
+from fmn_core.attention.export import as_json, as_npz
+from fmn_core.attention.heatmap import COLOR_MAPS, OTHER, colorize, colorize_difference, overlay, percent, shares
+from fmn_core.attention.recorder import AttentionRecording, Box, Origin, RecordingSettings
+from fmn_core.attention.visualize import VIEWS, ViewSettings, layer_title, visualize
 from fmn_core.errors import ForgetError
-from fmn_core.heatmap import COLOR_MAPS, OTHER, colorize, colorize_difference, overlay, percent, shares
-from fmn_core.hosts.base import Token
-from fmn_core.prompt_words import distinct_words, find_phrase, words_of
-from fmn_core.recording import AttentionRecording, Box, Origin, RecordingSettings
-from fmn_core.sheet import draw_bar
+from fmn_core.host import Token
+from fmn_core.plots.canvas import PAPER
+from fmn_core.plots.sheet import draw_bar
+from fmn_core.text.tokens import distinct_words, find_phrase, words_of
 
 LAYER = "input_blocks.{}.1.transformer_blocks.0.attn2"
 
@@ -109,7 +109,7 @@ def test_rows_at_a_time_are_all_at_once(monkeypatch):
     maps = []
     for memory in (2**20, 1e-9):
         recording = AttentionRecording("a", tokens("a</w>"))
-        monkeypatch.setattr("fmn_core.recording.AT_ONCE", 8 if memory > 1 else 2**30)
+        monkeypatch.setattr("fmn_core.attention.recorder.AT_ONCE", 8 if memory > 1 else 2**30)
         recording.add("x", q, k, 2, 7, 5)
         maps.append(recording.map("x"))
     assert torch.allclose(*maps, atol=1e-6)
@@ -164,7 +164,7 @@ def test_a_layer_that_is_left_out_of_some_steps():
 @pytest.mark.parametrize("old", [False, True])
 def test_the_numbers_beside_a_colour_bar_do_not_touch_one_another(monkeypatch, tall, ticks, old):
     if old:  # Pillow's font before 10.1, which hangs from where others are centred
-        monkeypatch.setattr("fmn_core.sheet.font", lambda size: ImageFont.load_default_imagefont())
+        monkeypatch.setattr("fmn_core.plots.sheet.font", lambda size: ImageFont.load_default_imagefont())
     canvas, boxes = Image.new("RGB", (200, 400), PAPER), []
 
     class Pen(ImageDraw.ImageDraw):
@@ -192,7 +192,7 @@ def test_some_pictures_at_a_time_are_all_at_once(pictures, together, seed):
 
 
 def test_too_many_sheets_are_refused(monkeypatch):
-    monkeypatch.setattr("fmn_core.attention_picture.MOST_NUMBERS", 500_000)
+    monkeypatch.setattr("fmn_core.attention.visualize.MOST_NUMBERS", 500_000)
     with pytest.raises(ForgetError, match="2 pictures or masks of .* name fewer words"):
         visualize(recorded("a", "cat"), torch.rand(1, 8, 8, 3), ViewSettings(view="layers"))
 
@@ -247,7 +247,7 @@ def test_pieces_of_words_are_merged_and_phrases_found():
 
 @pytest.mark.parametrize("text", ["ein süßer Löwe", "猫 と 家", "naïve café", "кот"])
 def test_words_of_any_language_read_as_typed(loaded, text):
-    from fmn_core.hosts.comfy import tokenize
+    from fmn_core.hosts.comfy.model import tokenize
 
     words = [word for word, _ in words_of(tokenize(loaded[1], text))]
     assert "".join(words) == text.lower().replace(" ", "")

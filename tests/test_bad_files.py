@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from fmn_core.convert.exporter import merge, to_diff, to_peft
+from fmn_core.convert.importer import import_patch
+from fmn_core.erasure.config import ImportSettings
 from fmn_core.errors import ForgetError
-from fmn_core.exports import merge, to_diff, to_peft
-from fmn_core.imports import import_patch
-from fmn_core.patch import ALPHA, DOWN, UP, Patch, read_patch, serialize
-from fmn_core.settings import ImportSettings
+from fmn_core.patch.patch import ALPHA, DOWN, UP, Patch, read_patch, serialize
 
 MUCH = 400 << 20  # bytes of memory: no file here is larger than a few of its MB
 FUZZED = settings(
@@ -83,7 +83,7 @@ CORPUS = corpus()
 @pytest.fixture(scope="module")
 def readers(loaded, tmp_path_factory):
     """readers(data) has every reader look at the bytes, and fails for any other exception than theirs."""
-    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     host, path = ComfyHost(*loaded), tmp_path_factory.mktemp("bad") / "bad.safetensors"
     read, imported = [], []

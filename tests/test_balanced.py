@@ -7,21 +7,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fmn_core.concept import make_concepts
+from fmn_core.erasure.closed_form import make_edit
+from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.forget import forget, summary
+from fmn_core.erasure.hybrid import Reading, Texts, gather, warnings
 from fmn_core.errors import ForgetError
-from fmn_core.fast import make_edit
-from fmn_core.forget import forget, summary
-from fmn_core.hybrid import Reading, Texts, gather, warnings
-from fmn_core.paraphrases import NEAR_TEMPLATES, fill
-from fmn_core.patch import ALPHA, DOWN, UP, serialize
-from fmn_core.settings import ForgetSettings
+from fmn_core.patch.patch import ALPHA, DOWN, UP, serialize
+from fmn_core.text.concept import make_concepts
+from fmn_core.text.features import NEAR_TEMPLATES, fill
 
 QUICK = ForgetSettings(preset="balanced", steps=6, num_pictures=1, sampling_steps=2, resolution=64)
 
 
 @pytest.fixture(scope="module")
 def host(loaded):
-    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     return ComfyHost(*loaded)
 
@@ -131,7 +131,7 @@ def test_long_names_are_read_as_far_as_the_text_encoder_goes(host):
 
 
 def test_robust_keeps_the_last_good_state(host, monkeypatch):
-    from fmn_core import robust
+    from fmn_core.erasure import adversarial as robust
 
     step, taken = robust.train_step, []
 
@@ -150,7 +150,7 @@ def test_robust_keeps_the_last_good_state(host, monkeypatch):
 
 
 def test_robust_takes_pictures_of_any_shape_and_the_largest_seed(host, monkeypatch):
-    from fmn_core import robust
+    from fmn_core.erasure import adversarial as robust
 
     monkeypatch.setattr(robust, "LEARNED_STEPS", 2)
     monkeypatch.setattr(robust, "NEAR", 1)
@@ -171,7 +171,7 @@ def test_given_pictures_and_a_mask(host):
 
 def test_robust_learns_words_in_rounds_and_trains_against_them(host, monkeypatch):
     """Every attack adds a prompt for each template, and finds the model so far patched; the file is an ordinary one."""
-    from fmn_core import robust
+    from fmn_core.erasure import adversarial as robust
 
     monkeypatch.setattr(robust, "LEARNED_STEPS", 4)
     monkeypatch.setattr(robust, "NEAR", 2)

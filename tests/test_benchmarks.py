@@ -29,9 +29,10 @@ from benchmarks.quality import score
 from benchmarks.speed import IMAGINED, imagined_step
 from demo.judge import LABELS
 from demo.vocabulary import OBJECTS, STYLES
-from fmn_core import fast, paraphrases
-from fmn_core.memory import RECOMPUTED, rehearse
-from fmn_core.settings import ForgetSettings
+from fmn_core.erasure import closed_form as fast
+from fmn_core.erasure.config import ForgetSettings
+from fmn_core.text import features as paraphrases
+from fmn_core.training.memory import RECOMPUTED, rehearse
 
 
 def test_the_figures_are_those_of_the_definitions():
@@ -99,7 +100,7 @@ def test_the_steered_key_gets_its_share_of_the_start_tokens_attention():
 
 @pytest.fixture(scope="module")
 def embedded(loaded):
-    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     return ComfyHost(*loaded)
 

@@ -15,21 +15,22 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from fmn_core import bounded_json, header, patch_bounds
-from fmn_core.bounded_json import parse_json
-from fmn_core.concept import make_concepts
-from fmn_core.configs import number, read_config
-from fmn_core.conflicts import warnings
+from fmn_core.cli.run_config import number, read_config
+from fmn_core.convert.exporter import save_as, to_diff, to_peft
+from fmn_core.erasure.config import ForgetSettings
 from fmn_core.errors import ForgetError
-from fmn_core.exports import save_as, to_diff, to_peft
-from fmn_core.header import read_header, tensor_hash, with_sorted_header
-from fmn_core.low_rank import of_one_rank
-from fmn_core.members import Member
-from fmn_core.moments import Moments
-from fmn_core.patch import Patch, is_patch, metadata, read_patch, save_patch
-from fmn_core.settings import ForgetSettings
-from fmn_core.stack import stack
-from fmn_core.weights_file import TYPES, read_small
+from fmn_core.files import bounded_json, header
+from fmn_core.files.bounded_json import parse_json
+from fmn_core.files.header import read_header, tensor_hash, with_sorted_header
+from fmn_core.files.safetensors import TYPES, read_small
+from fmn_core.lora.decompose import of_one_rank
+from fmn_core.patch import bounds as patch_bounds
+from fmn_core.patch.conflicts import warnings
+from fmn_core.patch.patch import Patch, is_patch, metadata, read_patch, save_patch
+from fmn_core.patch.stack import stack
+from fmn_core.patch.statistics import Moments
+from fmn_core.patch.weighted import Member
+from fmn_core.text.concept import make_concepts
 
 CAT = ROOT / "demo/loras/forget-cat.safetensors"
 AWKWARD = st.text(st.sampled_from('[]{},:"\\/\n\u732b\U0001f408a9'), max_size=12)

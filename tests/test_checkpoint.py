@@ -8,10 +8,10 @@ import time
 import pytest
 import torch
 
-from fmn_core import checkpoint as module
-from fmn_core.checkpoint import Checkpoint, State, digest
 from fmn_core.errors import ForgetError
-from fmn_core.files import LEFT_OVER, write_over
+from fmn_core.files.atomic import LEFT_OVER, write_over
+from fmn_core.training import checkpoint as module
+from fmn_core.training.checkpoint import Checkpoint, State, digest
 
 
 class Host:

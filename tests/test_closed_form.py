@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmn_core.closed_form import Erasure, leading_directions, second_moment, solve
+from fmn_core.erasure.solve import Erasure, leading_directions, second_moment, solve
 
 WIDTH = 12
 

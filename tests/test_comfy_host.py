@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
-from fmn_core.forget import forget
-from fmn_core.sampling import sample_ddim
-from fmn_core.settings import ForgetSettings
+from fmn_core.training.sampling import sample_ddim
 
 
 def test_the_model_in_the_graph_is_made_of_inference_tensors(loaded):
@@ -51,7 +51,7 @@ def test_training_loads_the_model_through_the_host_on_a_clone(comfy, loaded, hos
 
 
 def test_aliases_share_memory(host):
-    from fmn_core.hosts.comfy import ordinary_parameters
+    from fmn_core.hosts.comfy.model import ordinary_parameters
 
     unet = host.base.diffusion_model
     before = [p.data_ptr() for p in unet.parameters()]
@@ -62,7 +62,7 @@ def test_aliases_share_memory(host):
 
 
 def test_a_vae_is_asked_for_where_pictures_need_one(loaded):
-    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     with pytest.raises(ForgetError, match="connect the checkpoint's VAE"):
         ComfyHost(loaded[0], loaded[1]).encode_images(torch.rand(1, 64, 64, 3))
@@ -103,7 +103,7 @@ def test_patches_of_other_packs_act_in_training(host):
 
 
 def test_partners_that_do_not_belong_get_a_sentence(comfy, loaded, host):
-    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     model, clip, vae = loaded
     with pytest.raises(ForgetError, match="no CLIP"):
@@ -118,9 +118,9 @@ def test_partners_that_do_not_belong_get_a_sentence(comfy, loaded, host):
 def test_embeddings_are_told_apart(comfy, loaded, tmp_path):
     from safetensors.torch import save_file
 
-    from fmn_core.concept import find_tokens
-    from fmn_core.hosts.comfy import tokenize
-    from fmn_core.hosts.comfy_words import missing_embeddings
+    from fmn_core.hosts.comfy.model import tokenize
+    from fmn_core.hosts.comfy.text import missing_embeddings
+    from fmn_core.text.concept import find_tokens
 
     for name in ("bar", "baz"):
         save_file({"emb_params": torch.randn(2, 96)}, tmp_path / f"{name}.safetensors")
@@ -136,9 +136,9 @@ def test_embeddings_are_told_apart(comfy, loaded, tmp_path):
 
 @pytest.mark.parametrize("other", ["Flux", "SD3", "SVD_img2vid", "SDXLRefiner", "Stable_Cascade_C"])
 def test_models_of_other_architectures_are_refused(comfy, loaded, other):
-    from fmn_core.hosts.comfy import ComfyHost
-    from fmn_core.hosts.comfy_apply import apply_patch
-    from fmn_core.hosts.comfy_attention import record_attention
+    from fmn_core.hosts.comfy.apply import apply_patch
+    from fmn_core.hosts.comfy.attention import record_attention
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     model = loaded[0].clone()
     model.model = torch.nn.Module()
@@ -157,8 +157,8 @@ def test_what_names_a_checkpoint_is_the_model_with_all_that_is_on_it(comfy, load
     or without the VAE."""
     from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 
-    from fmn_core.checkpoint import digest
-    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy.model import ComfyHost
+    from fmn_core.training.checkpoint import digest
 
     model, clip, vae = loaded
 

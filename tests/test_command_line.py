@@ -16,9 +16,9 @@ from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
 from demo.host import CHECKPOINT
-from fmn_core import doctor
-from fmn_core.__main__ import main
-from fmn_core.patch import read_patch, save_patch
+from fmn_core.cli import doctor
+from fmn_core.cli.main import main
+from fmn_core.patch.patch import read_patch, save_patch
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_forget_and_inspect(run, model, tmp_path):
 
 
 def test_a_stopped_training_goes_on(run, model, tmp_path, monkeypatch):
-    from fmn_core.hosts.diffusers import DiffusersHost
+    from fmn_core.hosts.diffusers.model import DiffusersHost
 
     settings = ["--preset", "paper", "--steps", "4", "--num-pictures", "1", "--sampling-steps", "2", "--resolution", "64"]
     command = ["forget", "--model", model, "--concept", "cat", "--device", "cpu", *settings, "--out"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from fmn_core.concept import concept_columns, find_tokens, make_concepts
 from fmn_core.errors import ForgetError
-from fmn_core.hosts.base import Token
+from fmn_core.host import Token
+from fmn_core.text.concept import concept_columns, find_tokens, make_concepts
 
 
 def columns_of(host, name, prompt, tokens):

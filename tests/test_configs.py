@@ -8,12 +8,12 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fmn_core import configs
-from fmn_core.__main__ import main
-from fmn_core.configs import forgetting_settings, inversion_settings, read_config
+from fmn_core.cli import run_config as configs
+from fmn_core.cli.main import main
+from fmn_core.cli.run_config import forgetting_settings, inversion_settings, read_config
+from fmn_core.erasure.config import LEARNING_RATES, ForgetSettings, InvertSettings
 from fmn_core.errors import ForgetError
-from fmn_core.patch import read_patch
-from fmn_core.settings import LEARNING_RATES, ForgetSettings, InvertSettings
+from fmn_core.patch.patch import read_patch
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 from spellings import FILE, SPELLINGS, close, ldm_name, module_name, products, written
 
 from demo.host import CHECKPOINT
+from fmn_core.convert.exporter import save_as, to_peft
+from fmn_core.convert.importer import import_patch
+from fmn_core.erasure.config import ImportSettings
+from fmn_core.erasure.forget import summary
 from fmn_core.errors import ForgetError
-from fmn_core.exports import save_as, to_peft
-from fmn_core.forget import summary
-from fmn_core.imports import import_patch
-from fmn_core.key_names import blocks_per_level, dotted, one_name
-from fmn_core.patch import ALPHA, DOWN, UP, model_shapes, read_patch, save_patch
-from fmn_core.settings import ImportSettings
+from fmn_core.lora.keys import blocks_per_level, dotted, one_name
+from fmn_core.patch.patch import ALPHA, DOWN, UP, model_shapes, read_patch, save_patch
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def deltas(patch):
 
 @pytest.fixture(scope="module")
 def diffusers_host(pipeline):
-    from fmn_core.hosts.diffusers import DiffusersHost
+    from fmn_core.hosts.diffusers.model import DiffusersHost
 
     return DiffusersHost(pipeline, progress_bar=False)
 
@@ -133,10 +133,10 @@ def test_what_is_outside_the_cross_attention_becomes_the_rest_and_the_text_encod
 
 
 def test_an_imported_patch_is_saved_read_applied_and_measured(host, sample, tmp_path):
-    from fmn_core.evaluate import evaluate
-    from fmn_core.hosts.comfy_apply import apply_patch
-    from fmn_core.moments import Moments
-    from fmn_core.settings import EvaluateSettings
+    from fmn_core.erasure.config import EvaluateSettings
+    from fmn_core.evaluation.evaluate import evaluate
+    from fmn_core.hosts.comfy.apply import apply_patch
+    from fmn_core.patch.statistics import Moments
 
     save_as(read_patch(FILE), "peft", tmp_path / "peft.safetensors")
     save_patch(

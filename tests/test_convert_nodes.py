@@ -7,7 +7,7 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 from demo.server import ServerError
-from fmn_core.patch import DOWN, UP, read_patch
+from fmn_core.patch.patch import DOWN, UP, read_patch
 
 FILE = ROOT / "demo/loras/forget-cat.safetensors"
 

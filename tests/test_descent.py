@@ -11,17 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import fmn_core.resteering as resteering
-from fmn_core.checkpoint import State
-from fmn_core.descent import HALVINGS, STEADY, Descent, settled
+from fmn_core.erasure import resteering as resteering
+from fmn_core.erasure.config import ForgetSettings, InvertSettings
+from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
-from fmn_core.forget import forget
-from fmn_core.hosts.diffusers import DiffusersHost
-from fmn_core.inversion import invert
-from fmn_core.lora import CrossAttentionLoRA
-from fmn_core.losses import visual_denoising_loss
-from fmn_core.memory import Economy
-from fmn_core.settings import ForgetSettings, InvertSettings
+from fmn_core.hosts.diffusers.model import DiffusersHost
+from fmn_core.inversion.textual_inversion import invert
+from fmn_core.lora.layers import CrossAttentionLoRA
+from fmn_core.training.checkpoint import State
+from fmn_core.training.loop import HALVINGS, STEADY, Descent, settled
+from fmn_core.training.losses import visual_denoising_loss
+from fmn_core.training.memory import Economy
 
 PAPER = ForgetSettings(preset="paper", steps=4, num_pictures=2, sampling_steps=3, resolution=64)
 HOST = SimpleNamespace(check_interrupt=lambda: None, recomputes=False)

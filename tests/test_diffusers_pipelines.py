@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
-from fmn_core.forget import forget
-from fmn_core.hosts.diffusers import DiffusersHost
-from fmn_core.hosts.diffusers_attention import recorded_attention
-from fmn_core.losses import predicted_x0
-from fmn_core.patch import serialize
-from fmn_core.sampling import sample_ddim
-from fmn_core.settings import ForgetSettings
+from fmn_core.hosts.diffusers.attention import recorded_attention
+from fmn_core.hosts.diffusers.model import DiffusersHost
+from fmn_core.patch.patch import serialize
+from fmn_core.training.losses import predicted_x0
+from fmn_core.training.sampling import sample_ddim
 
 QUICK = {"steps": 2, "num_pictures": 1, "sampling_steps": 2, "resolution": 64}
 TRAINED = ["paper", "balanced"]

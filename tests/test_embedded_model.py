@@ -71,7 +71,7 @@ def test_the_webuis_own_ldm_computes_the_same(host, tmp_path, monkeypatch):
     from demo.export import export_webui
 
     monkeypatch.syspath_prepend(str(ROOT))
-    export_webui(tmp_path, autoencoder="fmn_core.hosts.taesd.TAESD")
+    export_webui(tmp_path, autoencoder="fmn_core.hosts.webui.taesd.TAESD")
     config = yaml.safe_load((tmp_path / f"{CHECKPOINT.stem}.yaml").read_text())["model"]["params"]
     weights = {key: weight.float() for key, weight in load_file(tmp_path / CHECKPOINT.name).items()}
 
@@ -119,7 +119,7 @@ def test_a_damaged_checkpoint_in_its_place_says_so(comfy, how, tmp_path):
 
 @pytest.mark.parametrize("size", [0, 5, 100, -1000])
 def test_a_checkpoint_cut_short_is_named_when_the_host_starts(comfy, size, tmp_path, caplog):
-    from fmn_core.hosts import comfy_embedded
+    from fmn_core.hosts.comfy import embedded as comfy_embedded
 
     (tmp_path / "checkpoints").mkdir()
     file = tmp_path / "checkpoints" / CHECKPOINT.name

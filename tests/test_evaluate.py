@@ -13,16 +13,16 @@ from conftest import ROOT
 
 from demo.run import load_pictures
 from demo.server import ServerError
-from fmn_core.applied import applied, patch_factors
+from fmn_core.erasure.config import EvaluateSettings
 from fmn_core.errors import ForgetError
-from fmn_core.evaluate import classified, evaluate, with_evaluation
-from fmn_core.measures import adversarial_token, clip_scores, kv_drift, kv_targets, noise_drift, prompt_drift
-from fmn_core.patch import UP, Patch, read_patch, save_patch
-from fmn_core.probes import Probe, Subjects, subjects_of
-from fmn_core.recovery import recover
-from fmn_core.report_picture import GAP, HEADING, LABEL, MARGIN, TILE, draw_report
-from fmn_core.settings import EvaluateSettings
-from fmn_core.verdict import verdict
+from fmn_core.evaluation.evaluate import classified, evaluate, with_evaluation
+from fmn_core.evaluation.findings import verdict
+from fmn_core.evaluation.metrics import adversarial_token, clip_scores, kv_drift, kv_targets, noise_drift, prompt_drift
+from fmn_core.evaluation.plot import GAP, HEADING, LABEL, MARGIN, TILE, draw_report
+from fmn_core.evaluation.prompts import Probe, Subjects, subjects_of
+from fmn_core.evaluation.recovery import recover
+from fmn_core.patch.apply import applied, patch_factors
+from fmn_core.patch.patch import UP, Patch, read_patch, save_patch
 
 QUICK = EvaluateSettings(prompts=2, steps=2, resolution=64, keep="house", inversion_steps=2)
 MEASURES = ("prompt_drift", "noise_drift", "kv_drift", "picture_change")
@@ -30,7 +30,7 @@ MEASURES = ("prompt_drift", "noise_drift", "kv_drift", "picture_change")
 
 @pytest.fixture(scope="module")
 def host(loaded):
-    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     return ComfyHost(*loaded)
 
@@ -80,7 +80,7 @@ def test_a_good_patch_moves_the_concept_and_little_else(evaluation):
 
 
 def test_the_same_inputs_give_the_same_report_without_pictures_too_and_the_model_is_left_alone(patch, evaluation, loaded):
-    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     blind = ComfyHost(*loaded[:2], None)
     before = [(p, p.detach().clone()) for p in blind.base.parameters()]
@@ -108,8 +108,8 @@ def test_an_interrupt_leaves_the_model_alone(host, patch, monkeypatch):
 
 
 def test_a_patch_applied_by_hooks_is_what_the_hosts_own_loader_makes_of_it(host, patch, sample, loaded):
-    from fmn_core.hosts.comfy import ComfyHost
-    from fmn_core.hosts.comfy_apply import apply_patch
+    from fmn_core.hosts.comfy.apply import apply_patch
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     merged = ComfyHost(apply_patch(loaded[0], patch, 0.7), *loaded[1:])
     x, t, prompts = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([500]), None
@@ -244,8 +244,8 @@ def test_inversion_through_a_patch_is_part_of_the_report(host, patch):
 
 
 def test_learned_words_bring_back_what_a_patch_takes_from_the_name(patch, loaded, monkeypatch):
-    from fmn_core import recovery
-    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.evaluation import recovery
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     monkeypatch.setattr(recovery, "ANCHORS", 4)
     monkeypatch.setattr(recovery, "SHOWN", 1)
@@ -277,7 +277,7 @@ def test_the_mode_correct_measures_the_word_that_moves(patch):
 def test_clip_vision_compares_with_a_text_encoder_of_its_own_space_only(loaded, monkeypatch, tmp_path):
     from comfy.clip_vision import ClipVisionModel
 
-    from fmn_core.hosts.comfy_clip import clip_scorer
+    from fmn_core.hosts.comfy.clip import clip_scorer
 
     config = tmp_path / "vision.json"
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
@@ -306,7 +306,7 @@ def test_a_clip_folder_of_transformers_scores_pictures(tmp_path):
     from transformers import CLIPConfig, CLIPModel
 
     from demo.recipe.text_encoder import make_tokenizer
-    from fmn_core.clip import load_clip
+    from fmn_core.evaluation.clip import load_clip
 
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
     with torch.random.fork_rng():

@@ -9,13 +9,13 @@ from safetensors.torch import load_file
 from spellings import FILE, close, ldm_name, module_name, module_name_of, products, written
 
 from demo.host import CHECKPOINT
-from fmn_core.applied import applied
+from fmn_core.convert.exporter import merge, save_as, to_diff, to_peft
+from fmn_core.convert.importer import import_patch
+from fmn_core.erasure.config import ImportSettings
 from fmn_core.errors import ForgetError
-from fmn_core.exports import merge, save_as, to_diff, to_peft
-from fmn_core.imports import import_patch
-from fmn_core.key_names import blocks_per_level
-from fmn_core.patch import ALPHA, DOWN, UP, model_shapes, read_patch
-from fmn_core.settings import ImportSettings
+from fmn_core.lora.keys import blocks_per_level
+from fmn_core.patch.apply import applied
+from fmn_core.patch.patch import ALPHA, DOWN, UP, model_shapes, read_patch
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +30,14 @@ def deltas(patch):
 
 @pytest.fixture(scope="module")
 def diffusers_host(pipeline):
-    from fmn_core.hosts.diffusers import DiffusersHost
+    from fmn_core.hosts.diffusers.model import DiffusersHost
 
     return DiffusersHost(pipeline, progress_bar=False)
 
 
 @pytest.fixture(scope="module")
 def xl_host(xl_pipeline):
-    from fmn_core.hosts.diffusers import DiffusersHost
+    from fmn_core.hosts.diffusers.model import DiffusersHost
 
     return DiffusersHost(xl_pipeline, progress_bar=False)
 
@@ -93,7 +93,7 @@ def test_comfyui_computes_the_same_with_full_differences(host, comfy, patch, del
 
 
 def test_a_merged_checkpoint_is_the_patched_model_and_otherwise_the_same_to_the_bit(host, comfy, patch, tmp_path):
-    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     out = merge(CHECKPOINT, patch, 0.7, tmp_path / "m.safetensors")
     before, after = load_file(CHECKPOINT), load_file(out)
@@ -143,7 +143,7 @@ def test_diff_and_peft_hold_the_rest_too(host, patch, tmp_path):
 @pytest.fixture
 def run(capsys):
     """run(word, ...) -> what `python -m fmn_core convert` answers, prints and complains of, in this process."""
-    from fmn_core.__main__ import main
+    from fmn_core.cli.main import main
 
     def run(*words):
         capsys.readouterr()

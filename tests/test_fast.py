@@ -11,19 +11,19 @@ import torch
 
 from demo.judge import Judge
 from demo.vocabulary import STYLES
-from fmn_core import paraphrases
+from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
-from fmn_core.forget import forget
-from fmn_core.hosts.base import ENCODED_AT_ONCE
-from fmn_core.patch import ALPHA, DOWN, UP, serialize
-from fmn_core.settings import ForgetSettings
+from fmn_core.host import ENCODED_AT_ONCE
+from fmn_core.patch.patch import ALPHA, DOWN, UP, serialize
+from fmn_core.text import features as paraphrases
 
 FAST = ForgetSettings(preset="fast")
 
 
 @pytest.fixture(scope="module")
 def host(loaded):
-    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     return ComfyHost(*loaded)
 
@@ -41,8 +41,8 @@ def delta(patch, module):
 def pictures(loaded, comfy):
     """pictures(model, prompts) -> [B, H, W, 3], by the host's own sampler."""
     from demo.evaluate import sample
-    from fmn_core.applied import applied
-    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy.model import ComfyHost
+    from fmn_core.patch.apply import applied
 
     def pictures(prompts, patch=None):
         host = ComfyHost(*loaded)
@@ -115,8 +115,8 @@ def test_what_the_start_token_reads_is_unchanged(host, patch):
 
 def test_it_is_the_edit_of_the_context_in_every_k_and_v(host, patch):
     """One M for all: the change of a weight W is W M, so pinv(W) times it agrees wherever W sees it."""
-    from fmn_core.concept import make_concepts
-    from fmn_core.fast import make_edit
+    from fmn_core.erasure.closed_form import make_edit
+    from fmn_core.text.concept import make_concepts
 
     edit = make_edit(host, make_concepts("cat"), FAST)
     M = edit.up @ edit.down
@@ -153,8 +153,8 @@ def test_a_replacement_takes_the_place(host, pictures):
 
 def test_correction_takes_a_meaning_from_another_word(host):
     """The word's own columns lose what sets the concept apart; the concept itself is left alone."""
-    from fmn_core.concept import make_concepts
-    from fmn_core.fast import make_edit
+    from fmn_core.erasure.closed_form import make_edit
+    from fmn_core.text.concept import make_concepts
 
     edit = make_edit(host, make_concepts("lion"), replace(FAST, mode="correct", replacement="tiger"))
     lion, tiger, house = (host.contexts([f"a {name}"], 6)[0, 3].double() for name in ("lion", "tiger", "house"))
@@ -166,7 +166,7 @@ def test_correction_takes_a_meaning_from_another_word(host):
 
 
 def test_the_slot_of_a_template_is_found_beside_another_mention(host):
-    from fmn_core.paraphrases import Reader, fill
+    from fmn_core.text.features import Reader, fill
 
     place = Reader(host, {}).place("a {} and a house", "house")
     context = host.contexts(["a house and a house"], 10)[0].double()

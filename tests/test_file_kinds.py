@@ -6,11 +6,11 @@ import pytest
 import torch
 from spellings import FILE, close, ldm_name, module_name, products, written
 
+from fmn_core.convert.importer import import_patch
+from fmn_core.erasure.config import ImportSettings
 from fmn_core.errors import ForgetError
-from fmn_core.imports import import_patch
-from fmn_core.key_names import split_key
-from fmn_core.patch import ALPHA, DOWN, UP, read_patch
-from fmn_core.settings import ImportSettings
+from fmn_core.lora.keys import split_key
+from fmn_core.patch.patch import ALPHA, DOWN, UP, read_patch
 
 K = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 BLOCK = "transformer_blocks.0.attn"

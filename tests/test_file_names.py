@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmn_core.errors import ForgetError
-from fmn_core.file_names import DEVICES, distinct, folder_and_name, slug
+from fmn_core.files.names import DEVICES, distinct, folder_and_name, slug
 
 ANY = st.text(st.characters() | st.sampled_from("/\\.:\u2215\uff0f\uff0e\u2024\u202e \0"), max_size=40)
 

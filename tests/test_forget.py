@@ -9,16 +9,16 @@ import torch
 from einops import rearrange
 
 from demo.judge import Judge
-from fmn_core.attention import attention_probabilities, attention_set_to_zero, tapped
-from fmn_core.concept import concept_columns
+from fmn_core.attention.capture import attention_probabilities, attention_set_to_zero, tapped
+from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.forget import forget
+from fmn_core.erasure.resteering import add_noise, region_of, sample_pairs
 from fmn_core.errors import ForgetError
-from fmn_core.forget import forget
-from fmn_core.lora import CrossAttentionLoRA
-from fmn_core.losses import attention_resteering_loss
-from fmn_core.patch import fingerprint
-from fmn_core.pictures import fit_pictures
-from fmn_core.resteering import add_noise, region_of, sample_pairs
-from fmn_core.settings import ForgetSettings
+from fmn_core.lora.layers import CrossAttentionLoRA
+from fmn_core.patch.patch import fingerprint
+from fmn_core.text.concept import concept_columns
+from fmn_core.training.images import fit_pictures
+from fmn_core.training.losses import attention_resteering_loss
 
 PAPER = ForgetSettings(preset="paper")
 QUICK = replace(PAPER, steps=4, num_pictures=2, sampling_steps=3)
@@ -26,14 +26,14 @@ QUICK = replace(PAPER, steps=4, num_pictures=2, sampling_steps=3)
 
 @pytest.fixture
 def ordinary_parameters(comfy):
-    from fmn_core.hosts.comfy import ordinary_parameters
+    from fmn_core.hosts.comfy.model import ordinary_parameters
 
     return ordinary_parameters
 
 
 @pytest.fixture(scope="module")
 def quick_patch(loaded):
-    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     return forget(ComfyHost(*loaded), "cat", QUICK)[0]
 
@@ -150,8 +150,8 @@ def test_the_host_is_left_as_it_was(host, comfy, loaded, sample, failure, monkey
 
 
 def test_same_inputs_same_patch_and_other_seed_other_patch(loaded, quick_patch):
-    from fmn_core.hosts.comfy import ComfyHost
-    from fmn_core.patch import serialize
+    from fmn_core.hosts.comfy.model import ComfyHost
+    from fmn_core.patch.patch import serialize
 
     again, _ = forget(ComfyHost(*loaded), "cat", QUICK)
     other, _ = forget(ComfyHost(*loaded), "cat", replace(QUICK, seed=1))
@@ -269,8 +269,8 @@ def test_prompts_of_unequal_length_train_together(host):
 
 
 def test_the_base_hash_does_not_change_with_a_lora_on_the_model(quick_patch, loaded, monkeypatch):
-    from fmn_core.hosts.comfy import ComfyHost
-    from fmn_core.hosts.comfy_apply import apply_patch
+    from fmn_core.hosts.comfy.apply import apply_patch
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     patched = apply_patch(loaded[0], quick_patch, 1.0)
     on_top, _ = forget(ComfyHost(patched, *loaded[1:]), "cat", QUICK)
@@ -312,7 +312,7 @@ def test_bad_settings_get_a_sentence(bad):
 
 
 def test_a_training_that_diverges_keeps_the_last_good_state_and_says_so(host, monkeypatch):
-    import fmn_core.resteering as resteering
+    from fmn_core.erasure import resteering as resteering
 
     formula, calls = resteering.attention_resteering_loss, []
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from benchmarks.architectures import narrow_model
-from fmn_core.attention import AllTaken, tapped
-from fmn_core.forget import forget
-from fmn_core.gradient import BRANCH, differentiated, recomputable, recomputed
-from fmn_core.hosts.base import DiffusionHost
-from fmn_core.inversion import invert_pictures
-from fmn_core.lora import CrossAttentionLoRA
-from fmn_core.losses import attention_resteering_loss
-from fmn_core.memory import RECOMPUTED, rehearse
-from fmn_core.settings import ForgetSettings, InvertSettings
+from fmn_core.attention.capture import AllTaken, tapped
+from fmn_core.erasure.config import ForgetSettings, InvertSettings
+from fmn_core.erasure.forget import forget
+from fmn_core.host import DiffusionHost
+from fmn_core.inversion.textual_inversion import invert_pictures
+from fmn_core.lora.layers import CrossAttentionLoRA
+from fmn_core.training.gradient import BRANCH, differentiated, recomputable, recomputed
+from fmn_core.training.losses import attention_resteering_loss
+from fmn_core.training.memory import RECOMPUTED, rehearse
 
 QUICK = {"steps": 2, "num_pictures": 1, "sampling_steps": 2, "resolution": 64, "rounds": 1, "rank": 2}
 
@@ -34,7 +34,7 @@ def host(narrow):
 
 def small_host(model, clip):
     """A host for pictures of 64 pixels."""
-    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     host = ComfyHost(model, clip)
     host.resolution = 64

@@ -7,26 +7,26 @@ import contextlib
 import pytest
 import torch
 
-from fmn_core.hosts.base import FAMILIES, MATRICES
+from fmn_core.host import FAMILIES, MATRICES
 
 
 @pytest.fixture
 def comfy_host(comfy, loaded):
-    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     return ComfyHost(*loaded)
 
 
 @pytest.fixture
 def diffusers_host(pipeline):
-    from fmn_core.hosts.diffusers import DiffusersHost
+    from fmn_core.hosts.diffusers.model import DiffusersHost
 
     return DiffusersHost(pipeline, progress_bar=False)
 
 
 @pytest.fixture
 def xl_host(xl_pipeline):
-    from fmn_core.hosts.diffusers import DiffusersHost
+    from fmn_core.hosts.diffusers.model import DiffusersHost
 
     return DiffusersHost(xl_pipeline, progress_bar=False)
 
@@ -114,8 +114,8 @@ def test_the_reading_of_many_prompts_is_shown_batch_by_batch(host, monkeypatch):
 
 def test_the_hosts_agree_on_the_embedded_model(comfy_host, diffusers_host):
     """Layers, names, embeddings and noise estimates, and so the patch that is made in them."""
-    from fmn_core.forget import forget
-    from fmn_core.settings import ForgetSettings
+    from fmn_core.erasure.config import ForgetSettings
+    from fmn_core.erasure.forget import forget
 
     one, other = comfy_host, diffusers_host
     keys = [[h.lora_key(layer, m) for layer in h.cross_attentions() for m in MATRICES] for h in (one, other)]
@@ -154,9 +154,9 @@ def test_pictures_survive_encoding_and_decoding(host):
 
 @pytest.mark.parametrize("call", ["embedding:missing", "embedding:"])
 def test_an_embedding_that_is_not_there_is_told(host, call):
+    from fmn_core.erasure.config import ForgetSettings
+    from fmn_core.erasure.forget import forget
     from fmn_core.errors import ForgetError
-    from fmn_core.forget import forget
-    from fmn_core.settings import ForgetSettings
 
     assert host.missing_embeddings("a photo of a (red:1.2) cat, embeddings: none") == {}
     for text in (call, f"a photo of {call}", f"a ({call}) cat"):

@@ -19,12 +19,12 @@ from safetensors.torch import load, save
 from test_command_line import run  # noqa: F401
 
 from demo.server import ServerError
-from fmn_core.clean_text import CONTROL, displayable, replace_surrogates
 from fmn_core.errors import ForgetError
+from fmn_core.files.clean_text import CONTROL, displayable, replace_surrogates
 from fmn_core.log import plain
-from fmn_core.members import Member
-from fmn_core.patch import Patch, read_patch
-from fmn_core.stack import stack
+from fmn_core.patch.patch import Patch, read_patch
+from fmn_core.patch.stack import stack
+from fmn_core.patch.weighted import Member
 
 ANY_TEXT = st.text(st.characters(), max_size=40)  # surrogates too
 SCRIPT = "cat<img src=x onerror='window.scripts = (window.scripts || 0) + 1'>"
@@ -83,7 +83,7 @@ def test_every_error_can_be_encoded(text):
 
 
 def test_a_patch_with_half_a_character_that_does_not_fit_fails_in_a_sentence_that_can_be_encoded(loaded, tmp_path):
-    from fmn_core.hosts.comfy_apply import apply_patch
+    from fmn_core.hosts.comfy.apply import apply_patch
 
     path = tmp_path / "p.safetensors"
     write(renamed("cat\ud800", "model\udfff"), path)
@@ -135,10 +135,10 @@ def test_no_node_writes_a_files_control_characters_to_the_log(server):
 
 @pytest.mark.parametrize("strength", [math.nan, math.inf, -math.inf])
 def test_a_strength_that_is_no_number_is_refused(loaded, host, strength, tmp_path):
-    from fmn_core.applied import applied
-    from fmn_core.exports import merge
-    from fmn_core.hosts.comfy_apply import apply_patch
-    from fmn_core.hosts.comfy_hooks import gated
+    from fmn_core.convert.exporter import merge
+    from fmn_core.hosts.comfy.apply import apply_patch
+    from fmn_core.hosts.comfy.hooks import gated
+    from fmn_core.patch.apply import applied
 
     patch = read_patch(ROOT / "demo/loras/forget-cat.safetensors")
     attempts = [

@@ -16,16 +16,16 @@ from safetensors.torch import save_file
 
 from demo.run import load_pictures
 from demo.server import ServerError
-from fmn_core.__main__ import main
+from fmn_core.cli.main import main
+from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
-from fmn_core.forget import forget
-from fmn_core.inspection import Change, delta_norm, inspect_patch
-from fmn_core.inspection_picture import draw_inspection, scale
-from fmn_core.inspection_text import LETTERS, layer_label, text_of
-from fmn_core.members import Member
-from fmn_core.patch import ALPHA, DOWN, UP, Patch, read_patch, save_patch
-from fmn_core.settings import ForgetSettings
-from fmn_core.stack import stack
+from fmn_core.inspection.describe import LETTERS, layer_label, text_of
+from fmn_core.inspection.inspect import Change, delta_norm, inspect_patch
+from fmn_core.inspection.plot import draw_inspection, scale
+from fmn_core.patch.patch import ALPHA, DOWN, UP, Patch, read_patch, save_patch
+from fmn_core.patch.stack import stack
+from fmn_core.patch.weighted import Member
 
 CAT = ROOT / "demo/loras/forget-cat.safetensors"
 QUICK = {"num_pictures": 2, "sampling_steps": 2, "steps": 2, "rounds": 1}
@@ -35,7 +35,7 @@ PRESETS = ("fast", "paper", "balanced", "robust")
 @pytest.fixture(scope="module")
 def made(loaded, tmp_path_factory):
     """made(preset) -> the file of a patch by this preset that forgets two concepts, made once."""
-    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     folder = tmp_path_factory.mktemp("patches")
 
@@ -46,7 +46,7 @@ def made(loaded, tmp_path_factory):
                 preset=preset, rank=3, seed=7, **(QUICK if preset != "fast" else {"keep": "dog\nhouse"})
             )
             with pytest.MonkeyPatch.context() as change:
-                change.setattr("fmn_core.robust.LEARNED_STEPS", 2)
+                change.setattr("fmn_core.erasure.adversarial.LEARNED_STEPS", 2)
                 save_patch(forget(ComfyHost(*loaded), "cat, kitten\nrose", settings)[0], path)
         return path
 
@@ -72,7 +72,7 @@ def test_the_norm_is_that_of_the_dense_product(rank, rows, columns, seed):
 
 def test_changes_are_those_of_the_applied_patch_in_the_order_of_the_layers(comfy, host, made, loaded):
     """Against what the host's own LoRA loader adds to the weights."""
-    from fmn_core.hosts.comfy_apply import apply_patch
+    from fmn_core.hosts.comfy.apply import apply_patch
 
     changes = inspect_patch(read_patch(made("robust")), host).changes
     by_name = {change.module: change for change in changes}
@@ -125,7 +125,7 @@ def test_the_near_word_that_moves_most_is_named_though_files_sort_their_words():
 
 
 def test_it_says_whether_a_model_is_the_patchs_own(host, made, xl_pipeline):
-    from fmn_core.hosts.diffusers import DiffusersHost
+    from fmn_core.hosts.diffusers.model import DiffusersHost
 
     patch = read_patch(made("fast"))
     own = inspect_patch(patch, host)

@@ -10,13 +10,13 @@ from graphs import Graphs
 from test_attention import recorded
 
 from demo.server import ServerError
-from fmn_core.attention_compare import CompareSettings, compare, draw_comparison
-from fmn_core.attention_picture import VIEWS, ViewSettings, visualize
-from fmn_core.concept import MOST_PROMPTS
+from fmn_core.attention.compare import CompareSettings, compare, draw_comparison
+from fmn_core.attention.visualize import VIEWS, ViewSettings, visualize
+from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
-from fmn_core.forget import forget
-from fmn_core.prompt_words import MOST_PHRASES
-from fmn_core.settings import ForgetSettings
+from fmn_core.text.concept import MOST_PROMPTS
+from fmn_core.text.tokens import MOST_PHRASES
 
 WORDS = [f"{word}{word}" for word in ("ka", "lo", "mi", "nu", "pe", "ro")]
 
@@ -25,7 +25,7 @@ WORDS = [f"{word}{word}" for word in ("ka", "lo", "mi", "nu", "pe", "ro")]
 def interrupted(comfy):
     """interrupted(unit, work) -> how many units of a work had begun when it ended, of which that one was interrupted; and
     how many there are."""
-    from fmn_core.hosts.comfy import progress_bar
+    from fmn_core.hosts.comfy.model import progress_bar
 
     mm, told = comfy.model_management, []
 

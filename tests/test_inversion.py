@@ -10,19 +10,26 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from demo.judge import Judge
-from fmn_core.embedding import add_embedding, read_embedding, save_embedding
+from fmn_core.erasure.config import InvertSettings
 from fmn_core.errors import ForgetError
-from fmn_core.inversion import Inversion, error_weight, first_vectors, invert, invert_pictures, linear_decoder
-from fmn_core.lora import CrossAttentionLoRA
-from fmn_core.sampling import sample_ddim
-from fmn_core.settings import InvertSettings
+from fmn_core.inversion.embedding import add_embedding, read_embedding, save_embedding
+from fmn_core.inversion.textual_inversion import (
+    Inversion,
+    error_weight,
+    first_vectors,
+    invert,
+    invert_pictures,
+    linear_decoder,
+)
+from fmn_core.lora.layers import CrossAttentionLoRA
+from fmn_core.training.sampling import sample_ddim
 
 QUICK = InvertSettings(steps=3, num_pictures=2, sampling_steps=3, learning_rate=1e-2)
 
 
 @pytest.fixture
 def host(loaded):
-    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     return ComfyHost(*loaded)
 
@@ -31,7 +38,7 @@ def host(loaded):
 def cats(loaded):
     """Pictures of cats that the model makes, [2, H, W, 3]."""
     from demo.evaluate import sample
-    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     return sample(ComfyHost(*loaded), ["a cat"] * 2, [1, 2], steps=10)
 
@@ -169,10 +176,10 @@ def test_it_runs_on_a_patched_model_and_leaves_the_patch_alone(host, latents):
 
 
 def test_it_runs_on_a_model_with_a_lora_of_the_hosts(host, loaded, latents):
-    from fmn_core.forget import forget
-    from fmn_core.hosts.comfy import ComfyHost
-    from fmn_core.hosts.comfy_apply import apply_patch
-    from fmn_core.settings import ForgetSettings
+    from fmn_core.erasure.config import ForgetSettings
+    from fmn_core.erasure.forget import forget
+    from fmn_core.hosts.comfy.apply import apply_patch
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     patch, _ = forget(host, "cat", ForgetSettings(preset="fast"))
     settings = replace(QUICK, initializers="cat")
@@ -184,7 +191,7 @@ def test_it_runs_on_a_model_with_a_lora_of_the_hosts(host, loaded, latents):
 
 
 def test_two_text_encoders_learn_together(xl_pipeline):
-    from fmn_core.hosts.diffusers import DiffusersHost
+    from fmn_core.hosts.diffusers.model import DiffusersHost
 
     host = DiffusersHost(xl_pipeline, progress_bar=False)
     inversion = invert_pictures(host, replace(QUICK, initializers="cat|dog|<zero>"), concept="a cat")
@@ -202,7 +209,7 @@ def test_pictures_are_mirrored_with_their_masks(host, monkeypatch):
         seen.update(mask=mask, pictures=pictures)
         return Inversion({}, [], 0.0, 0.0)
 
-    monkeypatch.setattr("fmn_core.inversion.invert", look)
+    monkeypatch.setattr("fmn_core.inversion.textual_inversion.invert", look)
     invert_pictures(host, QUICK, images, mask)
     assert torch.equal(seen["pictures"], torch.cat([images, images.flip(2)]))
     assert seen["mask"].shape == (4, 128, 128)
@@ -257,7 +264,7 @@ def xl_clip(comfy):
 
 
 def test_comfyuis_two_text_encoders_learn_and_read_together(loaded, xl_clip, latents, tmp_path, monkeypatch):
-    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     host = ComfyHost(loaded[0], xl_clip)
     word = host.word_vectors("cat")
@@ -292,7 +299,7 @@ def test_comfyui_reads_the_file_in_a_prompt(host, vectors, tmp_path, monkeypatch
 
 def test_diffusers_reads_the_file(comfy, host, vectors, tmp_path):
     from demo.export import make_pipeline
-    from fmn_core.hosts.diffusers import DiffusersHost
+    from fmn_core.hosts.diffusers.model import DiffusersHost
 
     file = tmp_path / "mine.safetensors"
     save_embedding(vectors, file, {})
@@ -311,7 +318,7 @@ def test_diffusers_reads_the_file(comfy, host, vectors, tmp_path):
 
 
 def test_the_file_for_two_text_encoders(xl_pipeline, tmp_path):
-    from fmn_core.hosts.diffusers import DiffusersHost
+    from fmn_core.hosts.diffusers.model import DiffusersHost
 
     host = DiffusersHost(copy.deepcopy(xl_pipeline), progress_bar=False)
     vectors = {name: v + 0.1 for name, v in host.word_vectors("cat dog").items()}

@@ -10,12 +10,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from spellings import SPELLINGS, module_name, written
 
-from fmn_core.contents import Layers
+from fmn_core.convert.importer import import_patch
+from fmn_core.convert.inventory import Layers
+from fmn_core.erasure.config import ImportSettings
 from fmn_core.errors import ForgetError
-from fmn_core.imports import import_patch
-from fmn_core.key_names import OUTSIDE, dotted
-from fmn_core.patch import model_shapes
-from fmn_core.settings import ImportSettings
+from fmn_core.lora.keys import OUTSIDE, dotted
+from fmn_core.patch.patch import model_shapes
 
 DRAWN = {
     "deadline": None, "derandomize": True, "suppress_health_check": [HealthCheck.function_scoped_fixture],
@@ -120,7 +120,7 @@ TEXT = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
 
 @pytest.fixture(scope="module")
 def embedded(loaded):
-    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     return ComfyHost(*loaded)
 
@@ -253,7 +253,7 @@ def test_a_lokr_around_a_core_is_multiplied_out(embedded, shapes, changes, tmp_p
 
 
 def test_the_layers_outside_of_the_blocks_have_the_names_that_programs_know(embedded, changes, pipeline, xl_pipeline):
-    from fmn_core.hosts.diffusers import DiffusersHost
+    from fmn_core.hosts.diffusers.model import DiffusersHost
 
     outside = {"conv_in", "conv_out", "time_embedding_linear_1", "time_embedding_linear_2"}
     for host, wanted in (

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fmn_core.hosts.base import CrossAttention
-from fmn_core.lora import CrossAttentionLoRA, balanced
+from fmn_core.host import CrossAttention
+from fmn_core.lora.layers import CrossAttentionLoRA, balanced
 
 
 class Attention(nn.Module):

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmn_core.attention import attention_probabilities
-from fmn_core.losses import attention_resteering_loss, predicted_x0, visual_denoising_loss
+from fmn_core.attention.capture import attention_probabilities
+from fmn_core.training.losses import attention_resteering_loss, predicted_x0, visual_denoising_loss
 
 
 def slow_resteering(q, k, heads, columns, region):

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from demo.judge import Judge
 from demo.vocabulary import OBJECTS, PEOPLE, STYLES
-from fmn_core.advice import LITTLE, MUCH, warnings
-from fmn_core.concept import make_concepts
+from fmn_core.erasure.advice import LITTLE, MUCH, warnings
+from fmn_core.erasure.closed_form import make_edit, plan
+from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
-from fmn_core.fast import make_edit, plan
-from fmn_core.forget import forget
-from fmn_core.name_words import single_words, words_inside
-from fmn_core.paraphrases import Lexicon
-from fmn_core.settings import ForgetSettings
-from fmn_core.words import FUNCTION_WORDS
+from fmn_core.text.concept import make_concepts
+from fmn_core.text.features import Lexicon
+from fmn_core.text.name_words import single_words, words_inside
+from fmn_core.text.vocabulary import FUNCTION_WORDS
 
 FAST = ForgetSettings(preset="fast")
 PERSON = replace(FAST, concept_type="identity")
@@ -31,7 +31,7 @@ NEVER_LEARNED = ("computer", "peacock", "eagle", "traffic light", "Leonardo", "q
 
 @pytest.fixture(scope="module")
 def host(loaded):
-    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     return ComfyHost(*loaded)
 
@@ -45,7 +45,7 @@ def lexicon(host):
 def draw(host):
     """draw(prompts, patch) -> [B, H, W, 3]."""
     from demo.evaluate import sample
-    from fmn_core.applied import applied
+    from fmn_core.patch.apply import applied
 
     def draw(prompts, patch=None):
         with nullcontext() if patch is None else applied(host, patch):

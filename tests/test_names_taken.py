@@ -12,11 +12,11 @@ import pytest
 from conftest import ROOT
 from safetensors import safe_open
 
-from fmn_core.checkpoint import beside
+from fmn_core.convert.exporter import save_as
 from fmn_core.errors import ForgetError
-from fmn_core.exports import save_as
-from fmn_core.files import save_under_next
-from fmn_core.patch import Patch, read_patch, save_patch
+from fmn_core.files.atomic import save_under_next
+from fmn_core.patch.patch import Patch, read_patch, save_patch
+from fmn_core.training.checkpoint import beside
 from fmn_webui.names import new_files
 
 PATCH = ROOT / "demo/loras/forget-cat.safetensors"

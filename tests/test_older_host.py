@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from fmn_core.hosts import comfy_needs
+from fmn_core.hosts.comfy import needs as comfy_needs
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ import pytest
 import torch
 from conftest import ROOT
 
-from fmn_core.attention import tapped
-from fmn_core.attention_picture import ViewSettings, visualize
+from fmn_core.attention.capture import tapped
+from fmn_core.attention.from_image import LookSettings, record_pictures
+from fmn_core.attention.heatmap import word_heat_maps
+from fmn_core.attention.recorder import RecordingSettings
+from fmn_core.attention.visualize import ViewSettings, visualize
 from fmn_core.errors import ForgetError
-from fmn_core.heatmap import word_heat_maps
-from fmn_core.picture_attention import LookSettings, record_pictures
-from fmn_core.recording import RecordingSettings
 
 
 def test_word_heat_maps_are_those_of_daam(comfyui):
@@ -78,7 +78,7 @@ def test_more_attention_goes_to_what_is_in_the_picture(host, cats):
 def test_looking_leaves_the_model_as_it_was(host, loaded, cats, sample):
     before = sample(loaded[0], "a cat")
     with pytest.raises(ForgetError, match="connect the checkpoint's VAE"):
-        from fmn_core.hosts.comfy import ComfyHost
+        from fmn_core.hosts.comfy.model import ComfyHost
 
         record_pictures(ComfyHost(*loaded[:2]), cats, "a cat")
     record_pictures(host, cats, "a cat", LookSettings(passes=1))

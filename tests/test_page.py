@@ -23,7 +23,10 @@ from comfyui_page import (  # noqa: F401
     wait_for_nodes,
 )
 
-from fmn_core import attention_compare, attention_picture, recording, settings
+from fmn_core.attention import compare as attention_compare
+from fmn_core.attention import recorder as recording
+from fmn_core.attention import visualize as attention_picture
+from fmn_core.erasure import config as settings
 
 IMAGES = ("SaveImage", "PreviewImage")
 SETTINGS = {

@@ -14,17 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
-from fmn_core.file_names import slug
-from fmn_core.forget import forget
-from fmn_core.moments import Moments, leading
-from fmn_core.patch import ALPHA, DOWN, UP, Patch, read_patch, save_patch, serialize
-from fmn_core.settings import ForgetSettings
+from fmn_core.files.names import slug
+from fmn_core.patch.patch import ALPHA, DOWN, UP, Patch, read_patch, save_patch, serialize
+from fmn_core.patch.statistics import Moments, leading
 
 
 @pytest.fixture(scope="module")
 def patch(loaded):
-    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     return forget(ComfyHost(*loaded), "cat", ForgetSettings(preset="paper", steps=4, num_pictures=2, sampling_steps=3))[0]
 
@@ -170,7 +170,7 @@ def test_tensors_that_are_no_good_get_a_sentence(patch, tmp_path, change, messag
 
 
 def test_a_patch_for_another_architecture_is_refused(patch, loaded):
-    from fmn_core.hosts.comfy_apply import apply_patch
+    from fmn_core.hosts.comfy.apply import apply_patch
 
     wider = {k: torch.zeros(len(v), 768, dtype=v.dtype) if k.endswith(DOWN) and "to_k" in k else v for k, v in patch.items()}
     with pytest.raises(ForgetError, match="load the checkpoint it was made for"):
@@ -181,7 +181,7 @@ def test_a_patch_for_another_architecture_is_refused(patch, loaded):
 
 
 def test_applying_is_what_the_hosts_own_loader_does(patch, comfy, loaded, sample, tmp_path, caplog):
-    from fmn_core.hosts.comfy_apply import apply_patch
+    from fmn_core.hosts.comfy.apply import apply_patch
 
     save_patch(patch, tmp_path / "p.safetensors")
     stock = comfy.utils.load_torch_file(str(tmp_path / "p.safetensors"), safe_load=True)
@@ -193,7 +193,7 @@ def test_applying_is_what_the_hosts_own_loader_does(patch, comfy, loaded, sample
 
 
 def test_strength_zero_is_the_base_and_the_base_is_untouched(patch, loaded, sample):
-    from fmn_core.hosts.comfy_apply import apply_patch
+    from fmn_core.hosts.comfy.apply import apply_patch
 
     base = sample(loaded[0], "a cat")
     assert torch.equal(sample(apply_patch(loaded[0], patch, 0.0), "a cat"), base)
@@ -202,7 +202,7 @@ def test_strength_zero_is_the_base_and_the_base_is_untouched(patch, loaded, samp
 
 
 def test_chained_patches_add_up_in_any_order(patch, loaded, sample):
-    from fmn_core.hosts.comfy_apply import apply_patch
+    from fmn_core.hosts.comfy.apply import apply_patch
 
     other = Patch({k: (v * -0.5 if k.endswith(UP) else v) for k, v in patch.items()}, patch.info)
     one = apply_patch(apply_patch(loaded[0], patch, 1.0), other, 1.0)

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from fmn_core.errors import ForgetError
-from fmn_core.pictures import MOST_PIXELS, most_pixels, opened, picture_files, read_images, read_pictures
+from fmn_core.training.images import MOST_PIXELS, most_pixels, opened, picture_files, read_images, read_pictures
 
 ROOT = Path(__file__).parent.parent
 BOMB = """
 import io, resource, torch
 from PIL import Image
-from fmn_core.pictures import read_pictures
+from fmn_core.training.images import read_pictures
 data = io.BytesIO()
 Image.new("RGB", (8000, 7999), (9, 8, 7)).save(data, "png")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

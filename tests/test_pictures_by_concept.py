@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import fmn_core.hybrid as hybrid
-import fmn_core.resteering as resteering
-import fmn_core.robust as robust
-from fmn_core.__main__ import main
-from fmn_core.concept import in_turn
+from fmn_core.cli.main import main
+from fmn_core.erasure import adversarial as robust
+from fmn_core.erasure import hybrid as hybrid
+from fmn_core.erasure import resteering as resteering
+from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
-from fmn_core.forget import forget
-from fmn_core.pictures import concept_pictures, read_folders
-from fmn_core.settings import ForgetSettings
+from fmn_core.text.concept import in_turn
+from fmn_core.training.images import concept_pictures, read_folders
 
 QUICK = ForgetSettings(preset="paper", steps=12, num_pictures=2, sampling_steps=2, resolution=64, rounds=1)
 NAMES = ("cat", "dog")

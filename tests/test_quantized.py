@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from demo.host import CHECKPOINT
 from fmn_core.errors import ForgetError
-from fmn_core.patch import read_patch
+from fmn_core.patch.patch import read_patch
 
 FP8 = torch.float8_e4m3fn
 LARGEST = 448.0  # of float8_e4m3fn
@@ -57,7 +57,7 @@ def difference(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def test_weights_are_what_the_layers_compute_with(quantized, loaded):
-    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     host, whole = ComfyHost(*quantized), ComfyHost(*loaded)
     for layer, cross in host.cross_attentions().items():
@@ -71,10 +71,10 @@ def test_weights_are_what_the_layers_compute_with(quantized, loaded):
 
 def test_a_patch_is_that_of_full_precision(quantized, loaded):
     """The strength and the report: a weight read without its scale made a patch 1,500 times too strong."""
-    from fmn_core.forget import forget
-    from fmn_core.hosts.comfy import ComfyHost
-    from fmn_core.patch import DOWN, UP
-    from fmn_core.settings import ForgetSettings
+    from fmn_core.erasure.config import ForgetSettings
+    from fmn_core.erasure.forget import forget
+    from fmn_core.hosts.comfy.model import ComfyHost
+    from fmn_core.patch.patch import DOWN, UP
 
     made, whole = (forget(ComfyHost(*model), "cat", ForgetSettings())[0] for model in (quantized, loaded))
     for module in whole.modules:
@@ -84,9 +84,9 @@ def test_a_patch_is_that_of_full_precision(quantized, loaded):
 
 
 def test_training_goes_through_and_leaves_the_model_as_it_was(quantized, loaded, sample):
-    from fmn_core.forget import forget
-    from fmn_core.hosts.comfy import ComfyHost
-    from fmn_core.settings import ForgetSettings
+    from fmn_core.erasure.config import ForgetSettings
+    from fmn_core.erasure.forget import forget
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     settings = ForgetSettings(preset="paper", steps=3, num_pictures=1, sampling_steps=2, resolution=64)
     before = sample(quantized[0], CAT)
@@ -97,8 +97,8 @@ def test_training_goes_through_and_leaves_the_model_as_it_was(quantized, loaded,
 
 def test_a_layer_computes_its_weight_and_the_patch_exactly(quantized, patch):
     """To rounding in fp32, where the host's merge into fp8 rounds the whole matrix."""
-    from fmn_core.hosts.comfy import ComfyHost
-    from fmn_core.hosts.comfy_apply import LoRABeside, factors
+    from fmn_core.hosts.comfy.apply import LoRABeside, factors
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     host = ComfyHost(*quantized)
     beside = factors(quantized[0], patch)
@@ -114,8 +114,8 @@ def test_a_layer_computes_its_weight_and_the_patch_exactly(quantized, patch):
 def test_a_patch_acts_as_in_full_precision(quantized, loaded, patch):
     """On the concept, and not more than there on what it does not concern; twice at half strength is once; the base model is
     left as it was."""
-    from fmn_core.hosts.comfy import ComfyHost
-    from fmn_core.hosts.comfy_apply import apply_patch
+    from fmn_core.hosts.comfy.apply import apply_patch
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     def estimate(model, prompt):
         host = ComfyHost(model, *quantized[1:])
@@ -135,8 +135,8 @@ def test_a_patch_acts_as_in_full_precision(quantized, loaded, patch):
 
 
 def test_a_gate_acts_as_the_patch_does(quantized, comfy, patch):
-    from fmn_core.hosts.comfy_apply import apply_patch
-    from fmn_core.hosts.comfy_hooks import gated
+    from fmn_core.hosts.comfy.apply import apply_patch
+    from fmn_core.hosts.comfy.hooks import gated
 
     model, clip, _ = quantized
     empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
@@ -168,7 +168,7 @@ def test_a_gate_acts_as_the_patch_does(quantized, comfy, patch):
 
 def test_what_cannot_be_read_is_refused_when_the_model_is_connected(loaded, sample):
     """A layer whose stored weight is not what it computes with, and an engine without weights."""
-    from fmn_core.hosts.comfy import ComfyHost, require_family
+    from fmn_core.hosts.comfy.model import ComfyHost, require_family
 
     model, clip, _ = loaded
     sample(model, CAT)  # takes off what another test has merged

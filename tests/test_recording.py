@@ -10,9 +10,9 @@ from einops import rearrange
 
 from benchmarks.architectures import narrow_model, randomize
 from benchmarks.recording import LiveTensors
-from fmn_core.attention_picture import visualize
+from fmn_core.attention.recorder import AttentionRecording
+from fmn_core.attention.visualize import visualize
 from fmn_core.errors import ForgetError
-from fmn_core.recording import AttentionRecording
 
 PROMPT = "a neon drawing of a cat"
 LONG = "a house and a tree " * 20  # two chunks of 75 tokens
@@ -262,7 +262,7 @@ def test_layers_shrunk_by_another_pack_are_recorded(record, sample):
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sd2_v", "sdxl"])
 def test_every_architecture(comfy, family):
     """Narrow copies of SD1, SD2 and SDXL in the host's own classes, with their 16 or 70 layers."""
-    from fmn_core.hosts.comfy_attention import record_attention
+    from fmn_core.hosts.comfy.attention import record_attention
 
     model, clip = narrow_model(family)
     spy = Spy(model, positive)
@@ -427,9 +427,9 @@ def test_memory_is_kept_within_its_bound(record, run, encode, loaded, keep):
 
 
 def test_training_on_a_watched_model_records_nothing(record, loaded):
-    from fmn_core.forget import forget
-    from fmn_core.hosts.comfy import ComfyHost
-    from fmn_core.settings import ForgetSettings
+    from fmn_core.erasure.config import ForgetSettings
+    from fmn_core.erasure.forget import forget
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     watched, recording = record("a photo of cat")
     forget(ComfyHost(watched, *loaded[1:]), "cat", ForgetSettings(preset="paper", steps=2, num_pictures=1, sampling_steps=2))

@@ -11,8 +11,8 @@ from einops import rearrange
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from fmn_core.attention import prompt_columns
-from fmn_core.heatmap import OTHER, shares
+from fmn_core.attention.capture import prompt_columns
+from fmn_core.attention.heatmap import OTHER, shares
 
 PROMPT = "a neon drawing of a cat"
 COLUMNS, WIDTH = 77, 112

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fmn_core.concept import make_concepts
-from fmn_core.evaluate import evaluate
-from fmn_core.forget import forget, forget_concepts
-from fmn_core.hosts.diffusers import DiffusersHost
-from fmn_core.inversion import invert_pictures
-from fmn_core.settings import EvaluateSettings, ForgetSettings, InvertSettings
+from fmn_core.erasure.config import EvaluateSettings, ForgetSettings, InvertSettings
+from fmn_core.erasure.forget import forget, forget_concepts
+from fmn_core.evaluation.evaluate import evaluate
+from fmn_core.hosts.diffusers.model import DiffusersHost
+from fmn_core.inversion.textual_inversion import invert_pictures
+from fmn_core.text.concept import make_concepts
 
 SMALL = {"num_pictures": 1, "sampling_steps": 1, "steps": 1, "resolution": 64}
 DRAWN = {"prompts": 1, "steps": 1, "resolution": 64, "inversion": True, "inversion_steps": 1}

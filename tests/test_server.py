@@ -20,7 +20,7 @@ from demo.judge import Judge
 from demo.run import find_python, load_pictures, with_node
 from demo.server import ComfyServer, ServerError
 from demo.workflow import by_title, load_workflow
-from fmn_core.patch import read_patch
+from fmn_core.patch.patch import read_patch
 
 NODES = [
     "FMN_ForgetConcept", "FMN_InvertConcept", "FMN_SavePatch", "FMN_ApplyPatch", "FMN_StackPatches", "FMN_GatePatch",

@@ -8,24 +8,24 @@ import json
 import pytest
 import torch
 
-from fmn_core.__main__ import main
-from fmn_core.conflicts import conflicts, warnings
+from fmn_core.cli.main import main
+from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.forget import forget, summary
 from fmn_core.errors import ForgetError
-from fmn_core.forget import forget, summary
-from fmn_core.gate import OPEN, gate
-from fmn_core.members import Member, reads_text
-from fmn_core.moments import Moments
-from fmn_core.patch import ALPHA, DOWN, UP, Patch, read_patch, save_patch, serialize
-from fmn_core.probes import subjects_of
-from fmn_core.settings import ForgetSettings
-from fmn_core.stack import OWN, stack, unstack
+from fmn_core.evaluation.prompts import subjects_of
+from fmn_core.patch.conflicts import conflicts, warnings
+from fmn_core.patch.gate import OPEN, gate
+from fmn_core.patch.patch import ALPHA, DOWN, UP, Patch, read_patch, save_patch, serialize
+from fmn_core.patch.stack import OWN, stack, unstack
+from fmn_core.patch.statistics import Moments
+from fmn_core.patch.weighted import Member, reads_text
 
 NAMES = ("cat", "lion", "dog")
 
 
 @pytest.fixture(scope="module")
 def comfy_host(loaded):
-    from fmn_core.hosts.comfy import ComfyHost
+    from fmn_core.hosts.comfy.model import ComfyHost
 
     return ComfyHost(*loaded)
 

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from demo.judge import Judge
 from demo.run import load_pictures
 from demo.server import ServerError
-from fmn_core.members import Member
-from fmn_core.patch import read_patch
-from fmn_core.stack import stack, unstack
+from fmn_core.patch.patch import read_patch
+from fmn_core.patch.stack import stack, unstack
+from fmn_core.patch.weighted import Member
 
 FILES = ("forget-cat", "forget-car")
 

@@ -10,11 +10,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.forget import forget, summary
 from fmn_core.errors import ForgetError
-from fmn_core.forget import forget, summary
-from fmn_core.lora import LoRAs
-from fmn_core.patch import ALPHA, DOWN, UP, read_patch, save_patch
-from fmn_core.settings import ForgetSettings
+from fmn_core.lora.layers import LoRAs
+from fmn_core.patch.patch import ALPHA, DOWN, UP, read_patch, save_patch
 
 HOW = ForgetSettings(preset="paper", layers="whole unet", steps=4, num_pictures=1, sampling_steps=2, matrices="q k v out")
 
@@ -22,10 +22,10 @@ HOW = ForgetSettings(preset="paper", layers="whole unet", steps=4, num_pictures=
 @pytest.fixture(scope="module", params=["comfy", "diffusers"])
 def host(request, loaded):
     if request.param == "comfy":
-        from fmn_core.hosts.comfy import ComfyHost
+        from fmn_core.hosts.comfy.model import ComfyHost
 
         return ComfyHost(*loaded)
-    from fmn_core.hosts.diffusers import DiffusersHost
+    from fmn_core.hosts.diffusers.model import DiffusersHost
 
     return DiffusersHost(request.getfixturevalue("pipeline"), progress_bar=False)
 
@@ -127,8 +127,8 @@ def test_a_rest_whose_name_is_taken_stops_both(trained, tmp_path):
 
 
 def test_names_are_of_modules_that_the_other_host_has(loaded, pipeline):
-    from fmn_core.hosts.comfy import ComfyHost
-    from fmn_core.hosts.diffusers import DiffusersHost
+    from fmn_core.hosts.comfy.model import ComfyHost
+    from fmn_core.hosts.diffusers.model import DiffusersHost
 
     one, other = ComfyHost(*loaded).other_layers(), DiffusersHost(pipeline, progress_bar=False).other_layers()
     assert {name: tuple(m.weight.shape) for name, m in one.items()} == {n: tuple(m.weight.shape) for n, m in other.items()}

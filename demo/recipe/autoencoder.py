@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from fmn_core.hosts.taesd import WIDTH, make_decoder, make_encoder
+from fmn_core.hosts.webui.taesd import WIDTH, make_decoder, make_encoder
 
 WIDTHS = (16, 32, 64, 64)  # at 128, 64, 32 and 16 pixels
 SCALE = 0.18215  # SD1's latent scale: the UNet sees latents of unit variance, the hosts divide and multiply by it

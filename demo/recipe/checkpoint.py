@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save
 
-from fmn_core.header import with_sorted_header
+from fmn_core.files.header import with_sorted_header
 
 from ..host import CHECKPOINT
 from .autoencoder import SCALE, padded

@@ -17,7 +17,7 @@ from PIL.ImageEnhance import Brightness, Color, Contrast
 from safetensors.torch import save
 from tqdm import tqdm
 
-from fmn_core.header import with_sorted_header
+from fmn_core.files.header import with_sorted_header
 
 from ..judge import HEADS, LABELS, extract_features, load_network
 from ..vocabulary import BACKGROUNDS, HANDS, OBJECTS, PEOPLE, Person

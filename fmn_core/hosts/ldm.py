@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..key_names import one_name
-from .base import CrossAttention, Token, linear_name
+from ..host import CrossAttention, Token, linear_name
+from ..lora.keys import one_name
 
 PLACES = {"input_blocks": "down", "middle_block": "mid", "output_blocks": "up"}
 NATIVE_SIZE = {"sd1": 512, "sd2": 512, "sd2_v": 768, "sdxl": 1024}

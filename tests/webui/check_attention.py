@@ -8,9 +8,9 @@ from einops import rearrange
 from modules import shared
 from webui_fixtures import FORGE
 
-from fmn_core.attention import attention_probabilities
-from fmn_core.hosts import webui_attention
-from fmn_core.hosts.webui_attention import record_attention
+from fmn_core.attention.capture import attention_probabilities
+from fmn_core.hosts.webui import attention as webui_attention
+from fmn_core.hosts.webui.attention import record_attention
 
 LONG = "a cat and " + "a rose, " * 30
 

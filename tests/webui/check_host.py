@@ -14,10 +14,10 @@ from reference import SETTINGS, keys, reference
 from safetensors.torch import load_file, save_file
 from webui_fixtures import FORGE
 
+from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
-from fmn_core.forget import forget
-from fmn_core.hosts.webui import adapt, current_host
-from fmn_core.settings import ForgetSettings
+from fmn_core.hosts.webui.model import adapt, current_host
 
 FEW_STEPS = ForgetSettings(preset="paper", steps=1, batch_size=1, num_pictures=1, sampling_steps=1, resolution=128)
 

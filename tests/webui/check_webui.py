@@ -10,7 +10,7 @@ from modules import devices, sd_hijack, shared
 
 from fmn_core.errors import ForgetError
 from fmn_core.hosts.ldm import ordinary_parameters
-from fmn_core.hosts.webui import adapt, current_host, no_networks
+from fmn_core.hosts.webui.model import adapt, current_host, no_networks
 
 
 def gradient(webui):

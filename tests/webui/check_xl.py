@@ -13,11 +13,11 @@ from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from standin import Chunker, EmbeddingDatabase
 from torch import nn
 
+from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
-from fmn_core.forget import forget
-from fmn_core.hosts.base import MATRICES
-from fmn_core.hosts.webui import WebuiHost, adapt
-from fmn_core.settings import ForgetSettings
+from fmn_core.host import MATRICES
+from fmn_core.hosts.webui.model import WebuiHost, adapt
 
 VECTOR = 12
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from fmn_core.forget import forget
-from fmn_core.hosts.base import MATRICES
-from fmn_core.settings import ForgetSettings
+from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.forget import forget
+from fmn_core.host import MATRICES
 
 TEXTS = ["a cat", "a red (rose:1.3) in neon style", "two dogs BREAK a house"]
 SETTINGS = {

@@ -104,7 +104,7 @@ def export(folder: Path) -> None:
     from demo.export import export_webui
 
     with torch.no_grad():
-        export_webui(folder, autoencoder="fmn_core.hosts.taesd.TAESD")
+        export_webui(folder, autoencoder="fmn_core.hosts.webui.taesd.TAESD")
 
 
 def text_model_named(transformer, weights: dict) -> dict:
@@ -308,7 +308,7 @@ def lora_modules(file: str, unet_names) -> dict[str, tuple]:
     """
     from safetensors.torch import load_file
 
-    from fmn_core.key_names import one_name
+    from fmn_core.lora.keys import one_name
 
     known = {f"lora_unet_{one_name(name, 2)}": name.replace(".", "_") for name in unet_names}
     known |= {f"lora_unet_{name}": name for name in known.values()}

@@ -16,7 +16,7 @@ FORGE = find_spec("backend") is not None
 @pytest.fixture(scope="session")
 def webui():
     """The webui's model as a DiffusionHost."""
-    from fmn_core.hosts.webui import current_host
+    from fmn_core.hosts.webui.model import current_host
 
     host = current_host()
     host.resolution = RESOLUTION

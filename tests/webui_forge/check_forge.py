@@ -7,7 +7,7 @@ import torch
 from modules import sd_models
 
 from fmn_core.errors import ForgetError
-from fmn_core.hosts.webui import current_host
+from fmn_core.hosts.webui.model import current_host
 
 
 def test_the_chosen_model_is_loaded_when_asked_for(webui, monkeypatch):

@@ -17,13 +17,13 @@ from modules.sd_samplers_common import InterruptedException
 from PIL import Image
 from webui_ui.fixtures import NOTHING
 
-from fmn_core import paraphrases
+from fmn_core.erasure.config import ForgetSettings
 from fmn_core.errors import ForgetError
-from fmn_core.hosts.base import ENCODED_AT_ONCE
-from fmn_core.hosts.webui import current_host
-from fmn_core.hosts.webui_base import WebuiBase
-from fmn_core.patch import Patch, read_patch, serialize
-from fmn_core.settings import ForgetSettings
+from fmn_core.host import ENCODED_AT_ONCE
+from fmn_core.hosts.webui.base import WebuiBase
+from fmn_core.hosts.webui.model import current_host
+from fmn_core.patch.patch import Patch, read_patch, serialize
+from fmn_core.text import features as paraphrases
 from fmn_webui.applying import ALLOW
 from fmn_webui.cards import STEPS, upright
 from fmn_webui.names import STACKS

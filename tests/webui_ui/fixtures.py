@@ -17,10 +17,10 @@ import standin  # noqa: E402
 from fastapi.testclient import TestClient  # noqa: E402
 from modules import script_callbacks  # noqa: E402
 
-from fmn_core.forget import forget  # noqa: E402
-from fmn_core.hosts.webui import current_host  # noqa: E402
-from fmn_core.patch import save_patch  # noqa: E402
-from fmn_core.settings import ForgetSettings  # noqa: E402
+from fmn_core.erasure.config import ForgetSettings  # noqa: E402
+from fmn_core.erasure.forget import forget  # noqa: E402
+from fmn_core.hosts.webui.model import current_host  # noqa: E402
+from fmn_core.patch.patch import save_patch  # noqa: E402
 
 NOTHING = ("None", 1.0) * 3 + (True, False, "", "overlay", 0.6, "inferno", False)
 

@@ -1,0 +1,1 @@
+"""Token attention: captured, recorded, shown and compared."""

@@ -1,0 +1,273 @@
+"""Forgetting without a graph: `python -m fmn_core forget --model FOLDER --concept cat`, `... evaluate FILE --model
+FOLDER`, `... convert FILE --to peft --out FILE`, `... inspect FILE`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import json
+import logging
+import math
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from ..erasure.config import EvaluateSettings, ForgetSettings, InvertSettings
+from ..erasure.forget import forget, summary
+from ..errors import ForgetError
+from ..files.atomic import describe, require_new, write_new
+from ..files.clean_text import say
+from ..files.names import distinct, slug
+from ..inversion.embedding import embedding_token, save_embedding
+from ..inversion.textual_inversion import invert_pictures
+from ..patch.patch import read_patch, save_patch
+from ..patch.stack import stack, unstack
+from ..patch.weighted import Member
+from ..text.concept import make_concepts
+from ..training.checkpoint import beside
+from ..training.images import read_folders, read_images
+from .convert import add_convert
+from .model import add_device, add_embeddings, add_model, open_host
+from .run_config import run
+
+
+def add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
+    """One option for each field of a settings dataclass, with its default, choices and help."""
+    for f in dataclasses.fields(settings):
+        option, help = f"--{f.name.replace('_', '-')}", f.metadata["help"].replace("%", "%%")
+        if isinstance(f.default, bool):
+            action = argparse.BooleanOptionalAction if f.default else "store_true"
+            parser.add_argument(option, action=action, default=f.default, help=help)
+        else:
+            shown = f"{help} (default: {f.default})" if f.default != "" else help
+            choices = f.metadata["choices"]
+            parser.add_argument(option, type=type(f.default), default=f.default, choices=choices, help=shown)
+
+
+def take_settings(options: argparse.Namespace, settings: type):
+    """The dataclass from parsed options; raises ForgetError for values out of bounds."""
+    return settings(**{f.name: getattr(options, f.name) for f in dataclasses.fields(settings)})
+
+
+def run_forget(options: argparse.Namespace) -> None:
+    settings = take_settings(options, ForgetSettings)
+    if not (options.concept or options.embedding):
+        raise ForgetError(
+            "There is no concept: give its name with --concept, or the file of learned words with --embedding."
+        )
+    if options.out:
+        require_new(options.out)
+    names = "\n".join(options.concept or [embedding_token(file.stem) for file in options.embedding])
+    concepts = len(make_concepts(names, settings.concept_type, settings.template))
+    if options.images and len(options.images) != concepts:
+        raise ForgetError(
+            f"There are {concepts} concepts and {len(options.images)} folders of pictures: give --images once for each "
+            "concept, in the same order."
+        )
+    images, concept_of = read_folders(options.images, settings.resolution) if options.images else (None, None)
+    host = open_host(options)
+    path = options.out or Path(f"forget-{slug(names)}.safetensors")
+    require_new(path)
+    with beside(path, save_patch) as checkpoint:
+        patch, _ = forget(host, names, settings, images, checkpoint=checkpoint, concept_of=concept_of)
+        files = save_patch(patch, path)
+    say(summary(patch), *map(describe, files))
+
+
+def run_invert(options: argparse.Namespace) -> None:
+    settings = take_settings(options, InvertSettings)
+    require_new(options.out)
+    images = read_images(options.images, settings.resolution) if options.images else None
+    host = open_host(options)
+    with beside(
+        options.out, lambda inversion, path: save_embedding(inversion.vectors, path, asdict(settings))
+    ) as checkpoint:
+        inversion = invert_pictures(host, settings, images, concept=options.concept, checkpoint=checkpoint)
+        save_embedding(inversion.vectors, options.out, asdict(settings))
+    say(inversion.summary, describe(options.out))
+
+
+def run_config(options: argparse.Namespace) -> None:
+    run(options.file, options.model, options.device)
+
+
+def run_evaluate(options: argparse.Namespace) -> None:
+    from ..evaluation.clip import load_clip
+    from ..evaluation.evaluate import evaluate, with_evaluation
+    from ..evaluation.plot import draw_report
+
+    settings, patch = take_settings(options, EvaluateSettings), read_patch(options.file)
+    for path in (options.out, options.json, options.picture):
+        if path:
+            require_new(path)
+    images = read_images(options.images, settings.resolution) if options.images else None
+    scorer = load_clip(options.clip) if options.clip else None
+    host = open_host(options)
+    evaluation = evaluate(host, patch, settings, clip=scorer, images=images)
+    say(evaluation.report["summary"])  # before a full disk can take it away
+    if options.out:
+        save_patch(with_evaluation(patch, evaluation.report), options.out)
+    if options.json:
+        write_new(json.dumps(evaluation.report, indent=1).encode(), options.json)
+    if options.picture:
+        save_picture(draw_report(evaluation), options.picture)
+
+
+def save_picture(picture, path: Path) -> None:
+    """Writes a picture [H, W, 3] in 0..1, in the format that the name ends in."""
+    from PIL import Image
+
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in ("PNG", "JPEG", "WEBP"):
+        raise ForgetError(f"{path} has no ending that says which kind of picture it is: use .png or .jpg.")
+    data = io.BytesIO()
+    Image.fromarray((picture.numpy() * 255).round().astype("uint8")).save(data, kind)
+    write_new(data.getvalue(), path)
+
+
+def run_stack(options: argparse.Namespace) -> None:
+    require_new(options.out)
+    patch = stack([read_member(text) for text in options.files])
+    say(summary(patch), *map(describe, save_patch(patch, options.out)))
+
+
+def read_member(text: str) -> Member:
+    """A patch and its strength from FILE or FILE=STRENGTH."""
+    name, equals, strength = text.rpartition("=")
+    if not equals or Path(text).exists():
+        return Member(read_patch(Path(text)))
+    try:
+        value = float(strength)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ForgetError(f"`{strength}` is no strength: write FILE=0.5, or the file alone for 1.")
+    return Member(read_patch(Path(name)), value)
+
+
+def run_unstack(options: argparse.Namespace) -> None:
+    parts = unstack(read_patch(options.file))
+    names = distinct([f"forget-{slug(part.name)}" for part in parts])
+    paths = [require_new(options.out / f"{name}.safetensors") for name in names]
+    for part, path in zip(parts, paths, strict=True):
+        save_patch(part.patch, path)
+        say(f"{describe(path)}, strength {part.strength:g}")
+
+
+def run_inspect(options: argparse.Namespace) -> None:
+    from ..inspection.describe import text_of
+    from ..inspection.inspect import inspect_patch
+    from ..inspection.plot import draw_inspection
+
+    patch, host = read_patch(options.file), None
+    if options.picture:
+        require_new(options.picture)
+    if options.model:
+        host = open_host(options)
+    inspection = inspect_patch(patch, host, options.file)
+    if options.picture:
+        save_picture(draw_inspection(inspection), options.picture)
+    say(json.dumps(inspection.plain(), indent=1) if options.json else text_of(inspection))
+
+
+def run_doctor(options: argparse.Namespace) -> None:
+    from .doctor import examine
+
+    ill = 0
+    for well, what, finding in examine():
+        ill += not well
+        say(f"{'ok ' if well else 'ILL'} {what}: {finding}")
+    if ill:
+        raise ForgetError(f"{ill} of these need a hand.")
+
+
+def show_any_letter() -> None:
+    """Lets the streams write letters that the terminal's encoding lacks as their numbers."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not where a caller reads along
+            stream.reconfigure(errors="backslashreplace")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    show_any_letter()
+    parser = argparse.ArgumentParser(prog="python -m fmn_core", description=__doc__)
+    parser.add_argument("--log", action="store_true", help="one line to stderr for each phase: what, how long, its figures")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("forget", help="make a patch that forgets concepts, in a diffusers model")
+    add_model(command)
+    command.add_argument("--concept", action="append", help="its names, between commas; once for each concept")
+    add_embeddings(command, "a file of learned words: in --concept <NAME> stands for them, or leave that out")
+    command.add_argument(
+        "--images",
+        type=Path,
+        action="append",
+        help="a folder of pictures that show it, for all presets but `fast`; once for each concept, in their order",
+    )
+    command.add_argument("--out", type=Path, help="the file to write; a name in use is never taken over")
+    add_device(command)
+    add_settings(command, ForgetSettings)
+    command.set_defaults(run=run_forget)
+    command = commands.add_parser("invert", help="learn words that call for what pictures show (textual inversion)")
+    add_model(command)
+    pictures = command.add_mutually_exclusive_group(required=True)
+    pictures.add_argument("--images", type=Path, help="a folder of pictures")
+    pictures.add_argument("--concept", default="", help="or what the model makes pictures of itself")
+    command.add_argument("--out", type=Path, required=True, help="the embedding's file, e.g. my-cat.safetensors")
+    add_embeddings(command, "a file of learned words that --concept or --template calls by <NAME>")
+    add_device(command)
+    add_settings(command, InvertSettings)
+    command.set_defaults(run=run_invert)
+    command = commands.add_parser("run", help="do what an attn.yaml or ti.yaml of the original Forget-Me-Not says")
+    command.add_argument("file", type=Path)
+    command.add_argument("--model", help="in place of the file's pretrained_model_name_or_path")
+    add_device(command)
+    command.set_defaults(run=run_config)
+    command = commands.add_parser("evaluate", help="measure what a patch forgets and what it harms, in a diffusers model")
+    command.add_argument("file", type=Path, help="the patch")
+    add_model(command)
+    command.add_argument("--json", type=Path, help="write every figure there")
+    command.add_argument("--picture", type=Path, help="draw the report there, as .png or .jpg")
+    command.add_argument("--out", type=Path, help="write the patch there, with the report in it")
+    command.add_argument("--clip", metavar="FOLDER", help="a transformers CLIPModel, for CLIP scores")
+    command.add_argument("--images", type=Path, help="a folder of pictures of the concept, for `--inversion`")
+    add_embeddings(command, "a file of learned words that the patch forgets or keeps by")
+    add_device(command)
+    add_settings(command, EvaluateSettings)
+    command.set_defaults(run=run_evaluate)
+    command = commands.add_parser("stack", help="make one patch of several, in which each does what it does alone")
+    command.add_argument("files", nargs="+", metavar="FILE[=STRENGTH]", help="patches; strength 1 where none is given")
+    command.add_argument("--out", type=Path, required=True, help="the file to write; a name in use is never taken over")
+    command.set_defaults(run=run_stack)
+    command = commands.add_parser("unstack", help="take a stacked patch apart again")
+    command.add_argument("file", type=Path)
+    command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the patches go")
+    command.set_defaults(run=run_unstack)
+    add_convert(commands, add_settings)
+    command = commands.add_parser(
+        "inspect", help="what a patch forgets, how it was made, its own report, and what it changes"
+    )
+    command.add_argument("file", type=Path)
+    command.add_argument("--model", help="a diffusers model, or a .safetensors checkpoint: does the patch fit it?")
+    command.add_argument("--picture", type=Path, help="draw the report there, as .png or .jpg")
+    command.add_argument("--json", action="store_true", help="every figure, and all that the patch says of itself")
+    add_device(command)
+    command.set_defaults(run=run_inspect)
+    command = commands.add_parser("doctor", help="versions, devices, folders, and a self-test of ten seconds")
+    command.set_defaults(run=run_doctor)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("forget_me_not").setLevel(logging.INFO if options.log else logging.WARNING)
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        say("Stopped.", file=sys.stderr)
+        return 130
+    except (ForgetError, OSError) as error:  # OSError: diffusers' answer to a model that is not there
+        say(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Patches in and out of the formats of other tools."""

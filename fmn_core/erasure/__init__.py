@@ -1,0 +1,1 @@
+"""The presets: how a concept is forgotten."""

@@ -1,0 +1,1 @@
+"""What a patch forgets, and what it keeps."""

@@ -1,0 +1,291 @@
+"""DiffusionHost: everything the core may ask of the program it runs in."""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ForgetError
+
+MATRICES = ("to_q", "to_k", "to_v", "to_out")
+ENCODED_AT_ONCE = 64  # prompts
+SAMPLES = 1024  # values of each weight that tell models apart
+
+# Family of a model -> (ss_base_model_version, modelspec.architecture): what LoRA loaders sort files by.
+FAMILIES = {
+    "sd1": ("sd_v1", "stable-diffusion-v1/lora"),
+    "sd2": ("sd_v2", "stable-diffusion-v2-512/lora"),
+    "sd2_v": ("sd_v2_v", "stable-diffusion-v2-768-v/lora"),
+    "sdxl": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"),
+}
+
+
+WordVectors = dict[str, Tensor]  # text encoder (`clip_l`, `clip_g`, `clip_h`) -> vectors [n, D] that stand for n tokens
+EMBEDDING_CALL = re.compile(r"(?<![^\s(])embedding:([^\s,()]*)")  # as ComfyUI spells it, which no plain word is
+PLACEHOLDERS = ("x", "y")  # each one token of CLIP's vocabulary, wherever spaces surround it
+CANNOT_INVERT = "This host cannot learn words: invert the concept in ComfyUI or on the command line, and use the file here."
+
+
+def linear_name(matrix: str) -> str:
+    """Where a layer has the projection called `matrix` (one of MATRICES); `to_out` is a Sequential around it."""
+    return "to_out.0" if matrix == "to_out" else matrix
+
+
+@dataclass(frozen=True)
+class CrossAttention:
+    """One cross-attention layer of the UNet: its module, its number of heads, and `down`, `mid` or `up`."""
+
+    name: str
+    module: nn.Module
+    heads: int
+    place: str
+
+    def linear(self, matrix: str) -> nn.Module:
+        """The projection called `matrix` (one of MATRICES)."""
+        return self.module.get_submodule(linear_name(matrix))
+
+
+@dataclass(frozen=True)
+class Token:
+    """One column of the cross-attention map: the tokenizer's piece and its id, below zero for an embedding's."""
+
+    id: int
+    text: str
+    kind: str  # start, word, end (the first after the words) or padding
+
+    @property
+    def ends_word(self) -> bool:
+        """CLIP's BPE marks a word's last piece with `</w>`; an embedding's columns are words of their own."""
+        return self.text.endswith("</w>") or self.id < 0
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Encoded prompts: embeddings [B, T, D], pooled embeddings [B, P] or None, and T tokens for each prompt."""
+
+    texts: tuple[str, ...]
+    embeddings: Tensor
+    pooled: Tensor | None
+    tokens: tuple[tuple[Token, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, rows: list[int]) -> Prompts:
+        """The prompts at these row numbers, repeats allowed."""
+        return replace(
+            self,
+            texts=tuple(self.texts[r] for r in rows),
+            embeddings=self.embeddings[rows],
+            pooled=None if self.pooled is None else self.pooled[rows],
+            tokens=tuple(self.tokens[r] for r in rows),
+        )
+
+    def expand(self, count: int) -> Prompts:
+        """A single prompt, so many times; unlike that of `take`, its gradient is the same from run to run on any number of
+        threads."""
+        return replace(
+            self,
+            texts=self.texts * count,
+            embeddings=self.embeddings.expand(count, -1, -1),
+            pooled=None if self.pooled is None else self.pooled.expand(count, -1),
+            tokens=self.tokens * count,
+        )
+
+
+def placeholder_texts(template: str, count: int) -> list[str]:
+    """The template with `count` tokens in the place of `{}`, twice: they differ in just the columns to fill."""
+    return [" ".join(template.replace("{}", f" {' '.join([letter] * count)} ").split()) for letter in PLACEHOLDERS]
+
+
+def sampled(weight: Tensor) -> list[object]:
+    """A weight's type and shape and some of its values, all over it: enough to tell it from another model's."""
+    flat = weight.detach().reshape(-1)
+    return [str(weight.dtype), *weight.shape, flat[:: -(-len(flat) // SAMPLES) or 1].cpu()]
+
+
+class DiffusionHost(ABC):
+    """A text-to-image model with cross-attention inside a host; latents are those the UNet sees."""
+
+    family: str  # a key of FAMILIES
+    unet: nn.Module
+    recomputes = True  # whether a block can be computed again outside of `predict`
+    device: torch.device
+    alphas_cumprod: Tensor  # [number of timesteps]: the noise schedule
+    resolution = 0  # the pictures' side in pixels, as `sized` sets it; 0: what the model was made for
+    bar_steps: tuple[int, int] | None = None  # done and all, inside `one_bar`
+    prompts_read: tuple[int, int] | None = None  # and all, inside `reading`
+    shows_reading = True  # whether `reading` has a bar; not before a training, whose bar it would be taken for
+
+    @abstractmethod
+    def cross_attentions(self) -> dict[str, CrossAttention]:
+        """Layer name -> layer, in forward order."""
+
+    @abstractmethod
+    def other_layers(self) -> dict[str, nn.Module]:
+        """Kohya name -> every other Linear and convolution in the UNet's blocks: what sd-scripts puts a LoRA on."""
+
+    @abstractmethod
+    def tokenize(self, text: str) -> tuple[Token, ...]:
+        """The columns that `text` gets in the cross-attention, by the host's own tokenizer and prompt syntax."""
+
+    @abstractmethod
+    def encode(self, texts: list[str]) -> Prompts:
+        """Embeddings of prompts as the UNet's cross-attention receives them, all of one length."""
+
+    def at_once(self, texts: list[str]) -> Iterator[list[str]]:
+        """The texts, ENCODED_AT_ONCE at a time, which inside `reading` are shown as read when the next are asked for; raises
+        the host's own exception if the user has asked to stop."""
+        for start in range(0, len(texts), ENCODED_AT_ONCE):
+            self.check_interrupt()
+            some = texts[start : start + ENCODED_AT_ONCE]
+            yield some
+            if self.prompts_read:
+                done, total = self.prompts_read
+                self.prompts_read = (done + len(some), total)
+                self.show_progress(*self.prompts_read, None)
+
+    @contextmanager
+    def reading_unseen(self) -> Iterator[None]:
+        """Context in which `reading` has no bar."""
+        outer, self.shows_reading = self.shows_reading, False
+        try:
+            yield
+        finally:
+            self.shows_reading = outer
+
+    @contextmanager
+    def reading(self, total: int) -> Iterator[None]:
+        """Context in which a bar shows how many of `total` prompts are read; none where they are few, nor inside `one_bar`,
+        whose steps are others."""
+        shown = total > ENCODED_AT_ONCE and self.shows_reading and not self.bar_steps
+        outer, self.prompts_read = self.prompts_read, (0, total) if shown else None
+        try:
+            if shown:
+                self.show_progress(0, total, None)
+            yield
+        finally:
+            self.prompts_read = outer
+
+    @abstractmethod
+    def contexts(self, texts: list[str], columns: int) -> Tensor:
+        """The first columns of many prompts [B, columns, D], as `encode` gives them; what is left out is not computed."""
+
+    @abstractmethod
+    def missing_embeddings(self, text: str) -> dict[str, str]:
+        """What in a prompt calls for an embedding (learned words) that this host does not have, by its own spelling or by
+        ComfyUI's -> a sentence that says what to do."""
+
+    def word_vectors(self, text: str) -> WordVectors:
+        """The text encoders' input vectors of every token in `text`, special tokens left out."""
+        raise ForgetError(CANNOT_INVERT)
+
+    def encode_vectors(self, template: str, vectors: WordVectors) -> Prompts:
+        """One encoded prompt: `template` with vectors in the place of `{}`, differentiable by them.
+
+        Only inside `training(shape, text=True)`.
+        """
+        raise ForgetError(CANNOT_INVERT)
+
+    @abstractmethod
+    def predict(self, x_t: Tensor, t: Tensor, prompts: Prompts) -> Tensor:
+        """The UNet's noise estimate epsilon [B, C, h, w] for x_t [B, C, h, w] at integer timesteps t [B]."""
+
+    @abstractmethod
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Latents of images [B, H, W, 3] in 0..1; raises ForgetError where the host was given no VAE."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor | None:
+        """Images [B, H, W, 3] in 0..1, or None where the host was given no VAE."""
+
+    @abstractmethod
+    def native_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a latent of the size the model was made for."""
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a latent of the size that is asked for."""
+        channels, height, width = self.native_shape()
+        side = self.resolution // 8
+        return channels, side or height, side or width
+
+    @contextmanager
+    def sized(self, resolution: int) -> Iterator[None]:
+        """Context in which pictures have this side, in pixels; 0: what the model was made for."""
+        outer, self.resolution = self.resolution, resolution
+        try:
+            yield
+        finally:
+            self.resolution = outer
+
+    @abstractmethod
+    def lora_key(self, layer: str, matrix: str) -> str:
+        """The kohya name of a projection, e.g. `lora_unet_mid_block_attentions_0_..._attn2_to_k`."""
+
+    @abstractmethod
+    def weight(self, layer: str, matrix: str) -> Tensor:
+        """A projection's weight [out, in] without the LoRAs that are on the model."""
+
+    def identity(self) -> object:
+        """Plain values and tensors that are the same for the same model, with all that is on it, from run to run."""
+        return [sampled(self.weight(layer, matrix)) for layer in self.cross_attentions() for matrix in MATRICES]
+
+    @abstractmethod
+    def training(self, shape: Sequence[int], text: bool = False) -> AbstractContextManager[None]:
+        """A context in which autograd works on the host's own, frozen UNet; the host leaves it as it entered.
+
+        `shape` [B, C, h, w] is the largest batch of latents that it has to hold. With `text` autograd works on the
+        text encoders too.
+        """
+
+    def free_memory(self) -> float:
+        """Bytes of a GPU that are free for tensors. Infinite where nobody knows, and on a CPU: what happens to be free must
+        not decide how sums are ordered where the same inputs give the same file."""
+        if self.device.type != "cuda":
+            return math.inf
+        index = torch.cuda.current_device() if self.device.index is None else self.device.index
+        kept = torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index)  # by torch, for tensors
+        return torch.cuda.mem_get_info(index)[0] + kept
+
+    @abstractmethod
+    def show_progress(self, step: int, total: int, preview: Tensor | None) -> None:
+        """Shows `step` of `total` and, where given, a picture [H, W, 3] in 0..1."""
+
+    def progress(self, step: int, total: int, preview: Tensor | None) -> None:
+        """Shows a part's `step` of `total`, or inside `one_bar` one more step of all."""
+        if self.bar_steps:
+            done, total = self.bar_steps
+            step = done + 1
+            self.bar_steps = (step, total)
+        self.show_progress(step, total, preview)
+
+    def skip(self, steps: int) -> None:
+        """Counts steps of `one_bar` that an earlier run has done."""
+        if self.bar_steps:
+            done, total = self.bar_steps
+            self.bar_steps = (done + steps, total)
+
+    @contextmanager
+    def one_bar(self, total: int) -> Iterator[None]:
+        """Context in which the parts of a work tell `total` steps together; another inside it changes nothing."""
+        outer = self.bar_steps
+        self.bar_steps = outer or (0, total)
+        try:
+            yield
+        finally:
+            self.bar_steps = outer and self.bar_steps
+
+    @abstractmethod
+    def check_interrupt(self) -> None:
+        """Raises the host's own exception if the user has asked to stop."""
+
+    @abstractmethod
+    def model_name(self) -> str:
+        """What the host calls the model's architecture or file."""

@@ -1,0 +1,141 @@
+"""The weights of ComfyUI's layers, in whatever form the host keeps them: fp8 with and without scales, GGUF, and others."""
+
+from __future__ import annotations
+
+import sys
+
+import comfy.utils
+import torch
+from comfy.model_patcher import get_key_weight
+from torch import Tensor, nn
+
+from ...errors import ForgetError, brief
+
+FULL_PRECISION = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+PROBES = 4  # inputs that a weight is checked with
+ROUNDING = 0.3  # of the output, at most, by which layers that round their inputs to 4 bits differ from their weight
+REMEDY = "load the checkpoint in fp16, bf16, fp8 or GGUF"
+
+
+def is_full_precision(weight: Tensor) -> bool:
+    """Whether a tensor holds its weights' own values, neither quantised nor scaled."""
+    return type(weight) in (nn.Parameter, Tensor) and weight.dtype in FULL_PRECISION
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether any weight of a module is quantised or scaled."""
+    return not all(map(is_full_precision, module.parameters()))
+
+
+def raw_values(weight: Tensor) -> Tensor:
+    """The numbers that a weight is kept as, in a plain tensor: enough to tell one model from another."""
+    return weight._qdata if hasattr(weight, "_qdata") else weight.detach().as_subclass(Tensor)
+
+
+def stored_weight(patcher, key: str) -> Tensor:
+    """A weight as the host keeps it, without the LoRAs that are merged into it."""
+    backup = patcher.backup.get(key)
+    return comfy.utils.get_attr(patcher.model, key) if backup is None else backup.weight
+
+
+def read_weight(patcher, key: str) -> Tensor:
+    """A weight [out, in] without the LoRAs that are on it: as it is, or of a quantised layer in fp32 on the CPU.
+
+    Raises ForgetError where the host's form of it cannot be read.
+    """
+    weight = stored_weight(patcher, key)
+    if is_full_precision(weight):
+        return weight
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            return dequantized(weight, get_key_weight(patcher.model, key)[2])
+    except Exception as error:  # every pack that quantises has errors of its own
+        raise unreadable(patcher.model, key, brief(error)) from error
+
+
+def dequantized(weight: Tensor, convert) -> Tensor:
+    """A quantised weight in fp32 on the CPU; `convert` is the layer's own function that applies its scale, or None."""
+    if hasattr(weight, "tensor_type"):  # GGUF: the module that made the tensor has the function beside it
+        dequantize_tensor = sys.modules[type(weight).__module__].dequantize_tensor
+        return Tensor(dequantize_tensor(weight.to("cpu"), torch.float32)).float().clone()
+    if hasattr(weight, "_qdata"):  # the host's QuantizedTensor
+        if hasattr(weight, "_layout_params"):  # ComfyUI 0.3.75 has no dtype there before the layer is first used
+            params = {**weight._layout_params, "orig_dtype": torch.float32}
+            weight = type(weight)(weight._qdata, weight._layout_type, params)
+        return weight.dequantize().detach().float().cpu()
+    weight = weight.detach().to("cpu", torch.float32, copy=True)
+    return weight if convert is None else convert(weight, inplace=True)
+
+
+def require_readable(patcher, key: str) -> None:
+    """Raises ForgetError unless `read_weight` gives what the layer really computes with.
+
+    Probed on random inputs through the layer itself, where it is quantised and no LoRA is on it.
+    """
+    stored = stored_weight(patcher, key)
+    if is_full_precision(stored):
+        return
+    weight, layer = read_weight(patcher, key), comfy.utils.get_attr(patcher.model, key.rpartition(".")[0])
+    if key in patcher.backup or getattr(stored, "patches", None) or getattr(layer, "weight_function", None):
+        return
+    if weight.ndim != 2:
+        raise unreadable(patcher.model, key, f"it has the shape {[*weight.shape]}")
+    x = torch.randn(PROBES, weight.shape[1], generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.inference_mode():  # as the host runs it: ComfyUI 0.3.75's quantised layers compute in no other
+            inputs = torch.cat([x, torch.zeros_like(x[:1])]).to(stored.device)
+            *outputs, bias = layer(inputs).float().cpu()
+    except Exception as error:
+        raise unreadable(patcher.model, key, brief(error)) from error
+    expected = x @ weight.T
+    if not (torch.stack(outputs) - bias - expected).norm() <= ROUNDING * expected.norm():
+        raise unreadable(patcher.model, key, "what is read differs from what the layer computes")
+
+
+def settle_dtypes(model) -> None:
+    """Tells quantised weights what dtype the model computes in, as its first run does: in ComfyUI 0.3.75 they take it in
+    inference mode alone, and autograd has to find it."""
+    dtype = model.manual_cast_dtype or model.get_dtype()
+    with torch.inference_mode():
+        for weight in model.diffusion_model.parameters():
+            if getattr(weight, "_layout_params", {}).get("orig_dtype", dtype) is None:
+                weight.to(dtype)
+
+
+def require_differentiable(unet: nn.Module) -> None:
+    """Raises ForgetError where a form in which layers are quantised passes no gradient on, or a wrong one.
+
+    Of each form one layer is tried: with g the gradient of its summed output, g x is what x adds to that sum. For inside a
+    host's `training`.
+    """
+    layers = [module for module in unet.modules() if getattr(module._parameters.get("weight"), "ndim", 0) == 2]
+    quantized = {form_of(layer.weight): layer for layer in layers if not is_full_precision(layer.weight)}
+    for form, layer in quantized.items():
+        reason = f"This form of quantisation ({form}) has no gradient to train with: use the preset `fast`, or {REMEDY}."
+        x = torch.randn(1, layer.weight.shape[1], generator=torch.Generator().manual_seed(0)).to(layer.weight.device)
+        at = torch.zeros_like(x, requires_grad=True)
+        try:
+            with torch.enable_grad():
+                (gradient,) = torch.autograd.grad(layer(at).sum(), at)
+            with torch.no_grad():
+                added = (layer(x) - layer(at)).sum()
+        except RuntimeError as error:
+            raise ForgetError(f"{reason} ({brief(error)})") from error
+        size = gradient.norm() * x.norm()
+        if not ((gradient * x).sum() - added).abs() <= ROUNDING * size:
+            raise ForgetError(reason)
+
+
+def form_of(weight: Tensor) -> str:
+    """What a weight is kept as, for people."""
+    kinds = (getattr(weight, name, None) for name in ("_layout_cls", "_layout_type", "tensor_type"))
+    kind = next(filter(None, kinds), weight.dtype)
+    return str(getattr(kind, "__name__", None) or getattr(kind, "name", kind))
+
+
+def unreadable(model, key: str, reason: str) -> ForgetError:
+    """What to raise where a weight cannot be read."""
+    return ForgetError(
+        f"The weights of this {type(model.model_config).__name__} are kept in a form that cannot be read "
+        f"({form_of(comfy.utils.get_attr(model, key))}, {key}: {reason}): {REMEDY}."
+    )

@@ -1,0 +1,1 @@
+"""The adapters of the AUTOMATIC1111 webui and of Forge."""

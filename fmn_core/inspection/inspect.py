@@ -1,0 +1,211 @@
+"""What a patch is: whether it fits a model, what it measured of itself, and how strongly it changes each projection."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ..errors import ForgetError
+from ..files.header import tensor_hash
+from ..host import MATRICES, DiffusionHost
+from ..patch.patch import DOWN, UP, Patch, check_fits, fingerprint, model_shapes
+
+# A layer's kohya name begins with diffusers' name of its place or, in SDXL, with sgm's.
+PLACE = re.compile(r"^lora_unet_(down|mid|up|input|middle|output)_")
+PLACES = {"down": "down", "input": "down", "mid": "mid", "middle": "mid", "up": "up", "output": "up", "": "other"}
+ORDER = ("down", "mid", "up", "other")
+SHOWN_FIRST = ("to_k", "to_v", "to_q", "to_out")  # K and V are what every preset changes
+BEYOND = 1e9  # no figure of a report; nor is what is no number
+WHEN = ("before", "fast", "after", "with rest")
+
+
+@dataclass(frozen=True)
+class Change:
+    """How much one projection changes: |delta W| (Frobenius norm), and what part of |W| that is where the model is known.
+
+    `place` is `down`, `mid`, `up` or `other`, `block` its number there, `depth` that of the layer in the block.
+    """
+
+    module: str
+    place: str
+    block: tuple[int, ...]
+    depth: int
+    matrix: str
+    norm: float
+    relative: float | None
+
+    @property
+    def amount(self) -> float:
+        """What bars show: the part of |W|, or |delta W| without a model."""
+        return self.norm if self.relative is None else self.relative
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether a patch fits a model, whether that is the one it was made on, and this as a sentence."""
+
+    fits: bool
+    same: bool
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A patch, its own report without what cannot be read, its changes in the order of the layers, whether it fits the
+    model where there is one, and the bytes of its file or, where it has none yet, of its weights."""
+
+    patch: Patch
+    report: dict
+    changes: list[Change]
+    fit: Fit | None
+    file: Path | None
+    size: int
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is wrong with the patch, by its own report, a measurement or the model."""
+        unfit = [self.fit.sentence] if self.fit and not self.fit.fits else []
+        return [*unfit, *self.report["warnings"], *self.report.get("evaluation", {}).get("warnings", [])]
+
+    def plain(self) -> dict:
+        """For JSON: everything that the patch says of itself, and what was found."""
+        said = without_moments(self.patch.info)
+        return said | {
+            "file": {"bytes": self.size, "sha256": tensor_hash(dict(self.patch)), "rank": self.patch.rank},
+            "model": self.fit and {"fits": self.fit.fits, "same": self.fit.same, "sentence": self.fit.sentence},
+            "change": {change.module: {"norm": change.norm, "relative": change.relative} for change in self.changes},
+        }
+
+
+def without_moments(value: object) -> object:
+    """JSON without the arrays that stacking needs, which are for no reader."""
+    if isinstance(value, dict):
+        return {key: without_moments(each) for key, each in value.items() if key != "moments"}
+    return [without_moments(each) for each in value] if isinstance(value, list) else value
+
+
+def inspect_patch(patch: Patch, host: DiffusionHost | None = None, file: Path | None = None) -> Inspection:
+    """What a patch says of itself and what it changes; with a host, whether it fits and the changes beside the weights."""
+    fit = host and fit_to(patch, host)
+    weights = base_norms(host) if fit and fit.fits else {}
+    size = file.stat().st_size if file else sum(tensor.nbytes for tensor in patch.values())
+    return Inspection(patch, readable(patch.info.get("report")), changes_of(patch, weights), fit, file, size)
+
+
+def delta_norm(up: Tensor, down: Tensor) -> float:
+    """|up @ down| (Frobenius) of up [out, r], down [r, in] by r x r matrices, |U D|^2 = tr(U^T U D D^T), where these are
+    smaller than the product."""
+    up, down = up.double(), down.double()
+    if len(up) * down.shape[1] < len(down) ** 2:
+        return (up @ down).norm().item()
+    return (up.T @ up * (down @ down.T)).sum().clamp(min=0).sqrt().item()
+
+
+def base_norms(host: DiffusionHost) -> dict[str, float]:
+    """Kohya name -> |W| (Frobenius) of every projection a patch may hold."""
+    return {
+        host.lora_key(layer, matrix): host.weight(layer, matrix).detach().float().norm().item()
+        for layer in host.cross_attentions()
+        for matrix in MATRICES
+    }
+
+
+def changes_of(patch: Patch, weights: dict[str, float]) -> list[Change]:
+    """The change of every projection, layers in forward order; `weights` has |W| by kohya name, or nothing."""
+    found = []
+    for module in patch.modules:
+        layer, matrix = module.rsplit("_attn2_", 1)
+        place = PLACE.match(layer)
+        *block, depth = map(int, re.findall(r"\d+", layer) or [0])
+        norm = delta_norm(patch[module + UP], patch[module + DOWN])
+        relative = norm / max(weights[module], 1e-12) if weights else None
+        place = PLACES[place[1] if place else ""]
+        found.append(Change(module, place, tuple(block), depth, matrix.removesuffix("_0"), norm, relative))
+    return sorted(found, key=lambda c: (ORDER.index(c.place), c.block, c.depth, SHOWN_FIRST.index(c.matrix)))
+
+
+def fit_to(patch: Patch, host: DiffusionHost) -> Fit:
+    """Whether a patch can be applied to the host's model, and whether it was made on these very weights."""
+    name = host.model_name()
+    try:
+        check_fits(patch, model_shapes(host), name)
+    except ForgetError as error:
+        return Fit(False, False, f"Does not fit the model: {error}")
+    made_on = patch.info["base"].get("hash")
+    if not made_on:
+        return Fit(True, False, f"Fits the model, {name}; the patch does not say on which weights it was made.")
+    if made_on == fingerprint(host):
+        return Fit(True, True, f"Made for this very model, {name}.")
+    return Fit(
+        True,
+        False,
+        f"Fits the model, {name}, but was made on other weights of the same architecture, or on these in another precision.",
+    )
+
+
+def readable(report: object) -> dict:
+    """What of a patch's report has the form that `summary` and the picture expect, drift largest first: a file may come
+    from anywhere."""
+    report = report if isinstance(report, dict) else {}
+    found = {"warnings": texts(report.get("warnings"))}
+    erased, drift, distance, mass = (numbers(report.get(key)) for key in ("erased", "drift", "distance", "attention_mass"))
+    drift = dict(sorted(drift.items(), key=lambda item: -item[1]))
+    if erased:
+        found |= {"erased": erased, "also": texts(report.get("also"))}
+    if erased or drift:
+        found["drift"] = drift
+    distance, mass = ({when: each[when] for when in WHEN if when in each} for each in (distance, mass))
+    single = numbers({key: report.get(key) for key in ("noise drift", "steps", "strength", "empty prompt", "spill")})
+    found |= single
+    if "after" in distance and {"noise drift", "steps", "strength"} <= single.keys():
+        found["distance"] = distance
+    if {"before", "after"} <= mass.keys():
+        found["attention_mass"] = mass
+    for key, wanted in (("conflicts", {"share"}), ("responses", {"added", "jointly"})):
+        if key in report:  # of a stacked patch
+            found[key] = rows(report[key], wanted)
+    imported = report.get("imported")
+    if isinstance(imported, dict) and isinstance(imported.get("worst"), dict):
+        plain, worst = numbers(imported), {"error": 0.0} | numbers(imported["worst"])
+        if {"rest", "rank", "projections", "error"} <= plain.keys():
+            named = {key: str(imported.get(key, "")) for key in ("file", "kind")}
+            found["imported"] = plain | named | {"worst": worst | {"projection": str(imported["worst"].get("projection"))}}
+    evaluation = report.get("evaluation")
+    if isinstance(evaluation, dict) and isinstance(evaluation.get("summary"), str):
+        means = evaluation.get("prompt_drift")
+        means = {group: several.get("mean") for group, several in means.items()} if mappings(means) else {}
+        found["evaluation"] = {
+            "summary": evaluation["summary"],
+            "warnings": texts(evaluation.get("warnings")),
+            "prompt_drift": numbers(means),
+        }
+    return found
+
+
+def numbers(value: object) -> dict[str, float]:
+    """The numbers in a dictionary that can be shares, masses or counts; nothing for anything else."""
+    several = value.items() if isinstance(value, dict) else ()
+    return {str(key): x for key, x in several if type(x) in (int, float) and abs(x) < BEYOND}
+
+
+def rows(value: object, wanted: set[str]) -> list[dict]:
+    """The dictionaries in a list that have these numbers, with the names of concepts beside them."""
+    several = [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+    return [
+        {key: str(row.get(key, "")) for key in ("concept", "other")} | {key: numbers(row)[key] for key in wanted}
+        for row in several
+        if wanted <= numbers(row).keys()
+    ]
+
+
+def mappings(value: object) -> bool:
+    """Whether this is a dictionary of dictionaries."""
+    return isinstance(value, dict) and all(isinstance(several, dict) for several in value.values())
+
+
+def texts(value: object) -> list[str]:
+    """The strings in a list; nothing for anything else."""
+    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []

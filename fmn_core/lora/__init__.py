@@ -1,0 +1,1 @@
+"""LoRA modules, low-rank factors, and the names of layers."""

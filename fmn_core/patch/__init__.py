@@ -1,0 +1,1 @@
+"""The patch, its file, its bounds, stacking and gating."""

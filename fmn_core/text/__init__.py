@@ -1,0 +1,1 @@
+"""Prompts, tokens, and what a text encoder makes of them."""

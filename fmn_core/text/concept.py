@@ -1,0 +1,149 @@
+"""A concept as prompts and as columns of the cross-attention."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import ForgetError
+from ..host import DiffusionHost, Token
+from ..patch.bounds import require_brief
+
+# The original's templates (configs/attn.yaml, `concept_type`); identities used the object's there.
+TEMPLATES = {
+    "object": "a photo of {}",
+    "style": "a photo in the style of {}",
+    "identity": "a photo of {}",
+    "custom": "",
+}
+MOST_PROMPTS = 10_000  # of all names in all templates
+
+
+@dataclass(frozen=True)
+class Concept:
+    """What is to be forgotten: its names, the first of which it goes by, and templates of prompts that call for it."""
+
+    names: tuple[str, ...]
+    type: str
+    templates: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    @property
+    def prompts(self) -> tuple[tuple[str, str], ...]:
+        """(prompt, the name in it), every template with every name."""
+        return tuple((template.replace("{}", name), name) for name in self.names for template in self.templates)
+
+
+def make_concepts(text: str, type: str = "object", template: str = "") -> tuple[Concept, ...]:
+    """Concepts from a text, one a line, other names of the same after commas, and a type (a key of TEMPLATES).
+
+    For `custom`, `template` has one prompt a line with `{}` for the name. Raises ForgetError for an empty text, an
+    unknown type, a template without `{}`, a name that comes twice, and more or longer ones than a patch can remember.
+    """
+    if type not in TEMPLATES:
+        raise ForgetError(f"The concept type `{type}` is unknown: choose one of {', '.join(TEMPLATES)}.")
+    templates = [line.strip() for line in template.splitlines() if line.strip()] if type == "custom" else [TEMPLATES[type]]
+    if not templates:
+        raise ForgetError("The type `custom` needs a template: one prompt a line, with {} where the concept stands.")
+    for line in templates:
+        if "{}" not in line:
+            raise ForgetError(f"The template `{line}` has no {{}}: put {{}} where the concept's name belongs.")
+    concepts = tuple(Concept(names, type, tuple(templates)) for names in map(split_names, text.splitlines()) if names)
+    if not concepts:
+        raise ForgetError("The concept is empty: type the name of what the model should forget, for example `cat`.")
+    require_text(text, *templates)
+    try:
+        require_brief(described(concepts))
+    except ValueError as error:
+        raise ForgetError(f"The concept cannot be forgotten: {error}. Use fewer and shorter names.") from None
+    for name, count in Counter(name.lower() for concept in concepts for name in concept.names).items():
+        if count > 1:
+            raise ForgetError(f"`{name}` is named twice: give each concept a line of its own, and each name once.")
+    count = sum(len(concept.names) for concept in concepts) * len(templates)
+    if count > MOST_PROMPTS:
+        raise ForgetError(
+            f"{count} prompts would have to be read, each name in each template: use at most {MOST_PROMPTS}, of fewer names "
+            "or templates."
+        )
+    return concepts
+
+
+def described(concepts: tuple[Concept, ...]) -> dict:
+    """What a patch remembers of its concepts, for JSON: what they are called together, and each one's own."""
+    return {
+        "concept": called(concepts),
+        "concepts": [{"names": [*c.names], "type": c.type, "templates": [*c.templates]} for c in concepts],
+    }
+
+
+def called(concepts: tuple[Concept, ...]) -> str:
+    """What several concepts are called together."""
+    return ", ".join(concept.name for concept in concepts)
+
+
+def require_text(*texts: str) -> None:
+    """Raises ForgetError for a text that is none: half of a character, which JSON can hold and no tokenizer reads."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ForgetError(
+                f"{ascii(text[:60])} has half a character at place {error.start + 1}: type that place anew."
+            ) from None
+
+
+def split_names(line: str) -> tuple[str, ...]:
+    """The names in a line, between commas, without superfluous spaces."""
+    return tuple(" ".join(name.split()) for name in line.split(",") if name.strip())
+
+
+def in_turn(several: list[list[int]], count: int) -> list[int]:
+    """So many members of several lists, one of each list before a second of any, each list from the start again at need."""
+    turns = (divmod(i, len(several)) for i in range(count))
+    return [(own := several[which])[turn % len(own)] for turn, which in turns]
+
+
+def find_tokens(tokens: tuple[Token, ...], sought: tuple[Token, ...]) -> list[list[int]]:
+    """Columns of every mention of `sought` in `tokens`, a list of columns each; special tokens are passed over.
+
+    Reading on past special tokens finds a phrase that the tokenizer has split between two chunks of 77.
+    """
+    columns = [column for column, token in enumerate(tokens) if token.kind == "word"]
+    ids = [tokens[column].id for column in columns]
+    wanted = [token.id for token in sought if token.kind == "word"]
+    starts = range(len(ids) - len(wanted) + 1) if wanted else ()
+    return [columns[start : start + len(wanted)] for start in starts if ids[start : start + len(wanted)] == wanted]
+
+
+def concept_columns(host: DiffusionHost, name: str, prompt: str, tokens: str) -> Tensor:
+    """Boolean mask [T] of the columns of `prompt` that are penalised.
+
+    `tokens`: `concept` (the name's own tokens, every mention), `concept and end` (and the end token, once) or
+    `concept onward` (every later column too: a causal text encoder leaks the concept into all of them).
+    Raises ForgetError where the tokenizer cuts the name off.
+    """
+    columns = host.tokenize(prompt)
+    mentions = find_tokens(columns, host.tokenize(name))
+    if not mentions:
+        raise ForgetError(
+            f"No column of the attention stands for `{name}` in the prompt `{prompt}`: the tokenizer cuts it off, "
+            "joins it to a neighbour or drops it. Use a shorter name in words, with spaces around {} in the template."
+        )
+    mask = torch.zeros(len(columns), dtype=torch.bool)
+    for mention in mentions:
+        mask[mention] = True
+    if tokens == "concept and end":
+        ends = [column for column, token in enumerate(columns) if token.kind == "end"]
+        mask[next(end for end in ends if end > mentions[-1][-1])] = True
+    elif tokens == "concept onward":
+        mask[mentions[0][0] :] = True
+        mask &= torch.tensor([token.kind != "start" for token in columns])
+    elif tokens != "concept":
+        raise ForgetError(f"`{tokens}` is no choice of tokens: use `concept`, `concept and end` or `concept onward`.")
+    return mask

@@ -1,0 +1,101 @@
+"""Steps down a loss in any precision: small gradients survive it, what overflows is taken again, what is no number never."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ..errors import ForgetError
+from .checkpoint import State
+from .memory import Economy
+
+T = TypeVar("T")
+MAX_GRAD_NORM = 1.0  # the original's max_grad_norm
+HALVINGS = 16  # of the scale, at most
+STEADY = 20  # steps without an overflow after which a halved scale is doubled
+
+
+class Descent:
+    """Steps of a state's optimiser down a loss that is multiplied by a power of two while it is differentiated.
+
+    Half precision rounds small gradients to zero otherwise (loss scaling, Micikevicius et al., arXiv 1710.03740); single
+    precision gives the same gradient at any such scale. Where a gradient overflows, the scale is halved and the step taken
+    again with the same random numbers; it comes back to the state's `most_scale` when steps have been steady.
+    """
+
+    def __init__(self, economy: Economy, state: State, max_norm: float | None = MAX_GRAD_NORM):
+        self.economy, self.state, self.max_norm = economy, state, max_norm
+        self.loss, self.gradients = math.nan, []
+
+    def take(self, step: Callable[[Callable[[Tensor], float]], T]) -> T | None:
+        """What `step` returns, which has to hand its loss to the function that it is given, and gets its value back.
+
+        Parameters with which the loss is finite become the state's `good` ones, and the optimiser steps from them. Returns
+        None, and takes no step, where the loss is not finite, or its gradient at no scale; at the first step that raises
+        ForgetError.
+        """
+        generator, scale = self.state.generator, self.state.figures["scale"]
+        before = generator.get_state()
+        while True:
+            self.economy.host.check_interrupt()
+            taken = self.economy.take(lambda: step(self.differentiate), generator)
+            if not math.isfinite(self.loss):
+                break
+            self.state.tensors["good"][:] = [p.detach().clone() for p in self.state.parameters]
+            if all_finite(self.gradients):
+                self.follow()
+                return taken
+            if scale[0] <= self.state.most_scale / 2**HALVINGS:
+                break
+            scale[:] = [scale[0] / 2, 0.0]
+            generator.set_state(before)
+        if not self.state.losses:
+            raise ForgetError("The loss is not finite at step 1: look for broken pictures or a broken model.")
+        return None
+
+    def differentiate(self, loss: Tensor) -> float:
+        """Takes the gradient, unless the loss is not finite, and returns the loss's value."""
+        self.loss, self.gradients = loss.item(), []
+        if math.isfinite(self.loss):
+            scaled = loss * self.state.figures["scale"][0]
+            self.gradients = torch.autograd.grad(scaled, self.state.parameters, allow_unused=True)
+        return self.loss
+
+    def follow(self) -> None:
+        """The optimiser's step."""
+        state = self.state
+        scale, steady = state.figures["scale"]
+        for parameter, own in zip(state.parameters, self.gradients, strict=True):
+            parameter.grad = None if own is None else own / scale
+        if self.max_norm is not None:
+            torch.nn.utils.clip_grad_norm_(state.parameters, self.max_norm)
+        state.optimizer.step()
+        self.gradients = []
+        grows = steady + 1 >= STEADY and scale < state.most_scale
+        state.figures["scale"][:] = [scale * 2, 0.0] if grows else [scale, steady + 1]
+
+
+def all_finite(gradients: list[Tensor | None]) -> bool:
+    """Whether every gradient is there in numbers; None is that of a parameter which the loss does not depend on."""
+    return bool(torch.stack([own.isfinite().all() for own in gradients if own is not None]).all())
+
+
+def settled(state: State, measure: Callable[[], T], taken: bool) -> tuple[T, bool]:
+    """What is measured of the model after a training, and whether all its steps were taken well. If not, or if what is
+    measured (a number or several) is not finite because the last step led there, the parameters are the last good ones."""
+    if not taken:
+        state.take(state.tensors["good"])
+    found = measure()
+    if taken and not torch.as_tensor(found).isfinite().all():
+        state.take(state.tensors["good"])
+        return measure(), False
+    return found, taken
+
+
+def diverged(done: int, steps: int, kept: str = "last good") -> str:
+    """What a user is told of a training that ended where loss, gradient or estimates were no numbers any more."""
+    return f"The training diverged after step {done} of {steps}, and the {kept} state was kept: lower the learning rate."
