@@ -7,8 +7,8 @@ import torch
 from benchmarks.baselines import applied
 from benchmarks.prompts import HEAD
 from demo.evaluate import GUIDANCE, STEPS, sample
-from fmn_core.erasure.config import InvertSettings
 from fmn_core.evaluation.recovery import LEARNING_RATE, text_cosine
+from fmn_core.inversion.config import InvertSettings
 from fmn_core.inversion.textual_inversion import invert
 from fmn_core.text.concept import TEMPLATES
 from fmn_core.training.sampling import sample_ddim

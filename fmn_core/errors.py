@@ -1,6 +1,6 @@
 """The one exception users are meant to read."""
 
-from .files.clean_text import displayable
+from .log import displayable
 
 
 class ForgetError(ValueError):

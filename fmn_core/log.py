@@ -1,14 +1,14 @@
-"""One line in the log for each phase of a work: what, how long, and its figures."""
+"""What is told while work goes on: a line in the log for each phase, progress, and text from outside, made safe to show."""
 
 from __future__ import annotations
 
 import json
 import logging
+import re
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-from .files.clean_text import displayable
 
 logger = logging.getLogger("forget_me_not")
 
@@ -34,3 +34,48 @@ def plain(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return displayable(json.dumps(value if isinstance(value, str | int) else str(value), ensure_ascii=False))
+
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+# What a terminal obeys or shows backwards: C0, DEL and C1 but for tab and newline, Unicode's own line breaks, and the
+# controls of writing direction.
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def replace_surrogates(value: object) -> object:
+    """JSON with U+FFFD for every surrogate, which Python reads from `\\ud800` and no encoding can write."""
+    if isinstance(value, str):
+        return SURROGATE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {replace_surrogates(key): replace_surrogates(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [replace_surrogates(each) for each in value]
+    return value
+
+
+def displayable(text: object) -> str:
+    """A text without surrogates, its control characters but tab and newline as escapes: `\\x1b`, `\\u202e`."""
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], SURROGATE.sub("\ufffd", str(text)))
+
+
+def say(*texts: object, file=None) -> None:
+    """Prints texts, each on a line of its own, as `displayable` makes them; to stdout unless a file is given."""
+    print(*map(displayable, texts), sep="\n", file=file or sys.stdout, flush=True)
+
+
+Tell = Callable[[int, int], None]  # how many units are done, and how many there are; it may raise to stop the work
+
+
+class Work:
+    """Counts the units of a work, and tells before each of them how many of `total` are done."""
+
+    def __init__(self, total: int, tell: Tell | None = None):
+        self.done, self.total, self.tell = 0, total, tell
+
+    def step(self) -> None:
+        """A unit begins; raises what `tell` raises."""
+        if self.tell:
+            self.tell(self.done, self.total)
+        self.done += 1

@@ -15,8 +15,9 @@ from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from modules import shared
 
-from fmn_core.erasure.config import EvaluateSettings, ForgetSettings
+from fmn_core.erasure.config import ForgetSettings
 from fmn_core.errors import ForgetError, brief
+from fmn_core.evaluation.config import EvaluateSettings
 from fmn_core.patch.patch import read_patch
 
 from .escaping import plain

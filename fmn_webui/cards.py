@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from fmn_core.files.atomic import write_new
-from fmn_core.files.clean_text import replace_surrogates
 from fmn_core.host import DiffusionHost
+from fmn_core.log import replace_surrogates
 from fmn_core.patch.apply import applied
 from fmn_core.patch.patch import Patch
 from fmn_core.patch.weighted import moved_concepts

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable
 
-from fmn_core.files.clean_text import replace_surrogates
+from fmn_core.log import replace_surrogates
 
 
 class Markup(str):

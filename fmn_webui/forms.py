@@ -10,8 +10,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from fmn_core.config import require_text
 from fmn_core.errors import ForgetError, brief
-from fmn_core.text.concept import require_text
 from fmn_core.training.images import most_pixels, opened, picture_files, read_pictures
 
 from .limits import MOST_KEPT, MOST_MEMBERS, MOST_PICTURES, MOST_READ, MOST_TEXT, TooLarge

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fmn_core.attention.heatmap import COLOR_MAPS
+from fmn_core.config import require_text
 from fmn_core.errors import ForgetError, brief
-from fmn_core.text.concept import require_text
+from fmn_core.plots.colormaps import COLOR_MAPS
 
 from .names import NONE
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gradio as gr
 
-from fmn_core.erasure.config import EvaluateSettings
 from fmn_core.errors import ForgetError
+from fmn_core.evaluation.config import EvaluateSettings
 
 from .forms import settings_of
 from .jobs import Job

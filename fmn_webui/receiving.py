@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from fmn_core.config import require_text
 from fmn_core.errors import ForgetError
-from fmn_core.text.concept import require_text
 
 from .limits import MOST_BODY, MOST_RECEIVED, MOST_REQUESTS, MOST_VALUES, Busy, TooLarge
 

@@ -7,9 +7,9 @@ import logging
 import gradio as gr
 from modules import extra_networks, scripts
 
-from fmn_core.attention.heatmap import COLOR_MAPS
 from fmn_core.errors import ForgetError
-from fmn_core.files.clean_text import displayable
+from fmn_core.log import displayable
+from fmn_core.plots.colormaps import COLOR_MAPS
 
 from . import infotext, webui
 from .applying import Applied, allowed, check_loaded, prepared, refuse, refuse_sampling

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fmn_core.erasure.config import EvaluateSettings, ForgetSettings
+from fmn_core.erasure.config import ForgetSettings
 from fmn_core.erasure.forget import forget, summary
 from fmn_core.errors import ForgetError
+from fmn_core.evaluation.config import EvaluateSettings
 from fmn_core.evaluation.evaluate import evaluate, with_evaluation
 from fmn_core.evaluation.plot import draw_report
 from fmn_core.files.atomic import save_under_next

@@ -8,12 +8,12 @@ import logging
 import torch
 from comfy_api.latest import io, ui
 
-from ..fmn_core.erasure.config import EvaluateSettings
+from ..fmn_core.evaluation.config import EvaluateSettings
 from ..fmn_core.evaluation.evaluate import evaluate, with_evaluation
 from ..fmn_core.evaluation.plot import draw_report
-from ..fmn_core.files.clean_text import displayable
 from ..fmn_core.hosts.comfy.clip import clip_scorer
 from ..fmn_core.hosts.comfy.model import ComfyHost
+from ..fmn_core.log import displayable
 from .patch import as_patch
 from .schema import LoraModel, schema, settings_inputs
 

@@ -11,10 +11,10 @@ import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
-from ..fmn_core.erasure.config import InvertSettings
 from ..fmn_core.files.atomic import save_under_next
 from ..fmn_core.files.names import slug
 from ..fmn_core.hosts.comfy.model import ComfyHost
+from ..fmn_core.inversion.config import InvertSettings
 from ..fmn_core.inversion.embedding import save_embedding
 from ..fmn_core.inversion.textual_inversion import Inversion, invert_pictures
 from .schema import LossMap, schema, settings_inputs

@@ -19,14 +19,17 @@ from graphs import Graphs
 
 from fmn_core.attention.from_image import LookSettings, record_pictures
 from fmn_core.attention.recorder import RecordingSettings
+from fmn_core.convert.config import ImportSettings
 from fmn_core.convert.importer import import_patch
 from fmn_core.erasure import adversarial as robust
 from fmn_core.erasure import hybrid, resteering
 from fmn_core.erasure import refined as balanced
-from fmn_core.erasure.config import EvaluateSettings, ForgetSettings, ImportSettings, InvertSettings
+from fmn_core.erasure.config import ForgetSettings
 from fmn_core.erasure.forget import forget
 from fmn_core.evaluation import recovery
+from fmn_core.evaluation.config import EvaluateSettings
 from fmn_core.evaluation.evaluate import evaluate
+from fmn_core.inversion.config import InvertSettings
 from fmn_core.inversion.textual_inversion import invert_pictures
 from fmn_core.patch.patch import DOWN, UP, read_patch, save_patch
 from fmn_core.patch.stack import stack

@@ -34,14 +34,16 @@ from check_device import IMAGES, MASK, PATCH, QUICK, few_steps, require_whole  #
 from test_quantized import FP8, scaled  # noqa: E402
 
 from fmn_core.attention.visualize import ViewSettings, visualize  # noqa: E402
-from fmn_core.erasure.config import EvaluateSettings, ForgetSettings, InvertSettings  # noqa: E402
+from fmn_core.erasure.config import ForgetSettings  # noqa: E402
 from fmn_core.erasure.forget import forget  # noqa: E402
+from fmn_core.evaluation.config import EvaluateSettings  # noqa: E402
 from fmn_core.evaluation.evaluate import evaluate  # noqa: E402
 from fmn_core.hosts.comfy import embedded as comfy_embedded  # noqa: E402
 from fmn_core.hosts.comfy.apply import apply_patch  # noqa: E402
 from fmn_core.hosts.comfy.attention import record_attention  # noqa: E402
 from fmn_core.hosts.comfy.hooks import gated  # noqa: E402
 from fmn_core.hosts.comfy.model import ComfyHost  # noqa: E402
+from fmn_core.inversion.config import InvertSettings  # noqa: E402
 from fmn_core.inversion.textual_inversion import invert_pictures  # noqa: E402
 from fmn_core.patch.patch import read_patch  # noqa: E402
 

@@ -37,10 +37,11 @@ from demo.server import ComfyServer  # noqa: E402
 from fmn_core.erasure import adversarial as robust  # noqa: E402
 from fmn_core.erasure import hybrid, resteering  # noqa: E402
 from fmn_core.erasure import refined as balanced  # noqa: E402
-from fmn_core.erasure.config import ForgetSettings, InvertSettings  # noqa: E402
+from fmn_core.erasure.config import ForgetSettings  # noqa: E402
 from fmn_core.erasure.forget import forget  # noqa: E402
 from fmn_core.errors import ForgetError  # noqa: E402
 from fmn_core.inversion import textual_inversion as inversion  # noqa: E402
+from fmn_core.inversion.config import InvertSettings  # noqa: E402
 from fmn_core.inversion.embedding import save_embedding  # noqa: E402
 from fmn_core.inversion.textual_inversion import Inversion, invert_pictures  # noqa: E402
 from fmn_core.patch.patch import save_patch  # noqa: E402

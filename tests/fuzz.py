@@ -29,9 +29,10 @@ sys.path.insert(0, str(ROOT))
 from hostile import MUCH, Hostile  # noqa: E402
 
 from demo.host import load_embedded_model  # noqa: E402
+from fmn_core.convert.config import ImportSettings  # noqa: E402
 from fmn_core.convert.exporter import PER_LEVEL, merge, to_diff, to_peft  # noqa: E402
 from fmn_core.convert.importer import import_patch  # noqa: E402
-from fmn_core.erasure.config import ForgetSettings, ImportSettings  # noqa: E402
+from fmn_core.erasure.config import ForgetSettings  # noqa: E402
 from fmn_core.erasure.forget import forget, summary  # noqa: E402
 from fmn_core.errors import ForgetError  # noqa: E402
 from fmn_core.files.names import DEVICES, folder_and_name, slug  # noqa: E402

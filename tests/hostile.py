@@ -22,9 +22,9 @@ import torch
 from hostile_files import Files, Maker
 
 from fmn_core.cli.run_config import inversion_settings, read_concepts, read_config
+from fmn_core.convert.config import ImportSettings
 from fmn_core.convert.exporter import merge, save_as
 from fmn_core.convert.importer import import_patch
-from fmn_core.erasure.config import ImportSettings
 from fmn_core.erasure.forget import summary
 from fmn_core.errors import ForgetError
 from fmn_core.inspection.describe import text_of

@@ -15,6 +15,7 @@ from fmn_core.files import bounded_json, header
 from fmn_core.patch import bounds as patch_bounds
 from fmn_core.patch.patch import ALPHA, DOWN, UP, read_patch
 from fmn_core.patch.statistics import MOST_ROWS
+from fmn_core.text import concept
 
 ROOT = Path(__file__).parent.parent
 K = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
@@ -73,7 +74,7 @@ class Maker:
         yield "moments", self.patch(moments=moments(4_000))
         yield "moments", self.patch(moments=moments(MOST_ROWS, patch_bounds.MOST_SIDE))
         yield "concepts", self.patch(concepts=self.info["concepts"] * 100_000)
-        yield "concepts", self.patch(concepts=self.concepts(patch_bounds.MOST_CONCEPTS, 100), moments=moments(64))
+        yield "concepts", self.patch(concepts=self.concepts(concept.MOST_CONCEPTS, 100), moments=moments(64))
         yield "parts", self.patch(self.stacked(50_000))
         yield "parts", self.patch(self.stacked(patch_bounds.MOST_PARTS), {K: (1, 1, patch_bounds.MOST_PARTS)})
         yield "modules", self.patch(shapes=self.layers(20_000, 1))

@@ -16,12 +16,13 @@ from PIL import Image, ImageDraw, ImageFont
 from fmn_core.attention.capture import attention_probabilities, is_prompt, layer_size
 from fmn_core.attention.compare import CompareSettings, compare, draw_comparison
 from fmn_core.attention.export import as_json, as_npz
-from fmn_core.attention.heatmap import COLOR_MAPS, OTHER, colorize, colorize_difference, overlay, percent, shares
+from fmn_core.attention.heatmap import OTHER, shares
 from fmn_core.attention.recorder import AttentionRecording, Box, Origin, RecordingSettings
 from fmn_core.attention.visualize import VIEWS, ViewSettings, layer_title, visualize
 from fmn_core.errors import ForgetError
 from fmn_core.host import Token
 from fmn_core.plots.canvas import PAPER
+from fmn_core.plots.colormaps import COLOR_MAPS, colorize, colorize_difference, overlay, percent
 from fmn_core.plots.sheet import draw_bar
 from fmn_core.text.tokens import distinct_words, find_phrase, words_of
 

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from fmn_core.convert.config import ImportSettings
 from fmn_core.convert.exporter import merge, to_diff, to_peft
 from fmn_core.convert.importer import import_patch
-from fmn_core.erasure.config import ImportSettings
 from fmn_core.errors import ForgetError
 from fmn_core.patch.patch import ALPHA, DOWN, UP, Patch, read_patch, serialize
 

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from fmn_core.cli import run_config as configs
 from fmn_core.cli.main import main
 from fmn_core.cli.run_config import forgetting_settings, inversion_settings, read_config
-from fmn_core.erasure.config import LEARNING_RATES, ForgetSettings, InvertSettings
+from fmn_core.erasure.config import LEARNING_RATES, ForgetSettings
 from fmn_core.errors import ForgetError
+from fmn_core.inversion.config import InvertSettings
 from fmn_core.patch.patch import read_patch
 
 

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from spellings import FILE, SPELLINGS, close, ldm_name, module_name, products, written
 
 from demo.host import CHECKPOINT
+from fmn_core.convert.config import ImportSettings
 from fmn_core.convert.exporter import save_as, to_peft
 from fmn_core.convert.importer import import_patch
-from fmn_core.erasure.config import ImportSettings
 from fmn_core.erasure.forget import summary
 from fmn_core.errors import ForgetError
 from fmn_core.lora.keys import blocks_per_level, dotted, one_name
@@ -133,7 +133,7 @@ def test_what_is_outside_the_cross_attention_becomes_the_rest_and_the_text_encod
 
 
 def test_an_imported_patch_is_saved_read_applied_and_measured(host, sample, tmp_path):
-    from fmn_core.erasure.config import EvaluateSettings
+    from fmn_core.evaluation.config import EvaluateSettings
     from fmn_core.evaluation.evaluate import evaluate
     from fmn_core.hosts.comfy.apply import apply_patch
     from fmn_core.patch.statistics import Moments

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmn_core.erasure import resteering as resteering
-from fmn_core.erasure.config import ForgetSettings, InvertSettings
+from fmn_core.erasure.config import ForgetSettings
 from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
 from fmn_core.hosts.diffusers.model import DiffusersHost
+from fmn_core.inversion.config import InvertSettings
 from fmn_core.inversion.textual_inversion import invert
 from fmn_core.lora.layers import CrossAttentionLoRA
 from fmn_core.training.checkpoint import State

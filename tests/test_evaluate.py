@@ -13,8 +13,8 @@ from conftest import ROOT
 
 from demo.run import load_pictures
 from demo.server import ServerError
-from fmn_core.erasure.config import EvaluateSettings
 from fmn_core.errors import ForgetError
+from fmn_core.evaluation.config import EvaluateSettings
 from fmn_core.evaluation.evaluate import classified, evaluate, with_evaluation
 from fmn_core.evaluation.findings import verdict
 from fmn_core.evaluation.metrics import adversarial_token, clip_scores, kv_drift, kv_targets, noise_drift, prompt_drift

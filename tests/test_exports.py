@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from spellings import FILE, close, ldm_name, module_name, module_name_of, products, written
 
 from demo.host import CHECKPOINT
+from fmn_core.convert.config import ImportSettings
 from fmn_core.convert.exporter import merge, save_as, to_diff, to_peft
 from fmn_core.convert.importer import import_patch
-from fmn_core.erasure.config import ImportSettings
 from fmn_core.errors import ForgetError
 from fmn_core.lora.keys import blocks_per_level
 from fmn_core.patch.apply import applied

@@ -6,8 +6,8 @@ import pytest
 import torch
 from spellings import FILE, close, ldm_name, module_name, products, written
 
+from fmn_core.convert.config import ImportSettings
 from fmn_core.convert.importer import import_patch
-from fmn_core.erasure.config import ImportSettings
 from fmn_core.errors import ForgetError
 from fmn_core.lora.keys import split_key
 from fmn_core.patch.patch import ALPHA, DOWN, UP, read_patch

@@ -10,9 +10,10 @@ import torch
 
 from benchmarks.architectures import narrow_model
 from fmn_core.attention.capture import AllTaken, tapped
-from fmn_core.erasure.config import ForgetSettings, InvertSettings
+from fmn_core.erasure.config import ForgetSettings
 from fmn_core.erasure.forget import forget
 from fmn_core.host import DiffusionHost
+from fmn_core.inversion.config import InvertSettings
 from fmn_core.inversion.textual_inversion import invert_pictures
 from fmn_core.lora.layers import CrossAttentionLoRA
 from fmn_core.training.gradient import BRANCH, differentiated, recomputable, recomputed

@@ -20,8 +20,7 @@ from test_command_line import run  # noqa: F401
 
 from demo.server import ServerError
 from fmn_core.errors import ForgetError
-from fmn_core.files.clean_text import CONTROL, displayable, replace_surrogates
-from fmn_core.log import plain
+from fmn_core.log import CONTROL, displayable, plain, replace_surrogates
 from fmn_core.patch.patch import Patch, read_patch
 from fmn_core.patch.stack import stack
 from fmn_core.patch.weighted import Member

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from demo.judge import Judge
-from fmn_core.erasure.config import InvertSettings
 from fmn_core.errors import ForgetError
+from fmn_core.inversion.config import InvertSettings
 from fmn_core.inversion.embedding import add_embedding, read_embedding, save_embedding
 from fmn_core.inversion.textual_inversion import (
     Inversion,

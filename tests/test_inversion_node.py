@@ -14,7 +14,7 @@ from demo.judge import Judge
 from demo.run import load_pictures
 from demo.server import ServerError
 from demo.workflow import by_title, load_workflow
-from fmn_core.erasure.config import InvertSettings
+from fmn_core.inversion.config import InvertSettings
 from fmn_core.inversion.embedding import read_embedding
 
 ROOT = Path(__file__).parent.parent

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from spellings import SPELLINGS, module_name, written
 
+from fmn_core.convert.config import ImportSettings
 from fmn_core.convert.importer import import_patch
 from fmn_core.convert.inventory import Layers
-from fmn_core.erasure.config import ImportSettings
 from fmn_core.errors import ForgetError
 from fmn_core.lora.keys import OUTSIDE, dotted
 from fmn_core.patch.patch import model_shapes

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fmn_core.erasure.config import EvaluateSettings, ForgetSettings, InvertSettings
+from fmn_core.erasure.config import ForgetSettings
 from fmn_core.erasure.forget import forget, forget_concepts
+from fmn_core.evaluation.config import EvaluateSettings
 from fmn_core.evaluation.evaluate import evaluate
 from fmn_core.hosts.diffusers.model import DiffusersHost
+from fmn_core.inversion.config import InvertSettings
 from fmn_core.inversion.textual_inversion import invert_pictures
 from fmn_core.text.concept import make_concepts
 

@@ -9,7 +9,7 @@ import time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmn_core.files.clean_text import replace_surrogates
+from fmn_core.log import replace_surrogates
 from fmn_webui.escaping import Markup, joined, markup, plain, sentence
 from fmn_webui.jobs import ENDS, Job, Outcome
 from fmn_webui.status import error_html, report_html, status_html

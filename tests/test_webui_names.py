@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fmn_core.erasure.config import EvaluateSettings, ForgetSettings
+from fmn_core.erasure.config import ForgetSettings
 from fmn_core.errors import ForgetError
+from fmn_core.evaluation.config import EvaluateSettings
 from fmn_webui import forms, infotext
 from fmn_webui.forms import converted, decoded, folder_pictures, given_pictures, members_of, settings_of
 from fmn_webui.infotext import ROWS, Wanted

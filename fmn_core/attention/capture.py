@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..host import CrossAttention
-from ..training.gradient import can_recompute
 
 
 def attention_probabilities(q: Tensor, k: Tensor, heads: int) -> Tensor:
@@ -159,3 +158,8 @@ def prompt_columns(context: Tensor, prompt: Tensor, count: int) -> Tensor:
     names = torch.zeros(len(context), length, count, device=context.device)
     names[:, there[best], here[best] % count] = kept.float()
     return names
+
+
+def can_recompute(x: Tensor) -> bool:
+    """Whether torch's checkpointing knows the device, which it does not for DirectML's."""
+    return hasattr(torch, x.device.type)

@@ -9,22 +9,14 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..erasure.config import setting
+from ..config import setting
 from ..errors import ForgetError
+from ..log import Tell, Work
 from ..plots.canvas import FAINT, INK, PAPER, as_image, as_tensor, font, write
+from ..plots.colormaps import colorize, colorize_difference, overlay, percent
 from ..plots.sheet import EDGE, GAP, draw_bar
 from ..text.tokens import columns_of, distinct_words, phrases_of, words_of
-from ..work import Tell, Work
-from .heatmap import (
-    OTHER,
-    colorize,
-    colorize_difference,
-    overlay,
-    percent,
-    require_recorded,
-    shares,
-    word_heat_maps,
-)
+from .heatmap import OTHER, require_recorded, shares, word_heat_maps
 from .recorder import AttentionRecording
 from .visualize import LARGEST, MOST_NUMBERS, MOST_OVERLAID, SMALLEST, require_room
 

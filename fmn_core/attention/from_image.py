@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..erasure.config import setting
+from ..config import setting
 from ..errors import ForgetError
 from ..host import DiffusionHost
 from .capture import layer_size, projections

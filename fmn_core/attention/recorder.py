@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..erasure.config import setting
+from ..config import setting
 from ..host import CrossAttention, Token
 from ..log import logger
 from .capture import attention_probabilities

@@ -10,13 +10,14 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ..erasure.config import setting
+from ..config import setting
 from ..errors import ForgetError
+from ..log import Tell, Work
 from ..plots.canvas import as_image, as_tensor
+from ..plots.colormaps import colorize, overlay
 from ..plots.sheet import Tile, sheet, sheet_size
-from ..work import Tell, Work
 from .frames import Frame
-from .heatmap import chosen_phrases, colorize, overlay, require_recorded, word_heat_maps
+from .heatmap import chosen_phrases, require_recorded, word_heat_maps
 from .recorder import AttentionRecording
 
 VIEWS = ("overlay", "side by side", "contact sheet", "over steps", "layers", "heads")

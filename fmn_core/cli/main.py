@@ -13,14 +13,16 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from ..erasure.config import EvaluateSettings, ForgetSettings, InvertSettings
+from ..erasure.config import ForgetSettings
 from ..erasure.forget import forget, summary
 from ..errors import ForgetError
+from ..evaluation.config import EvaluateSettings
 from ..files.atomic import describe, require_new, write_new
-from ..files.clean_text import say
 from ..files.names import distinct, slug
+from ..inversion.config import InvertSettings
 from ..inversion.embedding import embedding_token, save_embedding
 from ..inversion.textual_inversion import invert_pictures
+from ..log import say
 from ..patch.patch import read_patch, save_patch
 from ..patch.stack import stack, unstack
 from ..patch.weighted import Member

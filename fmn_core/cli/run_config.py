@@ -8,15 +8,16 @@ from pathlib import Path
 
 import yaml
 
-from ..erasure.config import LEARNING_RATES, ForgetSettings, InvertSettings
+from ..erasure.config import LEARNING_RATES, ForgetSettings
 from ..erasure.forget import forget_concepts, summary
 from ..errors import ForgetError, brief
 from ..files.atomic import describe, require_new
-from ..files.clean_text import say
 from ..files.names import slug
 from ..host import DiffusionHost
+from ..inversion.config import InvertSettings
 from ..inversion.embedding import add_embedding, save_embedding
 from ..inversion.textual_inversion import invert_pictures
+from ..log import say
 from ..patch.patch import save_patch
 from ..text.concept import Concept, make_concepts
 from ..training.checkpoint import beside

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..erasure.closed_form import word_moments
-from ..erasure.config import ForgetSettings, ImportSettings
+from ..erasure.config import ForgetSettings
 from ..errors import ForgetError
 from ..files.header import one_line
 from ..files.safetensors import WeightsFile, open_weights
@@ -22,6 +22,7 @@ from ..lora.decompose import Factors, OneRank, least_rank, of_one_rank, spectrum
 from ..patch.patch import ALPHA, DOWN, UP, Patch, make_patch, require_finite
 from ..text.concept import make_concepts
 from . import lora_file as adapter
+from .config import ImportSettings
 from .file_kinds import extension, part_of_model
 from .full_weights import TunedWeights
 from .inventory import Contents, Layers

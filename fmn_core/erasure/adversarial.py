@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import ForgetError
 from ..host import MATRICES, DiffusionHost, Token, WordVectors, placeholder_texts
+from ..inversion.config import InvertSettings
 from ..inversion.textual_inversion import invert
 from ..log import phase
 from ..lora.layers import CrossAttentionLoRA
@@ -25,7 +26,7 @@ from ..training.checkpoint import Checkpoint, State
 from ..training.loop import Descent, diverged, settled
 from ..training.sampling import sampling_calls
 from .closed_form import Edit, edit_factors, make_edit
-from .config import ForgetSettings, InvertSettings
+from .config import ForgetSettings
 from .hybrid import (
     Pictures,
     Texts,

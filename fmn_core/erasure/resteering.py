@@ -13,12 +13,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..attention.capture import AllTaken, concept_mass, layer_size, tapped
-from ..attention.heatmap import overlay
 from ..errors import ForgetError
 from ..host import DiffusionHost, Prompts
 from ..log import phase
 from ..lora.layers import CrossAttentionLoRA, LoRAs
 from ..patch.patch import Patch, make_patch, rest_tensors
+from ..plots.colormaps import overlay
 from ..text.concept import Concept, concept_columns, in_turn
 from ..training.checkpoint import Checkpoint, State
 from ..training.gradient import differentiated

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from ..erasure.config import EvaluateSettings
 from ..errors import ForgetError
 from ..host import DiffusionHost
 from ..inversion.embedding import require_embeddings
@@ -16,6 +15,7 @@ from ..patch.apply import applied, patch_factors
 from ..patch.patch import Patch, check_fits, model_shapes
 from ..text.features import Lexicon
 from ..training.sampling import AT_ONCE, sample_pictures, sampling_calls
+from .config import EvaluateSettings
 from .findings import verdict
 from .metrics import (
     adversarial_token,

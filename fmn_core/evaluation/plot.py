@@ -8,8 +8,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..attention.heatmap import overlay
 from ..plots.canvas import FAINT, INK, PAPER, as_image, as_tensor, font, wrapped
+from ..plots.colormaps import overlay
 from .evaluate import Evaluation
 
 TILE, GAP, MARGIN, LABEL, HEADING = 144, 6, 24, 92, 56  # pixels

@@ -6,14 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..erasure.config import EvaluateSettings, InvertSettings
 from ..host import DiffusionHost, Prompts
+from ..inversion.config import InvertSettings
 from ..inversion.textual_inversion import invert
 from ..patch.apply import applied
 from ..patch.patch import Patch
 from ..text.concept import TEMPLATES
 from ..training.images import prepare_pictures
 from ..training.sampling import sample_pictures, sampling_calls
+from .config import EvaluateSettings
 from .metrics import noise_estimates, noised
 from .prompts import Subjects
 

@@ -6,7 +6,7 @@ import json
 import re
 from itertools import accumulate
 
-from .clean_text import replace_surrogates
+from ..log import replace_surrogates
 
 MOST_VALUES = 3 << 17  # items and keys: a hundred stacked patches have 49 thousand, an SDXL checkpoint's header 20 thousand
 MOST_ESCAPES = 1 << 20  # backslashes: JSON inside of metadata has two for each text, 119 thousand for a hundred patches

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..erasure.config import ForgetSettings, InvertSettings
+from ..erasure.config import ForgetSettings
 from ..erasure.resteering import diffuse, draw, sample_pairs
 from ..errors import ForgetError
 from ..host import DiffusionHost, WordVectors
@@ -24,6 +24,7 @@ from ..training.loop import Descent, diverged, settled
 from ..training.losses import predicted_x0
 from ..training.memory import Economy, out_of_memory_told
 from ..training.sampling import AT_ONCE, sampling_calls
+from .config import InvertSettings
 from .embedding import require_embeddings
 
 WEIGHT_DECAY = 0.1  # the original's weight_decay_ti

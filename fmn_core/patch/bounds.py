@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ..files.header import CONTROL
+from ..config import MOST_TEXT
+from ..text.concept import MOST_LETTERS, require_few, require_names
 
 MOST_MODULES = 1024  # all projections of SDXL's cross-attention are 280
 MOST_RANK = 2048  # a hundred concepts of rank 4 have 400; whole numbers up to here are exact in half precision, as alpha is
 MOST_SIDE = 4096  # of a projection: SDXL's largest reads 2,048 and gives 1,280
 MOST_WEIGHTS = 1 << 30  # of all projections together, which an export in full writes out: SDXL has 545 million
-MOST_CONCEPTS, MOST_NAMES = 1024, 256  # in a patch, and of a concept with its templates: a hundred, and a dozen
 MOST_SETTINGS = 256  # of a patch: two dozen
 MOST_PARTS = 256  # of a stacked patch: a hundred
-MOST_LETTERS = 1000  # of a name; tokenizers read some 300
-MOST_TEXT = 1 << 16  # letters of any other text: the words of a long `keep` have 10 thousand
 MOST_SAID = (
     1 << 22
 )  # of all texts of a patch, less those of its parts: a stack of a hundred, with its pairs, has 600 thousand
@@ -64,28 +62,6 @@ def require_brief_part(info: dict) -> None:
             raise ValueError(f"it holds a text of {len(text):,} letters, and {MOST_TEXT:,} are the most")
     if said > MOST_SAID:
         raise ValueError(f"it holds texts of {said:,} letters together, and {MOST_SAID:,} are the most")
-
-
-def require_few(concepts: list) -> None:
-    """Raises ValueError for more concepts, names or templates than a patch remembers, or such that are no names."""
-    if len(concepts) > MOST_CONCEPTS:
-        raise ValueError(f"it forgets {len(concepts):,} concepts, and {MOST_CONCEPTS:,} are the most")
-    for concept in (concept for concept in concepts if isinstance(concept, dict)):
-        for key in ("names", "templates"):
-            texts = concept.get(key)
-            texts = texts if isinstance(texts, list | tuple) else []
-            if len(texts) > MOST_NAMES:
-                raise ValueError(f"it has a concept of {len(texts):,} {key}, and {MOST_NAMES} are the most")
-            require_names(texts, MOST_LETTERS)
-
-
-def require_names(names: Iterable[object], most: int) -> None:
-    """Raises ValueError for a name that is too long, or has control characters."""
-    for name in (name for name in names if isinstance(name, str)):
-        if len(name) > most:
-            raise ValueError(f"it holds a name of {len(name):,} letters, and {most:,} are the most")
-        if CONTROL.search(name):
-            raise ValueError(f"it holds a name with control characters, {ascii(name[:60])}")
 
 
 def texts_in(value: object) -> Iterable[str]:

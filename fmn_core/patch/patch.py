@@ -17,10 +17,10 @@ from .. import __version__
 from ..errors import ForgetError, brief
 from ..files.atomic import write_all_new
 from ..files.bounded_json import parse_json, require_bounded_json
-from ..files.clean_text import replace_surrogates
 from ..files.header import one_line, read_header, read_raw_header, require_bounded_header, tensor_hash, with_sorted_header
 from ..files.safetensors import UNREADABLE, read_small
 from ..host import FAMILIES, MATRICES, DiffusionHost
+from ..log import replace_surrogates
 from ..lora.layers import LoRAs, balanced
 from ..text.concept import Concept, described
 from .bounds import require_brief, require_room

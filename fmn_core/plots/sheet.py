@@ -10,8 +10,8 @@ from einops import repeat
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..attention.heatmap import colorize, percent
 from .canvas import FAINT, INK, PAPER, as_image, as_tensor, font, write
+from .colormaps import colorize, percent
 
 CAPTION, BAR, EDGE, GAP = 22, 92, 14, 6  # pixels: a tile's caption, the colour bar with its numbers, margin and distance
 TOP = EDGE + 26  # a sheet's title

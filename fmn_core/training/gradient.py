@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from ..attention.capture import can_recompute
 
 # What residual blocks, self-attention and feed-forward layers add to what they pass on, in the ldm's names and diffusers'.
 BRANCH = re.compile(r"\.(attn1|ff|out_layers\.3|conv2)$")
@@ -81,8 +82,3 @@ def recompute(forward, x: Tensor, *args, **kwargs) -> Tensor:
         return forward(x.clone(), *args, **kwargs)
 
     return checkpoint(run, x, use_reentrant=False)
-
-
-def can_recompute(x: Tensor) -> bool:
-    """Whether torch's checkpointing knows the device, which it does not for DirectML's."""
-    return hasattr(torch, x.device.type)

@@ -20,7 +20,8 @@ from PIL import Image
 from webui_ui import host_page
 from webui_ui.fixtures import client
 
-from fmn_core.erasure.config import EvaluateSettings, ForgetSettings
+from fmn_core.erasure.config import ForgetSettings
+from fmn_core.evaluation.config import EvaluateSettings
 from fmn_core.patch.patch import Patch, read_patch, save_patch
 from fmn_webui import forms, jobs, receiving
 from fmn_webui.api import ROUTES

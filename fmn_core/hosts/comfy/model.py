@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ...errors import ForgetError
 from ...host import CrossAttention, DiffusionHost, Prompts, Token, WordVectors, placeholder_texts
-from ...work import Tell
+from ...log import Tell
 from ..ldm import (
     NATIVE_SIZE,
     TRAINING_MEMORY_FACTOR,

@@ -8,9 +8,9 @@ import torch
 from comfy.sd1_clip import escape_important, token_weights, unescape_important
 from torch import Tensor, nn
 
+from ...config import require_text
 from ...errors import ForgetError
 from ...host import Token, WordVectors
-from ...text.concept import require_text
 from ..ldm import learned_token
 from .training import as_host
 
