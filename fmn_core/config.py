@@ -1,4 +1,4 @@
-"""What a setting is: a dataclass field with its own help and bounds, and what every text may be."""
+"""What a setting is: a dataclass field with its own help and bounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is told while work goes on: a line in the log for each phase, progress, and text from outside, made safe to show."""
+"""Log lines, progress, and text from outside made safe to show."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Files that appear whole or not at all, and files of others, bounded before they are read."""
+"""Files whole or not at all; files by others, bounded."""

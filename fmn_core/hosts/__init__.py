@@ -1,1 +1,1 @@
-"""What the core may ask of a diffusion host; one module beside this one adapts each host."""
+"""One adapter for each program that the core runs in."""

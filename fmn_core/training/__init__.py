@@ -1,1 +1,1 @@
-"""What every training shares: its loop, its state, its memory, its losses and its pictures."""
+"""What trainings share: loop, state, memory, losses, images."""
