@@ -6,6 +6,8 @@ from dataclasses import field, fields
 
 from .errors import ForgetError
 
+MOST_TEXT = 1 << 16  # letters of a text: the words of a long `keep` have 10 thousand
+
 
 def setting(default, help: str, *, choices=None, min=None, max=None, step=None, auto=False, advanced=False, multiline=False):
     """A dataclass field that carries its own help, bounds, whether 0 means automatic, and whether it is for everyday use."""
@@ -47,6 +49,3 @@ def require_text(*texts: str) -> None:
             raise ForgetError(
                 f"{ascii(text[:60])} has half a character at place {error.start + 1}: type that place anew."
             ) from None
-
-
-MOST_TEXT = 1 << 16  # letters of any other text: the words of a long `keep` have 10 thousand

@@ -15,7 +15,7 @@ from fmn_core.files import bounded_json, header
 from fmn_core.patch import bounds as patch_bounds
 from fmn_core.patch.patch import ALPHA, DOWN, UP, read_patch
 from fmn_core.patch.statistics import MOST_ROWS
-from fmn_core.text import concept
+from fmn_core.text import bounds as text_bounds
 
 ROOT = Path(__file__).parent.parent
 K = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
@@ -74,7 +74,7 @@ class Maker:
         yield "moments", self.patch(moments=moments(4_000))
         yield "moments", self.patch(moments=moments(MOST_ROWS, patch_bounds.MOST_SIDE))
         yield "concepts", self.patch(concepts=self.info["concepts"] * 100_000)
-        yield "concepts", self.patch(concepts=self.concepts(concept.MOST_CONCEPTS, 100), moments=moments(64))
+        yield "concepts", self.patch(concepts=self.concepts(text_bounds.MOST_CONCEPTS, 100), moments=moments(64))
         yield "parts", self.patch(self.stacked(50_000))
         yield "parts", self.patch(self.stacked(patch_bounds.MOST_PARTS), {K: (1, 1, patch_bounds.MOST_PARTS)})
         yield "modules", self.patch(shapes=self.layers(20_000, 1))
@@ -83,7 +83,7 @@ class Maker:
         yield "modules", {"bad.safetensors": joined({f"lora_te_{n}.alpha": ("F16", [], b"\0\0") for n in range(200_000)})}
         yield "keys", {"bad.safetensors": self.many_keys(4_500_000)}
         yield "keys", self.patch(settings={str(n): n for n in range(bounded_json.MOST_VALUES // 2)})
-        yield "keys", self.patch(settings={str(n): n for n in range(patch_bounds.MOST_SETTINGS)})
+        yield "keys", self.patch(settings={str(n): n for n in range(text_bounds.MOST_SETTINGS)})
         yield "keys", self.patch(report={"drift": {str(n): 0.5 for n in range(bounded_json.MOST_VALUES // 2)}})
         yield "values", self.patch(f"[{'[],' * 20_000_000}[]]")
         yield "values", self.patch(json.dumps(self.info)[:-1] + f', "x": [{"{}," * (bounded_json.MOST_VALUES // 3)}0]}}')

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..config import MOST_TEXT, require_text
+from ..config import require_text
 from ..errors import ForgetError
-from ..files.header import CONTROL
 from ..host import DiffusionHost, Token
+from .bounds import require_brief_texts
 
 # The original's templates (configs/attn.yaml, `concept_type`); identities used the object's there.
 TEMPLATES = {
@@ -21,8 +20,6 @@ TEMPLATES = {
     "identity": "a photo of {}",
     "custom": "",
 }
-MOST_CONCEPTS, MOST_NAMES = 1024, 256  # in a patch, and of a concept with its templates: a hundred, and a dozen
-MOST_LETTERS = 1000  # of a name; tokenizers read some 300
 MOST_PROMPTS = 10_000  # of all names in all templates
 
 
@@ -63,9 +60,7 @@ def make_concepts(text: str, type: str = "object", template: str = "") -> tuple[
         raise ForgetError("The concept is empty: type the name of what the model should forget, for example `cat`.")
     require_text(text, *templates)
     try:
-        info = described(concepts)
-        require_few(info["concepts"])
-        require_names([info["concept"]], MOST_TEXT)
+        require_brief_texts(described(concepts))
     except ValueError as error:
         raise ForgetError(f"The concept cannot be forgotten: {error}. Use fewer and shorter names.") from None
     for name, count in Counter(name.lower() for concept in concepts for name in concept.names).items():
@@ -142,25 +137,3 @@ def concept_columns(host: DiffusionHost, name: str, prompt: str, tokens: str) ->
     elif tokens != "concept":
         raise ForgetError(f"`{tokens}` is no choice of tokens: use `concept`, `concept and end` or `concept onward`.")
     return mask
-
-
-def require_few(concepts: list) -> None:
-    """Raises ValueError for more concepts, names or templates than a patch remembers, or such that are no names."""
-    if len(concepts) > MOST_CONCEPTS:
-        raise ValueError(f"it forgets {len(concepts):,} concepts, and {MOST_CONCEPTS:,} are the most")
-    for concept in (concept for concept in concepts if isinstance(concept, dict)):
-        for key in ("names", "templates"):
-            texts = concept.get(key)
-            texts = texts if isinstance(texts, list | tuple) else []
-            if len(texts) > MOST_NAMES:
-                raise ValueError(f"it has a concept of {len(texts):,} {key}, and {MOST_NAMES} are the most")
-            require_names(texts, MOST_LETTERS)
-
-
-def require_names(names: Iterable[object], most: int) -> None:
-    """Raises ValueError for a name that is too long, or has control characters."""
-    for name in (name for name in names if isinstance(name, str)):
-        if len(name) > most:
-            raise ValueError(f"it holds a name of {len(name):,} letters, and {most:,} are the most")
-        if CONTROL.search(name):
-            raise ValueError(f"it holds a name with control characters, {ascii(name[:60])}")
