@@ -1,18 +1,25 @@
-"""Writes the embedded model for other hosts: `python -m demo.export diffusers FOLDER`, `python -m demo.export webui FOLDER`.
+"""Writes the embedded model for other hosts: `python -m demo.export HOST FOLDER`.
 
 diffusers: a pipeline's folder, for StableDiffusionPipeline.from_pretrained.
-webui: FOLDER is the models/Stable-diffusion of an AUTOMATIC1111 webui with this pack among its extensions; the
-checkpoint goes there with the .yaml that says its widths, and beside them a folder with its text encoder's sizes.
+webui: FOLDER is the models/Stable-diffusion of an AUTOMATIC1111 webui with this pack among its extensions. The
+checkpoint, with SD1's number of blocks, goes there with the .yaml that says its widths, and beside them a folder with
+its text encoder's sizes.
+forge: FOLDER is the models/Stable-diffusion of Forge, reForge or Forge neo, or any other for checkpoints of SD1.5: one
+in its sizes, 1.2 GB, that needs nothing beside it. Its pictures are blurred (see demo/expand).
 """
 
 import argparse
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from fmn_core.hosts.webui.taesd import LATENT_CHANNELS, WIDTH
 
+from . import expand
 from .host import CHECKPOINT, comfyui_folder
 from .recipe.autoencoder import SCALE
 from .recipe.checkpoint import read_checkpoint
@@ -48,7 +55,7 @@ model:
         out_channels: {latent_channels}
         model_channels: {channels}
         attention_resolutions: {resolutions}
-        num_res_blocks: 1
+        num_res_blocks: 2
         channel_mult: {multipliers}
         num_heads: {heads}
         use_spatial_transformer: true
@@ -58,6 +65,8 @@ model:
         legacy: false
     first_stage_config:
       target: {autoencoder}
+      params:
+        ddconfig: {{}}
     cond_stage_config:
       target: ldm.modules.encoders.modules.FrozenCLIPEmbedder
       params:
@@ -93,20 +102,19 @@ def export_diffusers(folder: Path, checkpoint: Path = CHECKPOINT) -> None:
 
 
 def export_webui(folder: Path, checkpoint: Path = CHECKPOINT, autoencoder: str | None = None) -> None:
-    """Writes the checkpoint, its .yaml, and the folder of its text encoder; `autoencoder` is a class's import path.
+    """Writes the checkpoint in SD1's depth, its .yaml, and the folder of its text encoder's sizes and tokenizer.
 
-    The webui has no TAESD that it could train or encode with, so the .yaml names the pack's own, by the path that it
-    has from the webui's folder.
+    The webui has no TAESD that it could train or encode with, so the .yaml names the pack's own: `autoencoder`, a class's
+    import path, or else the path that it has from the webui's folder.
     """
     pack = Path(__file__).resolve().parents[1]
     autoencoder = autoencoder or f"extensions.{pack.name}.fmn_core.hosts.webui.taesd.TAESD"
-    folder.mkdir(parents=True, exist_ok=True)
     text = folder / checkpoint.stem
     make_tokenizer().save_pretrained(text)
     for name in ("vocab.json", "merges.txt"):  # transformers 4, which the webui has, reads the vocabulary from these
         shutil.copyfile(comfyui_folder() / "comfy/sd1_tokenizer" / name, text / name)
-    make_text_encoder(read_checkpoint(checkpoint)[1]).save_pretrained(text)
-    shutil.copyfile(checkpoint, folder / checkpoint.name)
+    CLIPTextConfig(**TEXT).save_pretrained(text)  # weights here the webui would list as a checkpoint
+    write_expanded(folder / checkpoint.name, checkpoint, expand.deep)
     config = WEBUI_CONFIG.format(
         start=BETAS[0], end=BETAS[1], scale=SCALE, latent_channels=LATENT_CHANNELS, channels=WIDTHS[0],
         resolutions=[2**level for level in range(len(WIDTHS))], multipliers=[width // WIDTHS[0] for width in WIDTHS],
@@ -115,16 +123,32 @@ def export_webui(folder: Path, checkpoint: Path = CHECKPOINT, autoencoder: str |
     (folder / f"{checkpoint.stem}.yaml").write_text(config)
 
 
+def export_forge(folder: Path, checkpoint: Path = CHECKPOINT) -> None:
+    """Writes the checkpoint in the sizes of SD1.5."""
+    write_expanded(folder / f"{checkpoint.stem}-wide.safetensors", checkpoint, expand.wide)
+
+
+def write_expanded(file: Path, checkpoint: Path, expanded: Callable[[dict], dict]) -> None:
+    """Writes what `expanded` makes of a checkpoint, with its metadata."""
+    with safe_open(checkpoint, "pt") as known:
+        metadata = known.metadata()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(expanded(load_file(checkpoint)), file, metadata)
+
+
+EXPORTS = {"diffusers": export_diffusers, "webui": export_webui, "forge": export_forge}
+
+
 def main():
     parser = argparse.ArgumentParser(
         prog="python -m demo.export", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("host", choices=("diffusers", "webui"))
+    parser.add_argument("host", choices=EXPORTS)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     options = parser.parse_args()
     with torch.no_grad():
-        {"diffusers": export_diffusers, "webui": export_webui}[options.host](options.folder, options.checkpoint)
+        EXPORTS[options.host](options.folder, options.checkpoint)
     print(options.folder)
 
 

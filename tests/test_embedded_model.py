@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,9 +67,10 @@ def test_the_webuis_own_ldm_computes_the_same(host, tmp_path, monkeypatch):
     """The classes that the webui's .yaml names, built and filled as the webui does it, from the checkpoint it gets."""
     import yaml
     from ldm.util import instantiate_from_config
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTokenizer
 
-    from demo.export import export_webui
+    from demo.export import export_webui, make_text_encoder
+    from demo.recipe.text_encoder import CONFIG
 
     monkeypatch.syspath_prepend(str(ROOT))
     export_webui(tmp_path, autoencoder="fmn_core.hosts.webui.taesd.TAESD")
@@ -82,7 +84,11 @@ def test_the_webuis_own_ldm_computes_the_same(host, tmp_path, monkeypatch):
 
     unet, vae = build("unet_config", "model.diffusion_model."), build("first_stage_config", "first_stage_model.")
     text = config["cond_stage_config"]["params"]["version"]
-    tokenizer, encoder = CLIPTokenizer.from_pretrained(text), CLIPTextModel.from_pretrained(text)
+    prefix = "cond_stage_model.transformer.text_model."
+    encoder = make_text_encoder({key.removeprefix(prefix): w for key, w in weights.items() if key.startswith(prefix)})
+    sizes = json.loads((Path(text) / "config.json").read_text())
+    assert CONFIG.items() <= sizes.items()
+    tokenizer = CLIPTokenizer.from_pretrained(text)
     x, t = noise(len(PROMPTS)), torch.tensor([900, 500, 20])
     with host.training(x.shape), torch.no_grad():
         prompts = host.encode(PROMPTS)

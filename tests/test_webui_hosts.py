@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+import torch
+from conftest import CHECKPOINT, ROOT
 from safetensors.torch import save_file
 
 TESTS = ROOT / "tests"
@@ -17,8 +18,8 @@ EVERYWHERE = ["check_contract.py", "check_host.py", "check_attention.py"]
 
 
 @pytest.fixture(scope="module")
-def given(loaded, tmp_path_factory):
-    """Environment variables: the embedded model as the webui gets it, and a file of what ComfyUI makes of it."""
+def given(comfy, tmp_path_factory):
+    """Environment variables: the embedded model as the webui gets it, and a file of what ComfyUI makes of the same."""
     from fmn_core.hosts.comfy.model import ComfyHost
 
     sys.path.insert(0, str(TESTS / "webui"))
@@ -29,6 +30,8 @@ def given(loaded, tmp_path_factory):
         sys.path.remove(str(TESTS / "webui"))
     model, file = tmp_path_factory.mktemp("webui-model"), tmp_path_factory.mktemp("reference") / "comfyui.safetensors"
     export(model)
+    with torch.inference_mode():
+        loaded = comfy.sd.load_checkpoint_guess_config(str(model / CHECKPOINT.name))[:3]
     save_file(reference(ComfyHost(*loaded)), file)
     return {"FMN_WEBUI_MODEL": str(model), "FMN_REFERENCE": str(file)}
 

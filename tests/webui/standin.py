@@ -9,8 +9,10 @@ import tempfile
 import time
 import types
 from collections import namedtuple
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import nn
@@ -105,6 +107,19 @@ def export(folder: Path) -> None:
 
     with torch.no_grad():
         export_webui(folder, autoencoder="fmn_core.hosts.webui.taesd.TAESD")
+
+
+@contextmanager
+def text_encoders_by_size():
+    """Context in which CLIPTextModel.from_pretrained reads sizes alone, as in the webui, which has the weights from the
+    checkpoint."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    def untrained(folder):
+        return CLIPTextModel(CLIPTextConfig.from_pretrained(folder))
+
+    with mock.patch.object(CLIPTextModel, "from_pretrained", untrained):
+        yield
 
 
 def text_model_named(transformer, weights: dict) -> dict:
@@ -304,13 +319,13 @@ class Chunker:
 def lora_modules(file: str, unet_names) -> dict[str, tuple]:
     """ldm name of a layer in the UNet, or the text encoder's, with `_` -> (up, down, alpha) of a kohya file.
 
-    The webui's own table knows SD1's three blocks a level; the embedded model has two.
+    The webui counts SD1's three blocks a level, whatever the model has.
     """
     from safetensors.torch import load_file
 
     from fmn_core.lora.keys import one_name
 
-    known = {f"lora_unet_{one_name(name, 2)}": name.replace(".", "_") for name in unet_names}
+    known = {f"lora_unet_{one_name(name, 3)}": name.replace(".", "_") for name in unet_names}
     known |= {f"lora_unet_{name}": name for name in known.values()}
     tensors, found = load_file(file), {}
     for key in tensors:

@@ -65,12 +65,20 @@ def make_decoder(widths: Sequence[int]) -> nn.Sequential:
 
 
 class TAESD(nn.Module):
-    """Pictures [B, 3, H, W] in -1..1 to latents [B, 4, H/8, W/8] before the model's scale factor, and back."""
+    """Pictures [B, 3, H, W] in -1..1 to latents [B, 4, H/8, W/8] before the model's scale factor, and back.
 
-    def __init__(self):
+    `ddconfig` is what the webui looks for in every first stage's settings; there is nothing to set here.
+    """
+
+    def __init__(self, ddconfig: object = None):
         super().__init__()
         self.taesd_encoder, self.taesd_decoder = make_encoder((WIDTH,) * 4), make_decoder((WIDTH,) * 4)
         self.vae_scale, self.vae_shift = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(0.0))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the webui gives latents in."""
+        return self.vae_scale.dtype
 
     def encode(self, pictures: Tensor) -> Tensor:
         return self.taesd_encoder(pictures / 2 + 0.5) / self.vae_scale + self.vae_shift

@@ -4,7 +4,7 @@ import torch
 from ldm.util import instantiate_from_config
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
-from standin import CheckpointInfo, exported, strict, text_model_named
+from standin import CheckpointInfo, exported, strict, text_encoders_by_size, text_model_named
 
 
 class SdModelData:
@@ -22,7 +22,7 @@ def load_model():
 
     folder, config = exported()
     info = CheckpointInfo(next(folder.glob("*.safetensors")))
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), text_encoders_by_size():
         model = instantiate_from_config(OmegaConf.create({"model": on_cpu(config["model"])}).model)
     weights = text_model_named(model.cond_stage_model.transformer, load_file(info.filename))
     model.load_state_dict({key: tensor.float() for key, tensor in weights.items()}, strict=False)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 from ldm.util import instantiate_from_config
 from safetensors.torch import load_file
-from standin import exported, strict, text_model_named
+from standin import exported, strict, text_encoders_by_size, text_model_named
 
 from backend import memory_management
 from backend.modules.k_model import KModel
@@ -59,7 +59,7 @@ class StableDiffusion:
         _, config = exported()
         config = config["model"]["params"]
         encoder = torch.nn.Module()
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), text_encoders_by_size():
             unet, vae = (instantiate_from_config(config[part]).eval() for part in ("unet_config", "first_stage_config"))
             text = config["cond_stage_config"]["params"]["version"]
             encoder.transformer = CLIPTextModel.from_pretrained(text).float().eval()
