@@ -14,8 +14,8 @@ from fmn_core.hosts.webui.model import adapt, current_host, no_networks
 
 
 def gradient(webui):
-    """Of a change to the last but one layer's to_k, by the noise estimate."""
-    layer = list(webui.cross_attentions().values())[-2].linear("to_k")
+    """Of a change to the to_k of the last level's first layer, by the noise estimate."""
+    layer = webui.cross_attentions()["output_blocks.6.1.transformer_blocks.0.attn2"].linear("to_k")
     delta = torch.zeros_like(layer.weight, dtype=torch.float32, requires_grad=True)
     hook = layer.register_forward_hook(lambda m, args, out: out + (args[0].float() @ delta.T).to(out.dtype))
     x = torch.ones(1, *webui.latent_shape())
