@@ -168,36 +168,3 @@ def xl_pipeline(comfy):
         text_encoder=CLIPTextModel(one).eval(), text_encoder_2=CLIPTextModelWithProjection(two).eval(),
         tokenizer=make_tokenizer(), tokenizer_2=make_tokenizer(), unet=unet.eval(), scheduler=make_schedule(),
     )  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def a1111_server(comfyui, tmp_path_factory):
-    """An installed AUTOMATIC1111 webui (FMN_A1111_DIR) as a server with the pack and the embedded model in it."""
-    from webui_server import WebuiServer, installed
-
-    from demo.export import export_webui
-
-    folder, work = installed("a1111"), tmp_path_factory.mktemp("a1111")
-    with torch.no_grad():
-        export_webui(work / "models/Stable-diffusion", autoencoder="fmn_core.hosts.webui.taesd.TAESD")
-    with WebuiServer("a1111", folder, work) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def forge_server(tmp_path_factory):
-    """An installed Forge (FMN_FORGE_DIR) as a server with the pack in it and the checkpoint FMN_FORGE_CHECKPOINT.
-
-    Forge takes no widths but SD1's own, and so not the embedded model.
-    """
-    from webui_server import WebuiServer, installed
-
-    folder, work = installed("forge"), tmp_path_factory.mktemp("forge")
-    checkpoint = os.environ.get("FMN_FORGE_CHECKPOINT")
-    if not checkpoint:
-        pytest.skip("FMN_FORGE_CHECKPOINT names no checkpoint: set it to a .safetensors file of SD1.x.")
-    models = work / "models/Stable-diffusion"
-    models.mkdir(parents=True)
-    (models / Path(checkpoint).name).symlink_to(Path(checkpoint).resolve())
-    with WebuiServer("forge", folder, work) as server:
-        yield server

@@ -1,22 +1,38 @@
-"""Forgetting by the API of an installed AUTOMATIC1111 webui and of an installed Forge (FMN_A1111_DIR, FMN_FORGE_DIR)."""
+"""Forgetting by the API of each webui that is installed (FMN_A1111_DIR, FMN_FORGE_DIR, FMN_REFORGE_DIR, FMN_NEO_DIR)."""
 
 from __future__ import annotations
 
 import base64
 import io
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from webui_server import WEBUIS, WebuiServer, installed
+
+from demo.export import export_forge, export_webui
 
 PICTURE = {"prompt": "a photo of a cat", "seed": 1, "steps": 4, "width": 128, "height": 128, "cfg_scale": 3}
 SMALL = {"resolution": 128, "sampling_steps": 2, "num_pictures": 1}
 
 
-@pytest.fixture(scope="module", params=["a1111", "forge"])
-def webui(request):
-    return request.getfixturevalue(f"{request.param}_server")
+@pytest.fixture(scope="module", params=WEBUIS)
+def webui(request, comfyui, tmp_path_factory):
+    """An installed webui as a server with the pack and the embedded model in it, in the sizes that it takes."""
+    folder, work = installed(request.param), tmp_path_factory.mktemp(request.param)
+    models = work / "models/Stable-diffusion"
+    with torch.no_grad():
+        if request.param == "a1111":
+            export_webui(models, autoencoder="fmn_core.hosts.webui.taesd.TAESD")
+        else:
+            export_forge(models)
+    (checkpoint,) = models.glob("*.safetensors")
+    with WebuiServer(request.param, folder, work) as server:
+        server.checkpoint = checkpoint
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +56,11 @@ def finished(webui, job):
 
 def script(*arguments):
     return {"alwayson_scripts": {"Forget-Me-Not": {"args": arguments}}}
+
+
+def test_it_starts_without_an_error_and_lists_one_checkpoint(webui):
+    assert [Path(each["filename"]).name for each in webui.get("sdapi/v1/sd-models")] == [webui.checkpoint.name]
+    assert "Traceback" not in webui.log.read_text()
 
 
 def test_a_concept_is_forgotten_and_the_model_left_as_it_was(webui, draw):

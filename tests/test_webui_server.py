@@ -1,15 +1,19 @@
-"""Installed webuis: what starts and stops them, and that they start with the pack in them."""
+"""Installed webuis: what starts and stops them."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
-from webui_server import ServerError, WebuiServer, installed
+import webui_server
+from webui_server import STALLED, WEBUIS, ServerError, WebuiServer, installed
 
 LAUNCHER = """
 import argparse, http.server, json, pathlib
 parser = argparse.ArgumentParser()
 for flag in ("--api", "--nowebui", "--no-half", "--skip-install", "--always-cpu", "--all-in-fp32", "--no-download-sd-model",
-             "--skip-prepare-environment", "--skip-torch-cuda-test", "--skip-version-check", "--skip-python-version-check"):
+             "--cpu", "--force-fp32", "--skip-prepare-environment", "--skip-torch-cuda-test", "--skip-version-check",
+             "--skip-python-version-check"):
     parser.add_argument(flag, action="store_true")
 for flag in ("--use-cpu", "--precision", "--data-dir", "--server-name", "--port"):
     parser.add_argument(flag)
@@ -31,7 +35,7 @@ http.server.HTTPServer((options.server_name, int(options.port)), Handler).serve_
 """
 
 
-@pytest.mark.parametrize("kind", ["a1111", "forge"])
+@pytest.mark.parametrize("kind", WEBUIS)
 def test_a_webui_is_started_on_loopback_with_the_pack_and_stopped(tmp_path, kind):
     folder, work = tmp_path / "webui", tmp_path / "work"
     folder.mkdir()
@@ -55,14 +59,25 @@ def test_a_webui_that_does_not_start_says_why(tmp_path):
 
 
 def test_where_none_is_installed_the_tests_say_what_to_set(monkeypatch, tmp_path):
-    for kind, variable in (("a1111", "FMN_A1111_DIR"), ("forge", "FMN_FORGE_DIR")):
-        monkeypatch.setenv(variable, str(tmp_path))
-        with pytest.raises(pytest.skip.Exception, match=f"{variable}.*launch.py"):
+    for kind, webui in WEBUIS.items():
+        monkeypatch.setenv(webui.variable, str(tmp_path))
+        with pytest.raises(pytest.skip.Exception, match=f"{webui.variable}.*launch.py"):
             installed(kind)
 
 
-@pytest.mark.parametrize("kind", ["a1111", "forge"])
-def test_an_installed_webui_starts_with_the_pack(request, kind):
-    server = request.getfixturevalue(f"{kind}_server")
-    assert server.get("sdapi/v1/sd-models")
-    assert "Traceback" not in server.log.read_text()
+def test_a_webui_that_says_something_is_waited_for_and_a_silent_one_is_not(tmp_path, monkeypatch):
+    """On a clock of its own: the log grows for an hour, then no more."""
+    (tmp_path / "launch.py").write_text("import time\ntime.sleep(600)")
+    server, clock = WebuiServer("a1111", tmp_path, tmp_path), SimpleNamespace(now=0.0)
+
+    def sleep(seconds):
+        clock.now += 60
+        if clock.now <= 3600:
+            with open(server.log, "a") as log:
+                log.write(f"loading, minute {clock.now / 60:.0f}\n")
+
+    monkeypatch.setattr(webui_server, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep))
+    with pytest.raises(ServerError, match=r"(?s)said nothing for 300 s.*minute 60"), server:
+        pass
+    assert 3600 < clock.now <= 3600 + STALLED + 60
+    assert server.process.poll() is not None

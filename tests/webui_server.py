@@ -1,4 +1,4 @@
-"""A real AUTOMATIC1111 webui or Forge, installed by its user, as a server on a loopback port with this pack in it."""
+"""A real webui, installed by its user, as a server on a loopback port with this pack in it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,36 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ON_THE_CPU = {
-    "a1111": ["--skip-prepare-environment", "--use-cpu", "all", "--no-half", "--precision", "full"],
-    "forge": ["--skip-prepare-environment", "--skip-install", "--always-cpu", "--all-in-fp32"],
-}
-QUIETLY = ["--skip-torch-cuda-test", "--skip-version-check", "--skip-python-version-check", "--no-download-sd-model"]
+QUIETLY = ["--skip-prepare-environment", "--skip-torch-cuda-test", "--skip-version-check", "--skip-python-version-check"]
+STALLED = 300  # seconds in which a server that starts says nothing
+
+
+@dataclass(frozen=True)
+class Webui:
+    """One of the webuis: the environment variable that names its folder, its name, and its flags for a CPU."""
+
+    variable: str
+    name: str
+    flags: tuple[str, ...]
+
+
+NO_DOWNLOAD = "--no-download-sd-model"  # neo downloads none, and refuses flags that it does not know
+FORGE_ON_CPU = ("--skip-install", "--always-cpu", "--all-in-fp32", NO_DOWNLOAD)
+WEBUIS = {
+    "a1111": Webui(
+        "FMN_A1111_DIR", "AUTOMATIC1111 webui (1.10.1)",
+        ("--use-cpu", "all", "--no-half", "--precision", "full", NO_DOWNLOAD),
+    ),
+    "forge": Webui("FMN_FORGE_DIR", "Forge", FORGE_ON_CPU),
+    "reforge": Webui("FMN_REFORGE_DIR", "reForge", FORGE_ON_CPU),
+    "neo": Webui("FMN_NEO_DIR", "Forge neo", ("--skip-install", "--cpu", "--force-fp32")),
+}  # fmt: skip
 
 
 class ServerError(RuntimeError):
@@ -36,11 +56,12 @@ class WebuiServer:
     def __init__(self, kind: str, folder: Path, work: Path, page: bool = False):
         self.kind, self.folder, self.work = kind, folder, work
         self.log = work / "webui.log"
-        self.flags = ["--api", *([] if page else ["--nowebui"]), *ON_THE_CPU[kind], *QUIETLY]
+        self.flags = ["--api", *([] if page else ["--nowebui"]), *WEBUIS[kind].flags, *QUIETLY]
 
     def __enter__(self) -> WebuiServer:
         (self.work / "models/Stable-diffusion").mkdir(parents=True, exist_ok=True)
         (self.work / "extensions").mkdir(exist_ok=True)
+        (self.work / "config.json").write_text(json.dumps({"show_progress_type": "Approx cheap"}))  # others are fetched
         link = self.work / "extensions/forget-me-not"
         if not link.exists():
             link.symlink_to(ROOT, target_is_directory=True)
@@ -71,18 +92,21 @@ class WebuiServer:
             self.process.kill()
             self.process.wait()
 
-    def wait(self, seconds: float = 300) -> None:
-        """Returns when the API answers; raises ServerError with the end of the log where it never does."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
+    def wait(self) -> None:
+        """Returns when the API answers; raises ServerError with the end of the log where it stops before, or says nothing
+        for long."""
+        said, since = -1, time.monotonic()
+        while time.monotonic() - since < STALLED:
             if self.process.poll() is not None:
                 raise ServerError(f"The webui stopped while starting:\n{self.log.read_text()[-3000:]}")
+            if (now := self.log.stat().st_size) != said:
+                said, since = now, time.monotonic()
             try:
                 self.get("sdapi/v1/sd-models")  # not cmd-flags, of which Forge makes an error: the port is no text
                 return
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(0.3)
-        raise ServerError(f"The webui did not answer within {seconds:.0f} s:\n{self.log.read_text()[-3000:]}")
+        raise ServerError(f"The webui said nothing for {STALLED} s and does not answer:\n{self.log.read_text()[-3000:]}")
 
     def get(self, path: str):
         """The JSON at a path of the API."""
@@ -102,9 +126,9 @@ class WebuiServer:
 
 
 def installed(kind: str) -> Path:
-    """The folder of an installed webui; skips a test where FMN_A1111_DIR or FMN_FORGE_DIR names none."""
-    variable, name = {"a1111": ("FMN_A1111_DIR", "AUTOMATIC1111 webui (1.10.1)"), "forge": ("FMN_FORGE_DIR", "Forge")}[kind]
-    folder = Path(os.environ.get(variable) or "")
-    if not os.environ.get(variable) or not (folder / "launch.py").exists():
-        pytest.skip(f"{variable} names no installed {name}: set it to the folder that holds its launch.py.")
+    """The folder of an installed webui; skips a test where its environment variable names none."""
+    webui = WEBUIS[kind]
+    folder = Path(os.environ.get(webui.variable) or "")
+    if not os.environ.get(webui.variable) or not (folder / "launch.py").exists():
+        pytest.skip(f"{webui.variable} names no installed {webui.name}: set it to the folder that holds its launch.py.")
     return folder.resolve()
