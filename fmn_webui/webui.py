@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from modules import call_queue, shared
+from modules import call_queue, paths, shared
 from PIL import Image
 from torch import Tensor
 
@@ -23,6 +23,11 @@ from .jobs import Job
 def lora_folder() -> Path:
     """Where the webui looks for LoRAs."""
     return Path(shared.cmd_opts.lora_dir)
+
+
+def models_folder() -> Path:
+    """Where the webui keeps models of all kinds."""
+    return Path(paths.models_path)
 
 
 def refresh_loras() -> None:

@@ -21,7 +21,7 @@ from fmn_core.patch.patch import Patch, read_patch, save_patch
 from fmn_core.patch.stack import stack
 from fmn_core.patch.weighted import Member
 from fmn_core.text.concept import called, make_concepts
-from fmn_core.training.checkpoint import BESIDE, Checkpoint
+from fmn_core.training.checkpoint import Checkpoint
 from fmn_core.training.images import check_pictures
 
 from . import webui
@@ -29,6 +29,7 @@ from .cards import before_and_after, write_picture, write_words
 from .forms import given_pictures
 from .jobs import Job, Jobs, Outcome
 from .names import PatchList, check_name, new_file, new_files, unfinished_name
+from .states import states_folder
 
 JOBS = Jobs(webui.turn, webui.interrupt, webui.tell)
 PATCHES = PatchList()
@@ -92,7 +93,7 @@ def submit_forget(asked: Asked) -> Job:
             return rescued[0].files[0]
 
         try:
-            with Checkpoint(webui.lora_folder() / BESIDE, rescue) as checkpoint:
+            with Checkpoint(states_folder(), rescue) as checkpoint:
                 images, mask = from_bytes(asked.images), from_bytes(asked.mask)
                 patch, _ = forget(host, asked.concept, asked.settings, images, mask, checkpoint)
                 outcome = keep(patch, asked.name)

@@ -157,6 +157,8 @@ def test_an_interrupt_keeps_what_was_trained(page):
     page.ask(f"/fmn/jobs/{job['id']}/interrupt", {})
     job = page.finished(job["id"])
     assert job["state"] == "stopped" and "Unfinished: stopped after step" in " ".join(job["lines"]), job
+    assert not [path.name for path in page.loras.iterdir() if path.is_dir()], "the page of LoRAs has a button for each"
+    assert [*page.loras.parent.glob("forget-me-not/*.checkpoint")]
     with safe_open(page.loras / "stopped-unfinished.safetensors", "pt") as file:
         assert 1 <= json.loads(file.metadata()["fmn.patch"])["report"]["steps"] < 1000
     assert not (page.loras / "waiting.safetensors").exists()

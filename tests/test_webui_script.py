@@ -13,7 +13,7 @@ from webui_ui.gradio_page import VERSIONS, environment
 @pytest.mark.parametrize("flavour", VERSIONS)
 def test_the_checks_pass_in_the_webuis_process(comfyui, flavour):
     options = ["-q", "-p", "webui_ui.fixtures", "-p", "no:cacheprovider", "--import-mode=importlib", "--noconftest"]
-    checks = ["tests/webui_ui/check_script.py", "tests/webui_ui/check_api.py"]
+    checks = [f"tests/webui_ui/check_{name}.py" for name in ("script", "api", "states")]
     command = [sys.executable, "-m", "pytest", *options, *checks]
     done = subprocess.run(command, cwd=ROOT, env=environment(flavour, comfyui), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

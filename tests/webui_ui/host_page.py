@@ -60,8 +60,9 @@ def load_extension():
 def set_options(
     lora_dir: Path, api=False, api_auth=None, nowebui=False, gradio_auth=None, gradio_auth_path=None, **_
 ) -> None:
-    from modules import script_callbacks, shared
+    from modules import paths, script_callbacks, shared
 
+    paths.models_path = str(lora_dir.parent)
     flags = {"lora_dir": str(lora_dir), "api": api, "api_auth": api_auth, "nowebui": nowebui, "hide_ui_dir_config": False}
     shared.cmd_opts.__dict__.update(flags, gradio_auth=gradio_auth, gradio_auth_path=gradio_auth_path)
 
