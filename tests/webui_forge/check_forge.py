@@ -6,6 +6,8 @@ import pytest
 import torch
 from modules import sd_models
 
+from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
 from fmn_core.hosts.webui.model import current_host
 
@@ -29,6 +31,41 @@ def test_before_anything_is_chosen_it_is_said(monkeypatch):
 def test_quantised_weights_are_refused(webui, monkeypatch, storage):
     monkeypatch.setattr(webui.base, "storage_dtype", storage)
     with pytest.raises(ForgetError, match="quantised.*Low Bits"):
+        current_host()
+
+
+FP8 = torch.float8_e4m3fn
+TRAINED = ForgetSettings(preset="paper", steps=2, batch_size=1, num_pictures=1, sampling_steps=2, resolution=64)
+
+
+def in_fp8(webui, monkeypatch, scaled):
+    """Puts the weights of the UNet's Linears into fp8, as `Diffusion in Low Bits` or a checkpoint in scaled fp8 does."""
+    monkeypatch.setattr(webui.base, "storage_dtype", FP8)
+    for layer in webui.unet.modules():
+        if type(layer).__name__ == "Linear":
+            scale = layer.weight.abs().amax() / 448 if scaled else torch.ones(())
+            with torch.inference_mode():
+                weight = torch.nn.Parameter((layer.weight / scale).to(FP8), requires_grad=False)
+            monkeypatch.setitem(layer._parameters, "weight", weight)
+            monkeypatch.setattr(layer, "scale_weight", scale if scaled else None)
+
+
+@pytest.mark.parametrize("settings", [ForgetSettings(preset="fast"), TRAINED], ids=["closed form", "trained"])
+def test_weights_in_fp8_make_nearly_the_same_patch(webui, job, monkeypatch, settings):
+    def change():
+        patch = forget(current_host(), "cat", settings)[0]
+        pairs = [(patch[f"{m}.lora_up.weight"].float(), patch[f"{m}.lora_down.weight"].float()) for m in patch.modules]
+        return torch.cat([(up @ down).flatten() for up, down in pairs])
+
+    whole = change()
+    in_fp8(webui, monkeypatch, scaled=False)
+    assert torch.nn.functional.cosine_similarity(change(), whole, 0) > 0.9
+
+
+def test_scaled_fp8_is_refused_before_anything_is_computed(webui, monkeypatch):
+    in_fp8(webui, monkeypatch, scaled=True)
+    monkeypatch.setattr(type(webui.unet), "forward", None)
+    with pytest.raises(ForgetError, match="scaled fp8.*load it in fp16"):
         current_host()
 
 

@@ -30,6 +30,11 @@ class ForgeHost(WebuiBase):
                 f"The model's weights are quantised ({self.base.storage_dtype}) and cannot be read as they are: set "
                 "Diffusion in Low Bits to Automatic, and load a checkpoint that is not quantised."
             )
+        if any(getattr(layer, "scale_weight", None) is not None for layer in self.unet.modules()):
+            raise ForgetError(
+                "The checkpoint is in scaled fp8, where this webui adds LoRAs before the scale and no patch would be seen: "
+                "load it in fp16, bf16 or fp8 without scales."
+            )
 
     @property
     def objects(self):
