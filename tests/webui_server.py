@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -22,11 +22,12 @@ STALLED = 300  # seconds in which a server that starts says nothing
 
 @dataclass(frozen=True)
 class Webui:
-    """One of the webuis: the environment variable that names its folder, its name, and its flags for a CPU."""
+    """One of the webuis: the environment variable that names its folder, its name, its flags for a CPU, its settings."""
 
     variable: str
     name: str
     flags: tuple[str, ...]
+    settings: dict[str, str] = field(default_factory=dict)
 
 
 NO_DOWNLOAD = "--no-download-sd-model"  # neo downloads none, and refuses flags that it does not know
@@ -37,7 +38,8 @@ WEBUIS = {
         ("--use-cpu", "all", "--no-half", "--precision", "full", NO_DOWNLOAD),
     ),
     "forge": Webui("FMN_FORGE_DIR", "Forge", FORGE_ON_CPU),
-    "reforge": Webui("FMN_REFORGE_DIR", "reForge", FORGE_ON_CPU),
+    # reForge fetches a model for any other kind of preview.
+    "reforge": Webui("FMN_REFORGE_DIR", "reForge", FORGE_ON_CPU, {"show_progress_type": "Approx cheap"}),
     "neo": Webui("FMN_NEO_DIR", "Forge neo", ("--skip-install", "--cpu", "--force-fp32")),
 }  # fmt: skip
 
@@ -61,7 +63,8 @@ class WebuiServer:
     def __enter__(self) -> WebuiServer:
         (self.work / "models/Stable-diffusion").mkdir(parents=True, exist_ok=True)
         (self.work / "extensions").mkdir(exist_ok=True)
-        (self.work / "config.json").write_text(json.dumps({"show_progress_type": "Approx cheap"}))  # others are fetched
+        if WEBUIS[self.kind].settings:  # neo takes a file without its own entries for that of an old version
+            (self.work / "config.json").write_text(json.dumps(WEBUIS[self.kind].settings))
         link = self.work / "extensions/forget-me-not"
         if not link.exists():
             link.symlink_to(ROOT, target_is_directory=True)
