@@ -27,7 +27,7 @@ both = (False, True)
 GRID = {
     "FMN (original)": [
         *combinations(forget_me_not, rate=(1e-4, 3e-4, 6e-4, 1e-3), pooler=both, whole=(False,)),
-        *combinations(forget_me_not, rate=(3e-6, 1e-5, 3e-5, 1e-4), pooler=both, whole=(True,)),
+        *combinations(forget_me_not, rate=(3e-5, 1e-4, 3e-4, 6e-4), pooler=both, whole=(True,)),
     ],
     "ESD/LECO": combinations(esd, rate=(1e-3, 3e-3), steps=(30, 60), eta=(1.0, 2.0), full=both),
     "UCE": combinations(uce, generic=both, expand=both, lamb=(0.1, 0.5), erase_scale=(1.0, 3.0)),
