@@ -6,7 +6,7 @@ from importlib.util import find_spec
 WEB_DIRECTORY = "./web"
 
 if __package__ and find_spec("folder_paths") is not None:
-    from .fmn_core.hosts.comfy_needs import refusal
+    from .fmn_core.hosts.comfy.needs import refusal
 
     if why := refusal():
         logging.error(why)
