@@ -187,6 +187,11 @@ class DiffusionHost(ABC):
         """The text encoders' input vectors of every token in `text`, special tokens left out."""
         raise ForgetError(CANNOT_INVERT)
 
+    def token_vectors(self, id: int) -> WordVectors:
+        """The text encoders' input vector [1, D] of the token with this number in the tokenizer's vocabulary; raises
+        ForgetError where there is none."""
+        raise ForgetError(f"This host finds no tokens by number: write the word of the token {id} in its place.")
+
     def encode_vectors(self, template: str, vectors: WordVectors) -> Prompts:
         """One encoded prompt: `template` with vectors in the place of `{}`, differentiable by them.
 

@@ -29,6 +29,7 @@ from ..patch.weighted import Member
 from ..text.concept import make_concepts
 from ..training.checkpoint import beside
 from ..training.images import read_folders, read_images
+from ..training.memory import out_of_memory_told, ran_out
 from .convert import add_convert
 from .model import add_device, add_embeddings, add_model, open_host
 from .run_config import run
@@ -261,11 +262,17 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("forget_me_not").setLevel(logging.INFO if options.log else logging.WARNING)
     try:
-        options.run(options)
+        with out_of_memory_told():
+            options.run(options)
     except KeyboardInterrupt:
         say("Stopped.", file=sys.stderr)
         return 130
     except (ForgetError, OSError) as error:  # OSError: diffusers' answer to a model that is not there
+        say(error, file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
         say(error, file=sys.stderr)
         return 1
     return 0

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import yaml
 
-from ..erasure.config import LEARNING_RATES, ForgetSettings
+from ..erasure.config import ForgetSettings
 from ..erasure.forget import forget_concepts, summary
 from ..errors import ForgetError, brief
-from ..files.atomic import describe, require_new
+from ..files.atomic import Saved, describe, save_under_next
 from ..files.names import slug
 from ..host import DiffusionHost
 from ..inversion.config import InvertSettings
@@ -22,59 +25,9 @@ from ..patch.patch import save_patch
 from ..text.concept import Concept, make_concepts
 from ..training.checkpoint import beside
 from ..training.images import read_folders, read_images
+from .config_keys import DEAD, LIVE, split_tokens, without_effect
 
-# The original's step of the whole UNet at its default, beside that of a LoRA which forgets about as much.
-LEARNING_RATE, OURS = 2e-6, LEARNING_RATES["paper"]
-
-# Keys that still say something, with the original's defaults; and by root the others, which have no effect any more.
 MOST_BYTES = 1 << 15  # of a file: the original's have one thousand, a hundred concepts four
-ATTN = {
-    "multi_concept": None,
-    "output_dir": "exps_attn",
-    "use_ti": True,
-    "only_optimize_ca": False,
-    "use_pooler": True,
-    "train_batch_size": 1,
-    "learning_rate": LEARNING_RATE,
-    "max_train_steps": 35,
-    "pretrained_model_name_or_path": "stabilityai/stable-diffusion-2-1-base",
-    "no_real_image": False,
-    "seed": None,
-    "resolution": 512,
-}
-TI = {
-    "instance_data_dir": None,
-    "output_dir": "exps_ti",
-    "use_template": "object",
-    "placeholder_tokens": "",
-    "initializer_tokens": None,
-    "train_batch_size": 1,
-    "learning_rate_ti": 1e-3,
-    "max_train_steps_ti": 500,
-    "pretrained_model_name_or_path": "stabilityai/stable-diffusion-2-1-base",
-    "seed": 42,
-    "resolution": 512,
-    "clip_ti_decay": True,
-}
-DEAD = {
-    "Attn": """
-        revision tokenizer_name class_data_dir instance_prompt concept_keyword class_prompt with_prior_preservation
-        prior_loss_weight num_class_images center_crop train_text_encoder sample_batch_size num_train_epochs
-        checkpointing_steps resume_from_checkpoint gradient_accumulation_steps gradient_checkpointing scale_lr lr_scheduler
-        lr_warmup_steps lr_num_cycles lr_power use_8bit_adam dataloader_num_workers adam_beta1 adam_beta2
-        adam_weight_decay adam_epsilon max_grad_norm push_to_hub hub_token hub_model_id logging_dir allow_tf32 report_to
-        mixed_precision prior_generation_precision local_rank enable_xformers_memory_efficient_attention set_grads_to_none
-        """.split(),
-    "Ti": """
-        placeholder_token_at_data train_text_encoder pretrained_vae_name_or_path revision class_data_dir
-        stochastic_attribute perform_inversion class_prompt with_prior_preservation prior_loss_weight num_class_images
-        color_jitter sample_batch_size max_train_steps_tuning save_steps gradient_accumulation_steps
-        gradient_checkpointing mixed_precision lora_rank learning_rate_unet learning_rate_text continue_inversion
-        continue_inversion_lr use_face_segmentation_condition scale_lr lr_scheduler lr_warmup_steps lr_scheduler_lora
-        lr_warmup_steps_lora weight_decay_ti weight_decay_lora use_8bit_adam device extra_args log_wandb
-        wandb_log_prompt_cnt wandb_project_name wandb_entity
-        """.split(),
-}
 
 
 def run(file: Path, model: str | None = None, device: str | None = None) -> None:
@@ -94,20 +47,18 @@ def read_config(file: Path) -> dict[str, dict]:
         content = parse_yaml(file)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ForgetError(f"{file} cannot be read as YAML: {brief(error)}") from error
-    known = {"Ti": TI, "Attn": ATTN}
     if not isinstance(content, dict) or not content or not all(isinstance(part, dict) for part in content.values()):
         raise ForgetError(f"{file} is no config of Forget-Me-Not: its keys stand below `Attn:` or `Ti:`.")
     found = {}
     for root in sorted(content, reverse=True):  # learning the words comes before forgetting by them
-        if root not in known:
+        if root not in LIVE:
             raise ForgetError(f"{file} has the part `{root}`: there are only `Attn` and `Ti`.")
-        unknown = [key for key in content[root] if key not in known[root] and key not in DEAD[root]]
+        unknown = [key for key in content[root] if key not in LIVE[root] and key not in DEAD[root]]
         if unknown:
             raise ForgetError(f"{file} has keys that the original does not know: {brief(', '.join(map(str, unknown)))}.")
-        without = [key for key in content[root] if key in DEAD[root]]
-        if without:
+        if without := without_effect(root, content[root]):
             say(f"Of {root} these keys have no effect any more: {', '.join(without)}.")
-        found[root] = {**known[root], **{key: content[root][key] for key in content[root] if key in known[root]}}
+        found[root] = {**LIVE[root], **{key: content[root][key] for key in content[root] if key in LIVE[root]}}
     return found
 
 
@@ -136,45 +87,81 @@ def inversion_settings(config: dict) -> InvertSettings:
         raise ForgetError(
             f"use_template is `{brief(template)}`: write `object` or `style`; captions in file names are not read."
         )
-    words = [word for word in (config["placeholder_tokens"] or "").split("|") if word]
-    initializers = config["initializer_tokens"] or "|".join(["<rand-0.017>"] * max(1, len(words)))
-    count = len(str(initializers).split("|"))
-    if words and len(words) != count:
-        raise ForgetError(f"There are {len(words)} placeholder_tokens and {count} initializer_tokens: give one for each.")
+    words = split_tokens(config["placeholder_tokens"])
+    initializers = split_tokens(config["initializer_tokens"]) or ["<rand-0.017>"] * max(1, len(words))
+    if words and len(words) != len(initializers):
+        raise ForgetError(
+            f"There are {len(words)} placeholder_tokens and {len(initializers)} initializer_tokens: give one for each."
+        )
     return InvertSettings(
         concept_type=template,
-        initializers=str(initializers),
-        steps=number(config, "max_train_steps_ti", int),
-        learning_rate=number(config, "learning_rate_ti", float),
-        seed=number(config, "seed", int),
-        batch_size=number(config, "train_batch_size", int),
+        initializers="|".join(f"<id-{word}>" if word.isnumeric() else word for word in initializers),
+        steps=number(config, "max_train_steps_ti", InvertSettings, "steps"),
+        learning_rate=number(config, "learning_rate_ti", InvertSettings, "learning_rate"),
+        seed=number(config, "seed", InvertSettings, "seed"),
+        batch_size=number(config, "train_batch_size", InvertSettings, "batch_size"),
         norm_decay=bool(config["clip_ti_decay"]),
-        resolution=number(config, "resolution", int),
+        resolution=number(config, "resolution", InvertSettings, "resolution"),
     )
 
 
-def forgetting_settings(config: dict) -> ForgetSettings:
-    """The settings that `Attn` means. Its learning rate is in the same proportion to this preset's as it was to the
-    original's default, since that was for the whole UNet."""
+def forgetting_settings(config: dict, pictures: int = 1, pads_with_end: bool = False) -> ForgetSettings:
+    """The settings that `Attn` means, for so many pictures and for a tokenizer that pads with the end token or with another,
+    since `use_pooler` takes every end token."""
+    ends = "concept onward" if pads_with_end else "concept and end"  # the prompts end with the concept
+    batch_size = number(config, "train_batch_size", ForgetSettings, "batch_size")
+    if config["max_train_steps"] is None:
+        epochs = number(config, "num_train_epochs", ForgetSettings, "steps")
+        config = {**config, "max_train_steps": epochs * -(-pictures // batch_size)}
+    steps = number(config, "max_train_steps", ForgetSettings, "steps")
     return ForgetSettings(
         preset="paper",
-        steps=number(config, "max_train_steps", int),
-        learning_rate=number(config, "learning_rate", float) / LEARNING_RATE * OURS,
-        seed=number(config, "seed", int),
-        batch_size=number(config, "train_batch_size", int),
-        tokens="concept and end" if config["use_pooler"] else "concept",
+        steps=steps,
+        learning_rate=lora_rate(config, steps),
+        seed=number(config, "seed", ForgetSettings, "seed"),
+        batch_size=batch_size,
+        tokens=ends if config["use_pooler"] else "concept",
         matrices="q k v out",
         layers="cross-attention" if config["only_optimize_ca"] else "whole unet",
-        resolution=number(config, "resolution", int),
+        resolution=number(config, "resolution", ForgetSettings, "resolution"),
+        loss="joint norm",
     )
 
 
-def number(config: dict, key: str, kind: type):
-    """A key's number, 0 where it is null; YAML takes `2e-6` for a text."""
+def number(config: dict, key: str, settings: type, name: str) -> int | float:
+    """A key's number, which becomes a field of the settings; a missing seed is 0, and YAML takes `2e-6` for a text.
+
+    Raises ForgetError, in terms of the key, for what is no number, and for one that the field's bounds do not allow.
+    """
+    kind, bounds = type(getattr(settings, name)), settings.__dataclass_fields__[name].metadata
+    found = 0 if config[key] is None and name == "seed" else kind(real(config, key))
+    if not bounds["min"] <= found <= bounds["max"]:
+        raise ForgetError(f"{key} is {found}: write a number from {bounds['min']} to {bounds['max']}.")
+    return found
+
+
+def real(config: dict, key: str) -> float:
+    """A key's number; raises ForgetError where it has none."""
     try:
-        return kind(float(config[key] or 0))
+        found = float(config[key])
     except (TypeError, ValueError, OverflowError):
-        raise ForgetError(f"{key} is `{brief(config[key])}`: write a number.") from None
+        found = math.nan
+    if not math.isfinite(found):
+        raise ForgetError(f"{key} is `{brief(config[key])}`: write a number.")
+    return found
+
+
+def lora_rate(config: dict, steps: int) -> float:
+    """The learning rate of a LoRA that in all its steps moves weights as far as the original's rate moves them whole.
+
+    AdamW moves every number by about its rate in a step: after n steps a weight by n * rate, and the product of a LoRA's
+    two factors of rank r by r * (n * rate)^2.
+    """
+    rank, most = ForgetSettings.rank, ForgetSettings.__dataclass_fields__["learning_rate"].metadata["max"]
+    rate, limit = real(config, "learning_rate"), rank * steps * most**2
+    if not 0 < rate <= limit:
+        raise ForgetError(f"learning_rate is {rate:g}: write a number above 0, and up to {limit:g} for {steps} steps.")
+    return (rate / (rank * steps)) ** 0.5
 
 
 def read_concepts(config: dict) -> list[tuple[str, str]]:
@@ -192,12 +179,12 @@ def run_inversion(config: dict, model: str | None, device: str | None) -> None:
     if not config["instance_data_dir"]:
         raise ForgetError("instance_data_dir is missing: write the folder of the pictures, such as data/elon-musk.")
     images = read_images(Path(config["instance_data_dir"]), settings.resolution)
-    path = require_new(Path(config["output_dir"], f"step_inv_{settings.steps}.safetensors"))
+    path = Path(config["output_dir"], f"step_inv_{settings.steps}.safetensors")
     host = open_host(config, model, device)
     with beside(path, lambda inversion, path: save_embedding(inversion.vectors, path, asdict(settings))) as checkpoint:
         inversion = invert_pictures(host, settings, images, checkpoint=checkpoint)
-        save_embedding(inversion.vectors, path, asdict(settings))
-    say(inversion.summary, describe(path))
+        file = save_beside(path, lambda path: save_embedding(inversion.vectors, path, asdict(settings)))
+    say(inversion.summary, describe(file))
 
 
 def run_forgetting(config: dict, model: str | None, device: str | None) -> None:
@@ -206,28 +193,66 @@ def run_forgetting(config: dict, model: str | None, device: str | None) -> None:
     embeddings = {name: newest_embedding(name) for name, _ in listed} if config["use_ti"] else {}
     folders = [Path("data", name) for name, _ in listed]
     images, concept_of = (None, None) if config["no_real_image"] else read_folders(folders, settings.resolution)
-    path = require_new(Path(config["output_dir"], f"forget-{slug('-'.join(name for name, _ in listed))}.safetensors"))
+    path = Path(config["output_dir"], f"forget-{slug('-'.join(name for name, _ in listed))}.safetensors")
     host = open_host(config, model, device)
+    pictures = max(settings.num_pictures, len(listed)) if images is None else len(images)
+    settings = forgetting_settings(config, pictures, pads_with_end(host))
+    say(told(config, settings))
     concepts: tuple[Concept, ...] = ()
     for name, type in listed:
         called = add_embedding(host, name, embeddings[name]) if embeddings else name.replace("-", " ")
         concepts += make_concepts(called, type)
     with beside(path, save_patch) as checkpoint:
         patch, _ = forget_concepts(host, concepts, settings, images, checkpoint=checkpoint, concept_of=concept_of)
-        files = save_patch(patch, path)
+        files = save_beside(path, lambda path: save_patch(patch, path))
     say(summary(patch), *map(describe, files))
 
 
+def pads_with_end(host: DiffusionHost) -> bool:
+    """Whether a model's tokenizer fills prompts up with its end token, as SD1's does and SD2's does not."""
+    ids = {token.kind: token.id for token in host.tokenize("")}
+    return ids.get("padding") == ids["end"]
+
+
+def told(config: dict, settings: ForgetSettings) -> str:
+    """In what a training follows the original's code rather than its paper, and what becomes of its learning rate."""
+    end = "and of the end token (use_pooler)"
+    counted = {
+        "concept": "",
+        "concept and end": f" {end}",
+        "concept onward": f" {end}, with which this model's tokenizer fills prompts up",
+    }
+    return (
+        "As in the original's code, and other than in its paper, the loss is one norm, not squared, of the attention to all "
+        f"columns of the concept{counted[settings.tokens]}. Its learning rate for whole weights, "
+        f"{real(config, 'learning_rate'):g}, is {settings.learning_rate:.2g} for this LoRA of rank {settings.rank}."
+    )
+
+
+def save_beside(path: Path, save: Callable[[Path], Saved]) -> Saved:
+    """What `save` returns for a path or, where an earlier run has taken that, for the next free name: the original
+    overwrites its files, which is never done here."""
+
+    def save_as(name: Path) -> Saved:
+        saved = save(name)
+        if name != path:
+            say(f"{path} is of an earlier run, and files are never overwritten: this run's is {name.name}.")
+        return saved
+
+    return save_under_next((path if n == 1 else path.with_stem(f"{path.stem}-{n}") for n in itertools.count(1)), save_as)
+
+
 def newest_embedding(name: str) -> Path:
-    """The file of a concept's learned words after the most steps; raises ForgetError where there is none."""
+    """The file of a concept's learned words after the most steps, and of these the last run's; raises ForgetError where
+    there is none."""
     folder = Path("exps_ti", name)
-    steps = {file: re.fullmatch(r"step_inv_(\d+)", file.stem) for file in folder.glob("*.safetensors")}
-    if not steps:
+    runs = {file: re.fullmatch(r"step_inv_(\d+)(?:-(\d+))?", file.stem) for file in folder.glob("*.safetensors")}
+    if not runs:
         raise ForgetError(
             f"There is no embedding in {folder.absolute()}: run a ti.yaml with the output_dir exps_ti/{name} first, or "
             "write use_ti: false."
         )
-    return max(sorted(steps), key=lambda file: int(steps[file][1]) if steps[file] else -1)
+    return max(sorted(runs), key=lambda file: (int(runs[file][1]), int(runs[file][2] or 0)) if runs[file] else (-1, 0))
 
 
 def open_host(config: dict, model: str | None, device: str | None) -> DiffusionHost:

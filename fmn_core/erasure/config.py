@@ -56,8 +56,8 @@ class ForgetSettings:
     learning_rate: float = setting(
         0.0,
         "AdamW's step size for the LoRA; 0: the preset's own (`paper` 0.005, the others "
-        "0.003; 0.0035 through the residual stream). Higher forgets more and harms more.", min=0.0, max=1e-1, step=1e-6,
-        auto=True,
+        "0.003; 0.0035 through the residual stream). Higher forgets more and harms more.",
+        min=0.0, max=1e-1, step=1e-6, auto=True,
     )  # fmt: skip
     seed: int = setting(
         0,
@@ -118,6 +118,13 @@ class ForgetSettings:
         "cross-attention and what blocks pass on, without what convolutions, self-attention and feed-forward layers add; a "
         "step takes little more than half the time and less memory; on the embedded model it forgets more and harms less.",
         choices=("whole", "residual stream"), advanced=True,
+    )  # fmt: skip
+    loss: str = setting(
+        "squared norms",
+        "`paper`: what is lowered. `squared norms`: the sum over all layers of the squared norms of the attention to the "
+        "concept, as published. `joint norm`: one norm over all layers, not squared, as in the original's code; it keeps "
+        "pressing when little attention is left.",
+        choices=("squared norms", "joint norm"), advanced=True,
     )  # fmt: skip
 
     def __post_init__(self):

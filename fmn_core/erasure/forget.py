@@ -60,7 +60,7 @@ def forget_concepts(
     """
     checkpoint = checkpoint or Checkpoint()
     settings = settings.resolved()
-    for name, own in (("layers", "cross-attention"), ("gradient", "whole")):
+    for name, own in (("layers", "cross-attention"), ("gradient", "whole"), ("loss", "squared norms")):
         chosen = getattr(settings, name)
         if chosen != own and settings.preset != "paper":
             raise ForgetError(f"`{name}: {chosen}` is for the preset `paper`; for `{settings.preset}` choose `{own}`.")

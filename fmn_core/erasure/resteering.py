@@ -24,7 +24,7 @@ from ..training.checkpoint import Checkpoint, State
 from ..training.gradient import differentiated
 from ..training.images import concept_pictures
 from ..training.loop import Descent, diverged, settled
-from ..training.losses import attention_resteering_loss, visual_denoising_loss
+from ..training.losses import attention_resteering_loss, joint_norm_loss, visual_denoising_loss
 from ..training.memory import Economy, rehearse
 from ..training.sampling import AT_ONCE, sample_pictures, sampling_calls
 from .closed_form import word_moments
@@ -190,6 +190,7 @@ def resteer(
     the concept. Goes on from a state; returns the loss of each step, up to one that is not finite."""
     layers, generator, mask = host.cross_attentions(), state.generator, pictures.mask
     losses, descent = state.losses, Descent(economy, state)
+    resteering_loss = joint_norm_loss if settings.loss == "joint norm" else attention_resteering_loss
 
     def step(differentiate: Callable[[Tensor], float]) -> Step:
         shown, rows = pictures.draw(settings.batch_size, generator)
@@ -200,7 +201,7 @@ def resteer(
             with suppress(AllTaken):
                 host.predict(x_t, t, prompts.take(rows))
             regions = None if mask is None else [region_of(mask, shown, A.shape[2], x_t) for A in maps.values()]
-            loss = attention_resteering_loss(maps.values(), asked, regions)
+            loss = resteering_loss(maps.values(), asked, regions)
             if settings.visual_weight:
                 loss = loss + settings.visual_weight * visual_loss(host, prompts, pictures, settings.batch_size, generator)
             return Step(differentiate(loss), maps, asked, shown, x_t)

@@ -33,6 +33,7 @@ OUTSIDE = 0.05  # what counts outside a mask, beside 1 inside
 MOST_VECTORS = 64  # with a template's words, what fits into the 77 columns of a prompt
 PROBES = 8  # fixed noisy latents, for the error before and after: single steps depend on their timesteps
 RANDOM = re.compile(r"<rand-(\d*\.?\d+)>")
+TOKEN_ID = re.compile(r"<id-(\d+)>")
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,8 @@ def first_vectors(
             row = {name: torch.randn(v.shape, generator=generator) * float(noise[1]) for name, v in some.items()}
             if settings.norm_decay:  # where the decay takes noise of any size anyway
                 pull_norms(row, norms, 1.0)
+        elif number := TOKEN_ID.fullmatch(word):
+            row = host.token_vectors(int(number[1]))
         elif word == "<zero>":
             row = {name: torch.zeros_like(v) for name, v in some.items()}
         else:

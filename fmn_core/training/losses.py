@@ -19,6 +19,12 @@ def attention_resteering_loss(maps: Iterable[Tensor], columns: Tensor, regions: 
     return sum(square.sum() for square in squares) / len(columns)
 
 
+def joint_norm_loss(maps: Iterable[Tensor], columns: Tensor, regions: Iterable[Tensor] | None = None) -> Tensor:
+    """Attention re-steering as the released code has it (SHI-Labs/Forget-Me-Not, train_attn.py): one norm, not squared, of
+    what attends to the concept in all layers, heads and pixels of the batch. Arguments as for attention_resteering_loss."""
+    return (attention_resteering_loss(maps, columns, regions) * len(columns)).sqrt()
+
+
 def mean_attention_loss(maps: Iterable[Tensor], columns: Tensor, regions: Iterable[Tensor] | None = None) -> Tensor:
     """Attention re-steering on one scale for every model: A^2 of the concept's columns, summed over columns, as a mean
     over heads, pixels, layers and the batch. Arguments as for attention_resteering_loss."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -17,28 +18,30 @@ from .gradient import blocks_of, recomputable, recomputed
 
 T = TypeVar("T")
 RECOMPUTED = "whole, recomputed"
+SHORT = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+REMEDY = (
+    "There is not enough memory on the device: lower `batch_size` or `resolution`, or close what else uses it, and queue "
+    "again."
+)
 FORWARDS = {"whole": 2.0, RECOMPUTED: 2.6, "residual stream": 1.2}  # that a forward with its backward takes as long as
 
 
 @contextmanager
 def out_of_memory_told() -> Iterator[None]:
     """Context in which running out of memory stays the same exception, by which hosts know that they have to free some, and
-    says what the user can do."""
+    says what the user can do; another inside it changes nothing."""
     try:
         yield
     except RuntimeError as error:
-        if not ran_out(error):
+        if not ran_out(error) or REMEDY in str(error):
             raise
         kind = type(error) if isinstance(error, torch.cuda.OutOfMemoryError) else RuntimeError
-        raise kind(
-            f"{error} There is not enough memory on the device: lower `batch_size` or `resolution`, or close what else uses "
-            "it, and queue again."
-        ) from error
+        raise kind(f"{error} {REMEDY}") from error
 
 
 def ran_out(error: RuntimeError) -> bool:
-    """Whether a device has run out of memory; MPS and others have no exception of their own for that."""
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in str(error).lower()
+    """Whether a device has run out of memory; CPUs, MPS and others have no exception of their own for that."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or bool(SHORT.search(str(error)))
 
 
 @dataclass(frozen=True)

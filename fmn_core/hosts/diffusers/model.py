@@ -184,6 +184,13 @@ class DiffusersHost(DiffusionHost):
             vectors[name] = encoder.get_input_embeddings().weight[ids].float().cpu()
         return vectors
 
+    @torch.no_grad()
+    def token_vectors(self, id: int) -> WordVectors:
+        own = [encoder.get_input_embeddings().weight for _, encoder in self.encoders]
+        if id >= len(own[0]):
+            raise ForgetError(f"There is no token {id}: the text encoder has {len(own[0])}, and the first is 0.")
+        return {name: weight[[id]].float().cpu() for name, weight in zip(self.encoder_names, own, strict=True)}
+
     def encode_vectors(self, template: str, vectors: WordVectors) -> Prompts:
         texts = placeholder_texts(template, len(next(iter(vectors.values()))))
         with ExitStack() as stack:
