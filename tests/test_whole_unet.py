@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.config import WHOLE_RATE, ForgetSettings
 from fmn_core.erasure.forget import forget, summary
 from fmn_core.errors import ForgetError
 from fmn_core.lora.layers import LoRAs
@@ -137,3 +137,9 @@ def test_names_are_of_modules_that_the_other_host_has(loaded, pipeline):
 def test_other_presets_refuse_it(host):
     with pytest.raises(ForgetError, match="is for the preset `paper`"):
         forget(host, "cat", replace(HOW, preset="fast"))
+
+
+def test_its_own_learning_rate_is_lower_than_that_of_the_cross_attention():
+    own, whole = (ForgetSettings(preset="paper", layers=layers).resolved() for layers in ("cross-attention", "whole unet"))
+    assert whole.learning_rate == WHOLE_RATE * own.learning_rate and WHOLE_RATE < 1
+    assert replace(whole, learning_rate=5e-3).resolved().learning_rate == 5e-3

@@ -15,6 +15,7 @@ LEARNING_RATES = {"fast": 0.0, "paper": 5e-3, "balanced": 3e-3, "robust": 3e-3} 
 STREAM_RATE = (
     0.7  # of these, where `paper` differentiates the residual stream alone: at the same rate it forgets and harms more
 )
+WHOLE_RATE = 0.2  # of these, where `paper` trains the whole UNet: at the same rate nothing of the model is left
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class ForgetSettings:
     learning_rate: float = setting(
         0.0,
         "AdamW's step size for the LoRA; 0: the preset's own (`paper` 0.005, the others "
-        "0.003; 0.0035 through the residual stream). Higher forgets more and harms more.",
+        "0.003; 0.0035 through the residual stream, 0.001 for the whole UNet). Higher forgets more and harms more.",
         min=0.0, max=1e-1, step=1e-6, auto=True,
     )  # fmt: skip
     seed: int = setting(
@@ -134,7 +135,7 @@ class ForgetSettings:
         """The settings with the preset's own learning rate where none is given."""
         if self.learning_rate:
             return self
-        less = STREAM_RATE if self.gradient == "residual stream" else 1.0
+        less = STREAM_RATE if self.gradient == "residual stream" else WHOLE_RATE if self.layers == "whole unet" else 1.0
         return replace(self, learning_rate=less * LEARNING_RATES[self.preset])
 
     @property
