@@ -188,6 +188,7 @@ def test_the_scale_reaches_the_highest_bar_in_a_few_round_steps(highest):
         {"distance": {"after": 0.2}}, {"attention_mass": {"after": 1}},
         {"attention_mass": {"before": 0, "after": 0}}, {"evaluation": {"summary": "Fine.", "prompt_drift": {"near": 3}}},
         {"evaluation": 3, "warnings": [3, "Broken."]}, {"loss": [1, 2], "noise drift": 0.1, "steps": 3, "strength": 1.0},
+        {"unrelated drift": "x"}, {"unrelated drift": float("nan")},
     ],
 )  # fmt: skip
 def test_what_a_foreign_patch_lacks_is_left_out(made, report):

@@ -110,7 +110,7 @@ def forget_robust(
             found = [] if well else [diverged(len(losses), steps)]
             rounds = torch.tensor(errors, dtype=torch.float64).reshape(-1, texts.concepts).mean(1).tolist()
             edit = replace(edit, report=edit.report | {"error with learned words": rounds})
-            return finish(host, lora, concepts, settings, edit, readings, 1.0, losses, found), losses
+            return finish(host, lora, concepts, settings, edit, texts, readings, 1.0, losses, found), losses
 
 
 def training_state(lora: CrossAttentionLoRA, settings: ForgetSettings, generator: torch.Generator) -> State:

@@ -10,15 +10,19 @@ from torch import Tensor
 
 from ..errors import ForgetError
 from ..host import DiffusionHost
+from ..log import logger, plain
+from ..lora.layers import CrossAttentionLoRA
 from ..patch.patch import Patch, make_patch
 from ..patch.statistics import Moments
 from ..text.concept import Concept, find_tokens, split_names
 from ..text.features import KEEP_TEMPLATES, NEAR_TEMPLATES, PROBES, TEMPLATES, Lexicon, Place, fill, pair
 from ..text.name_words import hold_words, own_place
+from ..training.memory import ran_out
 from .advice import LITTLE, warnings
 from .config import ForgetSettings
 from .plan import Task, find_subjects, known
 from .solve import Erasure, leading_directions, second_moment, solve
+from .unrelated import unrelated_drift, unrelated_prompts, unrelated_warnings
 
 NEIGHBOURS = 16
 TEMPLATES_IN_ALL = 160
@@ -48,7 +52,24 @@ def forget_fast(host: DiffusionHost, concepts: tuple[Concept, ...], settings: Fo
     edit = make_edit(host, concepts, settings)
     left = min(1 - min(edit.report["erased"].values()), 0.9999)  # the host's plot divides by the fall
     factors = edit_factors(host, edit, settings)
-    return make_patch(host, factors, concepts, asdict(settings), edit.report, edit.moments), [1.0, left]
+    report = edit.report | seen_by_unet(host, edit, factors)
+    return make_patch(host, factors, concepts, asdict(settings), report, edit.moments), [1.0, left]
+
+
+def seen_by_unet(host: DiffusionHost, edit: Edit, factors: dict[tuple[str, str], tuple[Tensor, Tensor]]) -> dict:
+    """What a look at unrelated prompts adds to the report: nothing where the UNet cannot be asked, without which an edit can
+    be made."""
+    try:
+        others = unrelated_prompts(host, edit.task.forgotten)
+        with host.training((len(others), *host.latent_shape())):
+            lora = CrossAttentionLoRA.of(host, factors).requires_grad_(False)
+            drift = unrelated_drift(host, others, lora.attached())
+    except (ForgetError, RuntimeError) as error:
+        if not isinstance(error, ForgetError) and not ran_out(error):
+            raise
+        logger.info("forget.unseen why=%s", plain(str(error)))
+        return {}
+    return {"unrelated drift": drift, "warnings": edit.report["warnings"] + unrelated_warnings(drift)}
 
 
 def edit_factors(host: DiffusionHost, edit: Edit, settings: ForgetSettings) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:

@@ -122,6 +122,8 @@ def summary(patch: Patch) -> str:
         mass = report["attention_mass"]
         with_rest = f", {mass['with rest']:.4f} with the rest" if "with rest" in mass else ""
         lines.append(f"Attention to the concept: {mass['before']:.4f} before, {mass['after']:.4f} after{with_rest}.")
+    if "unrelated drift" in report:
+        lines.append(f"Noise estimates of unrelated prompts change by {report['unrelated drift']:.2%}.")
     if "conflicts" in report:
         lines += conflict_lines(report)
     if "evaluation" in report:

@@ -32,6 +32,7 @@ from .closed_form import Edit
 from .config import ForgetSettings
 from .plan import Task
 from .resteering import PROBES, add_noise, draw, penalised_columns, region_of, sample_pairs, unfinished
+from .unrelated import unrelated_drift, unrelated_prompts, unrelated_warnings
 
 ATTENTION, KEEP = 0.1, 1.0  # weights beside the noise's, which is 1
 MOST = 20.0  # the largest weight of an error, where there is most noise
@@ -41,7 +42,8 @@ LITTLE = 0.5  # of the way left between the concept and its target: more is wort
 @dataclass(frozen=True)
 class Texts:
     """Encoded prompts: `asked` of the concepts, with their columns [R, T], the concept each row calls for and the template
-    it fills, by number; for every template, `places` where something else stands; `near` words that stay; the empty one."""
+    it fills, by number; for every template, `places` where something else stands; `near` words that stay; the empty one; and
+    `unrelated` ones to look at in the end."""
 
     asked: Prompts
     columns: Tensor
@@ -50,6 +52,7 @@ class Texts:
     places: list[Prompts]
     near: Prompts
     empty: Prompts
+    unrelated: Prompts
 
     @classmethod
     def of(cls, host: DiffusionHost, task: Task) -> Texts:
@@ -66,6 +69,7 @@ class Texts:
             places=[mean_prompt(host.encode([fill(template, word) for word in place])) for template in task.asked],
             near=host.encode([fill(NEAR_TEMPLATES[task.type][0], word) for word in task.near] or [""]),
             empty=host.encode([""]),
+            unrelated=unrelated_prompts(host, task.forgotten),
         )
 
     @property
@@ -324,6 +328,7 @@ def finish(
     concepts: tuple[Concept, ...],
     settings: ForgetSettings,
     edit: Edit,
+    texts: Texts,
     readings: dict[str, Reading],
     strength: float,
     losses: list[float],
@@ -333,6 +338,7 @@ def finish(
     edit and `after`, `found` what there is to say of the training. Raises ForgetError where `after` is not finite."""
     if not all(map(math.isfinite, readings["after"])):
         raise ForgetError("The trained patch gives no finite estimates: lower the learning rate.")
+    drift = unrelated_drift(host, texts.unrelated, lora.attached(strength))
     report = edit.report | {
         "steps": len(losses),
         "loss": [losses[0], losses[-1]],
@@ -340,10 +346,11 @@ def finish(
         "attention_mass": {when: readings[when].mass for when in ("before", "after")},
         "distance": {when: reading.distance for when, reading in readings.items()},
         "noise drift": readings["after"].drift,
+        "unrelated drift": drift,
     }
     settled = len(losses) < settings.steps and not found
     report["warnings"] = [*found, *edit.report["warnings"]]
-    report["warnings"] += warnings(readings["after"], settled, len(edit.task.names))
+    report["warnings"] += warnings(readings["after"], settled, len(edit.task.names)) + unrelated_warnings(drift)
     factors = {target: (up * strength, down) for target, (up, down) in lora.factors().items()}
     return make_patch(host, factors, concepts, asdict(settings), report, edit.moments)
 

@@ -73,7 +73,7 @@ def forget_balanced(
             strength = min(tried, key=lambda strength: tried[strength].total)
             readings["after"] = tried[strength]
             found = [] if well else [diverged(len(losses), steps, "best")]
-            return finish(host, lora, concepts, settings, edit, readings, strength, losses, found), losses
+            return finish(host, lora, concepts, settings, edit, texts, readings, strength, losses, found), losses
 
 
 def training_state(lora: CrossAttentionLoRA, settings: ForgetSettings, first: float, generator: torch.Generator) -> State:

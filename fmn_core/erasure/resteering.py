@@ -29,6 +29,7 @@ from ..training.memory import Economy, rehearse
 from ..training.sampling import AT_ONCE, sample_pictures, sampling_calls
 from .closed_form import word_moments
 from .config import ForgetSettings
+from .unrelated import unrelated_drift, unrelated_prompts, unrelated_warnings
 
 LITTLE = 0.9  # of the attention left: a patch that takes less away is worth a warning
 PROBES = 8  # fixed noisy latents on which the attention to the concept is measured before and after
@@ -63,6 +64,7 @@ def forget_by_resteering(
     columns = [concept_columns(host, name, prompt, settings.tokens) for prompt, name, _ in texts]
     prompts, empty = host.encode([prompt for prompt, *_ in texts]), host.encode([""])
     moments, unknown = word_moments(host, concepts, settings)
+    others = unrelated_prompts(host, [name for concept in concepts for name in concept.names])
     length = prompts.embeddings.shape[1]  # of the longest; shorter ones are tiled to it
     columns = torch.stack([column.repeat(length // len(column)) for column in columns]).to(host.device)
     makes = images is None or settings.visual_weight
@@ -105,8 +107,10 @@ def forget_by_resteering(
                 mass = {"before": mass_before, "after": probe()}
             if rest:
                 mass["with rest"] = mass_with_rest
-            report = {"attention_mass": mass, "loss": [losses[0], losses[-1]]}
-            report["warnings"] = [*([] if well else [diverged(len(losses), settings.steps)]), *warnings(mass), *unknown]
+            drift = unrelated_drift(host, others, lora.attached(), rest.attached())
+            report = {"attention_mass": mass, "loss": [losses[0], losses[-1]], "unrelated drift": drift}
+            ended = [] if well else [diverged(len(losses), settings.steps)]
+            report["warnings"] = [*ended, *warnings(mass), *unrelated_warnings(drift), *unknown]
             return patch_of(report), losses
 
 

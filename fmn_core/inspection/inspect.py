@@ -158,7 +158,8 @@ def readable(report: object) -> dict:
     if erased or drift:
         found["drift"] = drift
     distance, mass = ({when: each[when] for when in WHEN if when in each} for each in (distance, mass))
-    single = numbers({key: report.get(key) for key in ("noise drift", "steps", "strength", "empty prompt", "spill")})
+    alone = ("noise drift", "steps", "strength", "empty prompt", "spill", "unrelated drift")
+    single = numbers({key: report.get(key) for key in alone})
     found |= single
     if "after" in distance and {"noise drift", "steps", "strength"} <= single.keys():
         found["distance"] = distance

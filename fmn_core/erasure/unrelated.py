@@ -1,0 +1,66 @@
+"""What a patch does to prompts that have nothing to do with its concept: the last check of every preset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, ExitStack
+
+import torch
+
+from ..errors import ForgetError
+from ..evaluation.metrics import noise_drift
+from ..host import DiffusionHost, Prompts
+from ..text.concept import find_tokens
+from ..text.vocabulary import CAPTIONS
+from ..training.losses import predicted_x0
+
+PROMPTS = 4
+SIDE = 16  # of the latents: small, since `fast` takes seconds in all; it is what the embedded model was made for
+LEVEL = 0.7  # of the schedule, from clean to noise, at which they are compared
+# Of the estimates' energy: more is worth a warning. On the embedded model patches that keep other pictures lie well below it,
+# and those that draw them as something else above; of other models nothing is known.
+MUCH = 0.02
+
+
+def unrelated_prompts(host: DiffusionHost, names: Iterable[str]) -> Prompts:
+    """A few encoded captions in which none of the names occurs."""
+    sought = [host.tokenize(name) for name in names]
+    free = [caption for caption in CAPTIONS if not any(find_tokens(host.tokenize(caption), name) for name in sought)]
+    captions = free or CAPTIONS
+    return host.encode([*captions[:: -(-len(captions) // PROMPTS)]])
+
+
+@torch.no_grad()
+def unrelated_drift(host: DiffusionHost, prompts: Prompts, *patches: AbstractContextManager) -> float:
+    """Noise-prediction drift |eps - eps0|^2 / |eps0|^2 of unrelated prompts, their mean: eps with what the contexts put on
+    the model, eps0 without. For inside the host's `training`, and the same each time.
+
+    They are asked of what the model first takes pure noise for, noised again to LEVEL. Raises ForgetError where the patched
+    model's estimates are not finite.
+    """
+    channels, *sides = host.native_shape()
+    shape = (len(prompts), channels, *(min(side, SIDE) for side in sides))
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(host.device)
+    last = len(host.alphas_cumprod) - 1
+    first, t = (torch.full((len(prompts),), at, device=noise.device) for at in (last, round(LEVEL * last)))
+    alphas = host.alphas_cumprod.to(noise)
+    x0, a = predicted_x0(noise, host.predict(noise, first, prompts), alphas[first]), alphas[t[0]]
+    x_t = a.sqrt() * x0 + (1 - a).sqrt() * noise
+    before = host.predict(x_t, t, prompts)
+    with ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
+        drift = noise_drift(host.predict(x_t, t, prompts), before).mean()
+    if before.isfinite().all() and not drift.isfinite():
+        raise ForgetError("The patch gives no finite noise estimates: lower the learning rate.")
+    return round(drift.item(), 5)
+
+
+def unrelated_warnings(drift: float) -> list[str]:
+    """A sentence where unrelated prompts suffer."""
+    if not drift > MUCH:
+        return []
+    return [
+        f"Prompts that have nothing to do with it suffer: their noise estimates change by {drift:.0%}. Lower the learning "
+        "rate or the steps, forget fewer concepts at once, or apply the patch less strongly."
+    ]

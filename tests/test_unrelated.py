@@ -1,0 +1,95 @@
+"""What is kept is looked at in the end of every preset: noise estimates of unrelated prompts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.forget import forget, summary
+from fmn_core.erasure.unrelated import MUCH, unrelated_drift, unrelated_prompts, unrelated_warnings
+from fmn_core.errors import ForgetError
+from fmn_core.patch.apply import applied
+from fmn_core.patch.patch import Patch
+from fmn_core.text.concept import find_tokens
+
+SMALL = ForgetSettings(steps=2, num_pictures=1, sampling_steps=2, rounds=1)
+PRESETS = ("fast", "paper", "balanced", "robust")
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Attacks of `robust` of one step."""
+    monkeypatch.setattr("fmn_core.erasure.adversarial.LEARNED_STEPS", 1)
+
+
+def drift_of(host, *patches):
+    prompts = unrelated_prompts(host, ["cat"])
+    with host.training((len(prompts), *host.latent_shape())):
+        return unrelated_drift(host, prompts, *patches)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_tells_how_far_unrelated_prompts_move(host, short, preset):
+    patch, _ = forget(host, "cat", replace(SMALL, preset=preset))
+    drift = patch.info["report"]["unrelated drift"]
+    assert drift == pytest.approx(drift_of(host, applied(host, patch)), abs=2e-5), "the file's, but for its precision"
+    assert drift < MUCH and f"Noise estimates of unrelated prompts change by {drift:.2%}." in summary(patch)
+    assert not any("nothing to do" in warning for warning in patch.info["report"]["warnings"])
+
+
+@pytest.mark.parametrize("layers", ["cross-attention", "whole unet"])
+def test_a_training_that_destroys_the_model_says_so(host, layers):
+    settings = replace(SMALL, preset="paper", steps=8, learning_rate=5e-2, layers=layers, matrices="q k v out")
+    patch, _ = forget(host, "cat", settings)
+    report = patch.info["report"]
+    assert report["unrelated drift"] > MUCH
+    assert any("Prompts that have nothing to do with it suffer" in warning for warning in report["warnings"])
+    with pytest.raises(ForgetError, match="nothing to do with it suffer"):
+        forget(host, "cat", replace(settings, strict=True))
+
+
+def test_an_edit_in_closed_form_that_harms_everything_says_so(host, monkeypatch):
+    from fmn_core.erasure import closed_form as fast
+
+    plain = fast.edit_factors
+    monkeypatch.setattr(fast, "edit_factors", lambda *how: {key: (99 * up, down) for key, (up, down) in plain(*how).items()})
+    patch, _ = forget(host, "cat", SMALL)
+    assert any("nothing to do with it suffer" in warning for warning in patch.info["report"]["warnings"])
+
+
+def test_the_edit_is_made_where_the_unet_cannot_be_asked(host, monkeypatch):
+    wanted, _ = forget(host, "cat", SMALL)
+
+    def short_of_memory(*asked):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    def refused(*asked):
+        raise ForgetError("Only the preset `fast` works on it.")
+
+    for predict in (short_of_memory, refused):
+        monkeypatch.setattr(host, "predict", predict)
+        patch, _ = forget(host, "cat", SMALL)
+        assert "unrelated drift" not in patch.info["report"] and "unrelated" not in summary(patch)
+        assert all(torch.equal(patch[key], wanted[key]) for key in wanted)
+
+
+def test_it_is_nothing_without_a_patch_and_the_same_each_time(host):
+    patch, _ = forget(host, "cat", replace(SMALL, preset="paper"))
+    assert drift_of(host) == 0
+    assert drift_of(host, applied(host, patch)) == drift_of(host, applied(host, patch)) > 0
+    emptied = Patch({key: value * (not key.endswith("up.weight")) for key, value in patch.items()}, patch.info)
+    assert drift_of(host, applied(host, emptied)) == 0
+
+
+def test_no_prompt_names_the_concept(host):
+    for name in ("car", "mountains", "a", "portrait"):
+        prompts = unrelated_prompts(host, [name])
+        found = [bool(find_tokens(host.tokenize(text), host.tokenize(name))) for text in prompts.texts]
+        assert len(found) in (3, 4) and (name == "a" or not any(found))
+
+
+def test_what_is_little_gets_no_warning():
+    assert not unrelated_warnings(MUCH) and "change by 3%" in unrelated_warnings(0.03)[0]
