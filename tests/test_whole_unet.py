@@ -16,7 +16,9 @@ from fmn_core.errors import ForgetError
 from fmn_core.lora.layers import LoRAs
 from fmn_core.patch.patch import ALPHA, DOWN, UP, read_patch, save_patch
 
-HOW = ForgetSettings(preset="paper", layers="whole unet", steps=4, num_pictures=1, sampling_steps=2, matrices="q k v out")
+HOW = ForgetSettings(
+    preset="paper", layers="whole unet", steps=4, learning_rate=5e-3, num_pictures=1, sampling_steps=2, matrices="q k v out"
+)
 
 
 @pytest.fixture(scope="module", params=["comfy", "diffusers"])

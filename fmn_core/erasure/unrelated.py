@@ -17,8 +17,8 @@ from ..training.losses import predicted_x0
 PROMPTS = 4
 SIDE = 16  # of the latents: small, since `fast` takes seconds in all; it is what the embedded model was made for
 LEVEL = 0.7  # of the schedule, from clean to noise, at which they are compared
-# Of the estimates' energy: more is worth a warning. On the embedded model patches that keep other pictures lie well below it,
-# and those that draw them as something else above; of other models nothing is known.
+# Of the estimates' energy: more is worth a warning. On the embedded model patches that keep other pictures lie well below,
+# and those that draw them as something else above it; of other models nothing is known.
 MUCH = 0.02
 
 
