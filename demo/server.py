@@ -64,7 +64,7 @@ class ComfyServer:
             pack_link(self.folder).name,
         ]
         command = [self.python, str(LAUNCHER), str(self.folder), *self.device, "--disable-auto-launch", f"--port={port}"]
-        command += ["--extra-model-paths-config", str(config)]
+        command += ["--extra-model-paths-config", str(config), "--preview-method", "auto"]
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
                 [*command, *places, *packs], cwd=self.folder, stdout=log, stderr=log, env=self.environment
@@ -112,7 +112,7 @@ class ComfyServer:
     def run(self, prompt: dict, on_event: Callable[[str, dict], None] = lambda kind, data: None) -> dict[str, dict]:
         """Queues an API-format prompt, follows the websocket to its end and returns each node's `ui` outputs.
 
-        `on_event` gets every message's type and data; binary previews come as ("preview", {"bytes": ...}).
+        `on_event` gets every message's type and data; binary previews come as ("preview", {"bytes": ..., "node": ...}).
         Raises ServerError with the server's words where the prompt is refused or a node fails.
         """
         return asyncio.run(self._run(prompt, on_event))
@@ -125,13 +125,15 @@ class ComfyServer:
                     reply = await answer.json()
                     if answer.status != 200:
                         raise ServerError(json.dumps(reply, indent=1))
+                at_work = None
                 async for message in socket:
                     if message.type == aiohttp.WSMsgType.BINARY:
-                        on_event("preview", {"bytes": message.data})
+                        on_event("preview", {"bytes": message.data, "node": at_work})
                         continue
                     kind, data = (event := json.loads(message.data))["type"], event["data"]
                     if data.get("prompt_id", reply["prompt_id"]) != reply["prompt_id"]:
                         continue
+                    at_work = data["node"] if kind == "executing" else at_work
                     on_event(kind, data)
                     if kind in ("execution_error", "execution_interrupted"):
                         raise ServerError(data.get("exception_message", "interrupted"))

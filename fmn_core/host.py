@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ForgetError
+from .hosts.progress import Progress
 
 MATRICES = ("to_q", "to_k", "to_v", "to_out")
 ENCODED_AT_ONCE = 64  # prompts
+DECODED_AT_ONCE = 4  # pictures: what a consumer GPU holds at SDXL's size
 SAMPLES = 1024  # values of each weight that tell models apart
 
 # Family of a model -> (ss_base_model_version, modelspec.architecture): what LoRA loaders sort files by.
@@ -111,7 +113,7 @@ def sampled(weight: Tensor) -> list[object]:
     return [str(weight.dtype), *weight.shape, flat[:: -(-len(flat) // SAMPLES) or 1].cpu()]
 
 
-class DiffusionHost(ABC):
+class DiffusionHost(Progress):
     """A text-to-image model with cross-attention inside a host; latents are those the UNet sees."""
 
     family: str  # a key of FAMILIES
@@ -120,7 +122,6 @@ class DiffusionHost(ABC):
     device: torch.device
     alphas_cumprod: Tensor  # [number of timesteps]: the noise schedule
     resolution = 0  # the pictures' side in pixels, as `sized` sets it; 0: what the model was made for
-    bar_steps: tuple[int, int] | None = None  # done and all, inside `one_bar`
     prompts_read: tuple[int, int] | None = None  # and all, inside `reading`
     shows_reading = True  # whether `reading` has a bar; not before a training, whose bar it would be taken for
 
@@ -207,9 +208,14 @@ class DiffusionHost(ABC):
     def encode_images(self, images: Tensor) -> Tensor:
         """Latents of images [B, H, W, 3] in 0..1; raises ForgetError where the host was given no VAE."""
 
-    @abstractmethod
     def decode(self, latents: Tensor) -> Tensor | None:
-        """Images [B, H, W, 3] in 0..1, or None where the host was given no VAE."""
+        """Images [B, H, W, 3] in 0..1, on the CPU, a few decoded at a time; None where the host was given no VAE."""
+        parts = [self.decode_few(few) for few in latents.split(DECODED_AT_ONCE)]
+        return None if parts[0] is None else torch.cat([part.float().cpu() for part in parts])
+
+    @abstractmethod
+    def decode_few(self, latents: Tensor) -> Tensor | None:
+        """As decode, all of them at once."""
 
     @abstractmethod
     def native_shape(self) -> tuple[int, int, int]:
@@ -258,34 +264,6 @@ class DiffusionHost(ABC):
         index = torch.cuda.current_device() if self.device.index is None else self.device.index
         kept = torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index)  # by torch, for tensors
         return torch.cuda.mem_get_info(index)[0] + kept
-
-    @abstractmethod
-    def show_progress(self, step: int, total: int, preview: Tensor | None) -> None:
-        """Shows `step` of `total` and, where given, a picture [H, W, 3] in 0..1."""
-
-    def progress(self, step: int, total: int, preview: Tensor | None) -> None:
-        """Shows a part's `step` of `total`, or inside `one_bar` one more step of all."""
-        if self.bar_steps:
-            done, total = self.bar_steps
-            step = done + 1
-            self.bar_steps = (step, total)
-        self.show_progress(step, total, preview)
-
-    def skip(self, steps: int) -> None:
-        """Counts steps of `one_bar` that an earlier run has done."""
-        if self.bar_steps:
-            done, total = self.bar_steps
-            self.bar_steps = (done + steps, total)
-
-    @contextmanager
-    def one_bar(self, total: int) -> Iterator[None]:
-        """Context in which the parts of a work tell `total` steps together; another inside it changes nothing."""
-        outer = self.bar_steps
-        self.bar_steps = outer or (0, total)
-        try:
-            yield
-        finally:
-            self.bar_steps = outer and self.bar_steps
 
     @abstractmethod
     def check_interrupt(self) -> None:

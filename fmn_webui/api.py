@@ -164,7 +164,7 @@ def get_job(id: str) -> dict:
     if job is None:
         raise NoSuchJob(id)
     outcome = job.outcome or Outcome([])
-    shown = {"picture": encoded(outcome.picture), "preview": encoded(job.preview), "figures": outcome.figures}
+    shown = {"picture": encoded(outcome.picture), "preview": encoded(job.look()), "figures": outcome.figures}
     return job_json(job) | shown
 
 

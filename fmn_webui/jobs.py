@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import uuid
@@ -15,6 +16,7 @@ from PIL import Image
 from .limits import MOST_JOBS, MOST_WAITING, Busy
 
 KEPT = 50  # finished jobs that are remembered
+WATCHED = 10.0  # seconds for which somebody who looked is thought to look again; a page in view does so every second
 ENDS = ("done", "stopped", "failed")
 
 
@@ -47,11 +49,22 @@ class Job:
     holds: int = 0  # bytes of the pictures that its work has
     started: float = 0.0
     ended: float = 0.0
+    looked: float = -math.inf  # when somebody last did, by the monotonic clock
 
     @property
     def over(self) -> bool:
         """Whether nothing more will happen to it."""
         return self.state in ENDS
+
+    def look(self) -> Image.Image | None:
+        """The preview, for somebody who looks: while anybody does, new ones are made."""
+        self.looked = time.monotonic()
+        return self.preview
+
+    @property
+    def watched(self) -> bool:
+        """Whether somebody has looked lately."""
+        return time.monotonic() - self.looked < WATCHED
 
     @property
     def seconds(self) -> float:

@@ -21,6 +21,8 @@ def status_html(jobs: Iterable[Job]) -> Markup:
     jobs = [*jobs]
     running = [job for job in jobs if job.state == "running"]
     queued = [job for job in jobs if job.state == "queued"]
+    for job in running + queued:
+        job.look()
     over = sorted((job for job in jobs if job.over), key=lambda job: -job.ended)[:SHOWN]
     shown = joined([*map(running_html, running), queue_html(queued), *map(finished_html, over)])
     return markup('<div class="fmn-jobs{}">{}</div>', " fmn-busy" if running or queued else "", shown or nothing_html())

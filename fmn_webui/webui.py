@@ -68,9 +68,10 @@ def tell(error: BaseException) -> str:
 
 
 def host_for(job: Job) -> DiffusionHost:
-    """The loaded model, which tells the job how far it is, and whether the user has stopped it."""
+    """The loaded model, which tells the job how far it is, and whether the user has stopped it, and makes previews while
+    somebody looks at the job."""
     host = current_host()
-    show, check = host.show_progress, host.check_interrupt
+    show, check, shown = host.show_progress, host.check_interrupt, host.shows_previews
 
     def show_progress(step: int, total: int, preview: Tensor | None) -> None:
         job.step, job.steps = step, total
@@ -83,6 +84,7 @@ def host_for(job: Job) -> DiffusionHost:
         check()
 
     host.show_progress, host.check_interrupt = show_progress, check_interrupt
+    host.shows_previews = lambda: job.watched and shown()
     return host
 
 

@@ -242,7 +242,8 @@ def test_previews_show_the_pictures(host, cats, monkeypatch):
     shown = linear_decoder(latents, cats)(latents[:1])
     assert shown.shape == cats[0].shape and (shown - cats[0]).abs().mean() < 0.5 * (cats[0] - cats[0].mean()).abs().mean()
     previews = []
-    monkeypatch.setattr(host, "progress", lambda step, total, preview: previews.append(preview))
+    monkeypatch.setattr(host, "shows_previews", lambda: True)
+    monkeypatch.setattr(host, "progress", lambda step, total, preview: previews.append(preview()))
     invert_pictures(host, QUICK, cats)
     assert len(previews) == 3 and all(0 <= p.min() and p.max() <= 1 for p in previews)
 

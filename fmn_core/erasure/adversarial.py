@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from .config import ForgetSettings
 from .hybrid import (
     Pictures,
     Texts,
+    batch_preview,
     finish,
     gather,
     gather_calls,
@@ -41,7 +43,6 @@ from .hybrid import (
     unfinished_patch,
 )
 from .plan import Task
-from .resteering import penalised_columns, preview
 
 WORDS, LEARNED_STEPS, LEARNED_RATE, LEARNED_BATCH = 2, 120, 1e-2, 2  # of an attack
 NEAR = 12  # pictures of near words
@@ -98,10 +99,7 @@ def forget_robust(
                     loss, maps = taken
                     losses.append(loss)
                     checkpoint.keep()
-                    shown = preview(
-                        maps, penalised_columns(texts.columns[batch.rows])[1], pictures.images, batch.shown, batch.x_t
-                    )
-                    host.progress(len(losses), steps, shown)
+                    host.progress(len(losses), steps, partial(batch_preview, maps, texts, pictures, batch))
                 told["steps"] = len(losses)
             if taken is None:
                 break

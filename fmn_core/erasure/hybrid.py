@@ -27,6 +27,7 @@ from ..training.images import concept_pictures
 from ..training.loop import Descent
 from ..training.losses import mean_attention_loss
 from ..training.memory import Economy, rehearse
+from ..training.preview import preview
 from ..training.sampling import AT_ONCE, sampling_calls
 from .closed_form import Edit
 from .config import ForgetSettings
@@ -126,7 +127,7 @@ def tiled(columns: Tensor, length: int) -> Tensor:
 @dataclass(frozen=True)
 class Pictures:
     """Pictures of the concepts or of their places: latents [P, C, h, w], the concept of each, by number, where in them it
-    is [1 or P, H, W], and the pictures [P, H, W, 3] where the host can decode them; `near`: latents of the first near
+    is [1 or P, H, W], and the pictures [P, H, W, 3] where they were given or are seen; `near`: latents of the first near
     words, one each, or none."""
 
     latents: Tensor
@@ -159,7 +160,8 @@ def gather(
     places = join([texts.places[texts.template[row]] for row in rows])
     with phase("forget.pictures", count=len(rows)):
         latents = sample(host, places if of_places else texts.asked.take(rows), texts.empty, settings, generator)
-    return Pictures(latents, [texts.concept[row] for row in rows], None, host.decode(latents))
+        images = host.decode(latents) if host.shows_previews() else None
+    return Pictures(latents, [texts.concept[row] for row in rows], None, images)
 
 
 def gather_calls(texts: Texts, settings: ForgetSettings, images: Tensor | None) -> int:
@@ -230,6 +232,12 @@ def make_batch(
         y_t, u, near = torch.cat([own_t, x_t]), torch.cat([own_u, t]), own + near
     near = texts.near.take(near)
     return Batch(x_t, t, shown, rows, asked, target, y_t, u, near, host.predict(y_t, u, near))
+
+
+def batch_preview(maps: dict[str, Tensor], texts: Texts, pictures: Pictures, batch: Batch) -> Tensor:
+    """Where the first picture of a batch attends to its concept, by the maps of a step: [H, W, 3] in 0..1."""
+    _, columns = penalised_columns(texts.columns[batch.rows])
+    return preview(maps, columns, pictures.images, batch.shown, batch.x_t)
 
 
 def make_economy(host: DiffusionHost, texts: Texts, pictures: Pictures, rows: int, steps: int) -> Economy:

@@ -8,6 +8,7 @@ own of what stands in its place, since the patched model draws such a picture wh
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from .hybrid import (
     Pictures,
     Reading,
     Texts,
+    batch_preview,
     finish,
     gather,
     gather_calls,
@@ -34,7 +36,6 @@ from .hybrid import (
     train_step,
     unfinished_patch,
 )
-from .resteering import penalised_columns, preview
 
 STRENGTHS = (0.8, 0.9, 1.0, 1.1, 1.2)  # tried in the end
 CHECK, PATIENCE = 5, 3  # steps between measurements, and how many without progress end the training
@@ -114,7 +115,6 @@ def train(
             if totals[-1] == min(totals):
                 best[:] = [up.detach().clone() for up in state.parameters]
         checkpoint.keep()
-        shown = preview(maps, penalised_columns(texts.columns[batch.rows])[1], pictures.images, batch.shown, batch.x_t)
-        host.progress(len(losses), settings.steps, shown)
+        host.progress(len(losses), settings.steps, partial(batch_preview, maps, texts, pictures, batch))
     state.take(best)
     return well

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from ..training.images import concept_pictures
 from ..training.loop import Descent, diverged, settled
 from ..training.losses import attention_resteering_loss, joint_norm_loss, visual_denoising_loss
 from ..training.memory import Economy, rehearse
+from ..training.preview import preview
 from ..training.sampling import AT_ONCE, sample_pictures, sampling_calls
 from .closed_form import word_moments
 from .config import ForgetSettings
@@ -77,7 +79,8 @@ def forget_by_resteering(
                 ignored = columns[made_for] if settings.visual_weight else None
                 pairs = sample_pairs(host, prompts.take(made_for), empty, ignored, settings, generator)
         latents = pairs[0] if images is None else host.encode_images(images)
-        images = host.decode(latents) if images is None else images
+        if images is None and host.shows_previews():
+            images = host.decode(latents)
         asked = [calls_for[i] for i in shows] if shows else [calls_for[texts[row][2]] for row in made_for]
         pictures = Pictures(latents, asked, mask, images, pairs, made_for)
 
@@ -128,8 +131,8 @@ def warnings(mass: dict[str, float]) -> list[str]:
 @dataclass(frozen=True)
 class Pictures:
     """What a training sees: latents [P, C, h, w], the rows of the prompts that call for what each shows, where in them it
-    is [1 or P, H, W], and the pictures [P, H, W, 3] where the host can decode them; `pairs` for the visual denoising loss,
-    and the row of the prompt that each was made for."""
+    is [1 or P, H, W], and the pictures [P, H, W, 3] where they were given or are seen; `pairs` for the visual denoising
+    loss, and the row of the prompt that each was made for."""
 
     latents: Tensor
     asked: list[list[int]]
@@ -213,8 +216,8 @@ def resteer(
     while len(losses) < settings.steps and (taken := descent.take(step)) is not None:
         losses.append(taken.loss)
         checkpoint.keep()
-        shown = preview(taken.maps, taken.columns, pictures.images, taken.shown, taken.x_t)
-        host.progress(len(losses), settings.steps, shown)
+        show = partial(preview, taken.maps, taken.columns, pictures.images, taken.shown, taken.x_t)
+        host.progress(len(losses), settings.steps, show)
     return losses
 
 
@@ -284,20 +287,3 @@ def make_probe(
         return torch.stack(masses).mean().item()
 
     return probe
-
-
-@torch.no_grad()
-def preview(maps: dict[str, Tensor], columns: Tensor, pictures: Tensor | None, shown: list[int], x_t: Tensor) -> Tensor:
-    """Where the first picture of the batch attends to the concept: a heat map over the picture, [H, W, 3] in 0..1."""
-    height, width = (x * 8 for x in x_t.shape[-2:])
-    heat = torch.zeros(1, 1, height, width)
-    for A in maps.values():
-        h, w = layer_size(*x_t.shape[-2:], A.shape[2])
-        mass = rearrange((A[:1] * columns[:1, None, None, :]).sum(-1).mean(1), "1 (h w) -> 1 1 h w", h=h)
-        heat += F.interpolate(mass.cpu(), (height, width), mode="bilinear") / len(maps)
-    if pictures is None:
-        picture = torch.zeros(height, width, 3)
-    else:
-        picture = F.interpolate(pictures[shown[0]].permute(2, 0, 1)[None].cpu(), (height, width))
-        picture = rearrange(picture, "1 c h w -> h w c")
-    return overlay(picture, heat[0, 0], opacity=0.6)

@@ -75,7 +75,7 @@ def evaluate(
         measured = measure(host, patch, probes, settings)
         inverted = recover(host, patch, subjects, settings, images) if settings.inversion else None
     before, after = measured.latents
-    pictures = decode(host, before), decode(host, after)
+    pictures = host.decode(before), host.decode(after)
     pictures = None if pictures[0] is None else pictures
     estimates, patched = measured.estimates
     drift = noise_drift(patched, estimates)
@@ -102,7 +102,7 @@ def evaluate(
     recovered = None
     if inverted:
         report["inversion"], latents = inverted
-        recovered = decode(host, latents)
+        recovered = host.decode(latents)
         if recovered is not None and classifier is not None:
             report["inversion"]["recognised"] = recognised(classifier, recovered, subjects.every)
     report, held = rounded(report), subjects_of(patch).keep
@@ -157,12 +157,6 @@ def measure(host: DiffusionHost, patch: Patch, probes: list[Probe], settings: Ev
     return Measured(
         (before, after), [probes[row] for row in rows], (estimates, estimates_after), attention, (heat, heat_after)
     )
-
-
-def decode(host: DiffusionHost, latents: Tensor) -> Tensor | None:
-    """Pictures [B, H, W, 3] in 0..1, a few at a time, or None where the host was given no VAE."""
-    parts = [host.decode(part) for part in latents.split(AT_ONCE)]
-    return None if parts[0] is None else torch.cat([part.float().cpu() for part in parts])
 
 
 def both(pictures: tuple[Tensor, Tensor], figures: Callable[[Tensor], dict]) -> dict:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from ..erasure.config import ForgetSettings
@@ -23,6 +23,7 @@ from ..training.images import prepare_pictures
 from ..training.loop import Descent, diverged, settled
 from ..training.losses import predicted_x0
 from ..training.memory import Economy, out_of_memory_told
+from ..training.preview import linear_decoder
 from ..training.sampling import AT_ONCE, sampling_calls
 from .config import InvertSettings
 from .embedding import require_embeddings
@@ -80,8 +81,9 @@ def invert_pictures(
         made = 0 if images is not None else sampling_calls(settings.num_pictures, settings.sampling_steps)
         with host.one_bar(made + settings.steps):
             latents = make_latents(host, settings, concept) if images is None else host.encode_images(images)
-            shown = host.decode(latents) if images is None else images
-            inversion = invert(host, latents, settings, mask, shown, checkpoint)
+            if images is None and host.shows_previews():
+                images = host.decode(latents)
+            inversion = invert(host, latents, settings, mask, images, checkpoint)
         checkpoint.done()
         for warning in inversion.warnings:
             logger.warning("invert.warning %s", plain(warning))
@@ -127,7 +129,7 @@ def invert(
     norms = {name: v.norm(dim=-1).mean() for name, v in host.word_vectors(" ".join(NOUNS)).items()}
     first = first_vectors(host, settings, norms, generator)
     weight = None if mask is None else error_weight(mask, latents)
-    show = None if pictures is None else linear_decoder(latents, pictures)
+    decoder = linear_decoder(latents, pictures) if pictures is not None and host.shows_previews() else None
     warnings, checkpoint = [], checkpoint or Checkpoint()
     probe = diffuse(host, latents[draw(len(latents), PROBES, generator)], generator)
     with host.training((settings.batch_size, *latents.shape[1:]), text=True):
@@ -151,14 +153,16 @@ def invert(
             differentiate(error.sum())
             return x_t, t, epsilon.detach(), error.detach().mean().item()
 
+        def guess(decoder: Callable[[Tensor], Tensor], x_t: Tensor, t: Tensor, epsilon: Tensor) -> Tensor:
+            return decoder(predicted_x0(x_t, epsilon, host.alphas_cumprod.to(x_t)[t]))
+
         while len(losses) < settings.steps and (taken := descent.take(step)) is not None:
             x_t, t, epsilon, error = taken
             if settings.norm_decay:
                 pull_norms(vectors, norms, NORM_PULL)
             losses.append(error)
             checkpoint.keep()
-            x0 = predicted_x0(x_t[:1], epsilon[:1], host.alphas_cumprod.to(x_t)[t[:1]])
-            host.progress(len(losses), settings.steps, show and show(x0))
+            host.progress(len(losses), settings.steps, decoder and partial(guess, decoder, x_t[:1], t[:1], epsilon[:1]))
         learned = {name: v.detach() for name, v in vectors.items()}
         whole = len(losses) == settings.steps
         after, well = settled(state, lambda: probe_error(host, probe, named.templates[0], learned), whole)
@@ -229,24 +233,3 @@ def error_weight(mask: Tensor, latents: Tensor) -> Tensor:
     """A mask [P, H, W] as weights of the squared error [P, 1, h, w]: a little outside, 1 in the mean."""
     weight = F.interpolate(mask[:, None].to(latents), latents.shape[-2:], mode="area") + OUTSIDE
     return weight / weight.mean(dim=(1, 2, 3), keepdim=True)
-
-
-def linear_decoder(latents: Tensor, pictures: Tensor):
-    """latents [1, C, h, w] -> a picture [8 h, 8 w, 3]: the linear map that best explains these pictures by these
-    latents. For previews: the VAE would take as long as a training step."""
-    height, width = latents.shape[-2:]
-    small = F.interpolate(pictures[..., :3].movedim(-1, 1).float().cpu(), (height, width), mode="area")
-
-    def columns(x: Tensor) -> Tensor:
-        flat = rearrange(x.float().cpu(), "p c h w -> (p h w) c")  # a GPU solves no system of deficient rank
-        return torch.cat([flat, torch.ones_like(flat[:, :1])], 1)
-
-    with torch.no_grad():
-        colours = torch.linalg.lstsq(columns(latents), rearrange(small, "p c h w -> (p h w) c")).solution
-
-    @torch.no_grad()
-    def decode(x0: Tensor) -> Tensor:
-        small = rearrange(columns(x0) @ colours, "(h w) c -> 1 c h w", h=height)
-        return rearrange(F.interpolate(small, scale_factor=8, mode="bilinear"), "1 c h w -> h w c").clamp(0, 1)
-
-    return decode

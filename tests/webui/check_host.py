@@ -192,13 +192,19 @@ def test_learned_words_are_columns_of_their_own(webui, sd_model):
 
 
 def test_progress_and_preview_are_the_jobs(webui, job):
-    webui.progress(3, 10, torch.ones(8, 8, 3))
+    webui.progress(3, 10, lambda: torch.ones(8, 8, 3))
     assert (job.sampling_step, job.sampling_steps, job.job_count) == (3, 10, 1)
     assert job.id_live_preview == 1 and job.current_image.size == (8, 8) and job.current_image.getpixel((0, 0)) == (255,) * 3
     webui.check_interrupt()
     job.interrupt()
     with pytest.raises(InterruptedException):
         webui.check_interrupt()
+
+
+def test_no_preview_is_made_where_live_previews_are_off(webui, job, monkeypatch):
+    monkeypatch.setitem(vars(shared.opts), "live_previews_enable", False)
+    webui.progress(10, 10, lambda: 1 / 0)
+    assert job.sampling_step == 10 and job.current_image is None
 
 
 def test_encoding_pictures_leaves_the_dice_alone(webui):

@@ -11,6 +11,7 @@ import re
 
 import gradio as gr
 import pytest
+import torch
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from hypothesis import given, settings
@@ -23,11 +24,36 @@ from webui_ui.fixtures import client
 from fmn_core.erasure.config import ForgetSettings
 from fmn_core.evaluation.config import EvaluateSettings
 from fmn_core.patch.patch import Patch, read_patch, save_patch
-from fmn_webui import forms, jobs, receiving
+from fmn_webui import forms, jobs, receiving, webui
 from fmn_webui.api import ROUTES
 from fmn_webui.limits import MOST_BODY
 from fmn_webui.status import status_html
 from fmn_webui.work import JOBS
+
+
+@pytest.fixture
+def at_work():
+    """A job that has begun, and the host that works on it."""
+    job = jobs.Job("forget", "Forget cat", lambda job: None, state="running")
+    JOBS.jobs.append(job)
+    yield job, webui.host_for(job)
+    JOBS.jobs.remove(job)
+
+
+@pytest.mark.parametrize("look", ["page", "API", "nobody"])
+def test_previews_are_made_while_somebody_looks_at_the_job(script, loras, at_work, monkeypatch, look):
+    host_page.set_options(loras, api=True)
+    (job, host), asked, made = at_work, client(FastAPI()), []
+    preview = lambda: made.append(1) or torch.ones(8, 8, 3)  # noqa: E731
+    host.progress(1, 3, preview)
+    assert not made and job.step == 1
+    answer = {"page": lambda: status_html(JOBS), "API": lambda: asked.get(f"/fmn/jobs/{job.id}").text}
+    answer.get(look, lambda: asked.get("/fmn/jobs"))()
+    host.progress(2, 3, preview)
+    assert len(made) == (look != "nobody") and (job.preview is None) == (look == "nobody")
+    monkeypatch.setattr(jobs, "WATCHED", 0.0)  # nobody has looked for so long
+    host.progress(3, 3, preview)
+    assert len(made) == (look != "nobody") and job.step == 3
 
 
 def routes():

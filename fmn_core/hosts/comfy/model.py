@@ -33,6 +33,7 @@ from ..ldm import (
 )
 from . import text as comfy_words
 from .identity import identity
+from .previews import previews_seen
 from .text import ShortClip, require_clip, tokenize
 from .training import as_host, differentiable_attention, require_loaded
 from .weights import read_weight, require_differentiable, require_readable, settle_dtypes
@@ -183,7 +184,7 @@ class ComfyHost(DiffusionHost):
                 )
             return self.base.process_latent_in(latents).to(self.device, torch.float32)
 
-    def decode(self, latents: Tensor) -> Tensor | None:
+    def decode_few(self, latents: Tensor) -> Tensor | None:
         if self.vae is None:
             return None
         with torch.inference_mode(False), torch.no_grad():
@@ -228,6 +229,9 @@ class ComfyHost(DiffusionHost):
 
     def free_memory(self) -> float:
         return math.inf if self.device.type == "cpu" else comfy.model_management.get_free_memory(self.device)
+
+    def shows_previews(self) -> bool:
+        return previews_seen()
 
     def show_progress(self, step: int, total: int, preview: Tensor | None) -> None:
         if self.bar is None:

@@ -27,6 +27,7 @@ from .pipeline import asked_beside_text, beside_latents, open_pipeline, require_
 
 PLACES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
 OF_ANOTHER = re.compile(r"\.(attn2|base_layer|lora_A|lora_B)\.|\.base_layer$")  # what PEFT wraps and puts beside it
+ENCODED_PIXELS = 4 * 1024**2  # in a batch of the VAE: four pictures of SDXL's size
 LEAST_SIGNAL = 2**-24  # of alphas_cumprod, as diffusers' Euler has it: at none, the noise says nothing of the picture
 IMAGE_SIDES = {"sdxl": 128}  # latent pixels where the UNet's config says none; of the other families 64
 PLACEHOLDER_TOKEN = re.compile(r"<[^<>\s]+>")
@@ -230,13 +231,17 @@ class DiffusersHost(DiffusionHost):
     def encode_images(self, images: Tensor) -> Tensor:
         if self.vae is None:
             raise ForgetError(f"{self.model_name()} is without its vae, which makes latents of pictures: load it whole.")
-        pixels = images.movedim(-1, 1).to(self.vae.device, self.vae.dtype) * 2 - 1
-        latents = self.vae.encode(pixels)
-        latents = latents.latents if hasattr(latents, "latents") else latents.latent_dist.mean
+        at_once = max(ENCODED_PIXELS // (images.shape[1] * images.shape[2]), 1)
+        latents = torch.cat([self.encode_few(few) for few in images.split(at_once)])
         return (latents.float() * self.vae.config.scaling_factor).to(self.device)
 
+    def encode_few(self, images: Tensor) -> Tensor:
+        """Latents of images [B, H, W, 3] in 0..1, all of them at once and of the VAE's own size."""
+        latents = self.vae.encode(images.movedim(-1, 1).to(self.vae.device, self.vae.dtype) * 2 - 1)
+        return latents.latents if hasattr(latents, "latents") else latents.latent_dist.mean
+
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor | None:
+    def decode_few(self, latents: Tensor) -> Tensor | None:
         if self.vae is None:
             return None
         pixels = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample

@@ -230,6 +230,11 @@ class WebuiBase(DiffusionHost):
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Latents of pictures [B, 3, H, W] in -1..1, as the UNet takes them."""
 
+    def shows_previews(self) -> bool:
+        from modules import shared
+
+        return shared.opts.live_previews_enable
+
     def show_progress(self, step: int, total: int, preview: Tensor | None) -> None:
         from modules import shared
 

@@ -86,7 +86,7 @@ class ForgeHost(WebuiBase):
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         return self.sd_model.get_first_stage_encoding(self.sd_model.encode_first_stage(pixels))
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode_few(self, latents: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
             pictures = self.sd_model.decode_first_stage(latents.detach()).clone()
         return (pictures.float() / 2 + 0.5).clamp(0, 1).movedim(1, -1).cpu()

@@ -120,7 +120,7 @@ class WebuiHost(WebuiBase):
         with devices.without_autocast():
             return self.sd_model.get_first_stage_encoding(self.sd_model.encode_first_stage(pixels))
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode_few(self, latents: Tensor) -> Tensor:
         from modules import devices
 
         with torch.inference_mode(False), torch.no_grad(), devices.without_autocast():

@@ -9,7 +9,7 @@ cmd_opts = Options(
 )
 opts = Options(
     "modules.shared.opts", batch_cond_uncond=True, pad_cond_uncond=False, lora_functional=False, CLIP_stop_at_last_layers=1,
-    use_old_scheduling=False,
+    use_old_scheduling=False, live_previews_enable=True,
 )  # fmt: skip
 state = State()
 device = torch.device("cpu")

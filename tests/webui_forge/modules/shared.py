@@ -5,7 +5,10 @@ import torch
 from standin import Options, State, reach
 
 cmd_opts = Options("modules.shared.cmd_opts", lora_dir="", ckpt_dir=None, embeddings_dir="")
-opts = Options("modules.shared.opts", batch_cond_uncond=True, CLIP_stop_at_last_layers=1, use_old_scheduling=False)
+opts = Options(
+    "modules.shared.opts", batch_cond_uncond=True, CLIP_stop_at_last_layers=1, use_old_scheduling=False,
+    live_previews_enable=True,
+)  # fmt: skip
 state = State()
 device = torch.device("cpu")
 parallel_processing_allowed = True

@@ -1,0 +1,54 @@
+"""What a training shows of itself while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from ..attention.capture import layer_size
+from ..attention.heatmap import overlay
+
+
+@torch.no_grad()
+def preview(maps: dict[str, Tensor], columns: Tensor, pictures: Tensor | None, shown: list[int], x_t: Tensor) -> Tensor:
+    """Where the first picture of the batch attends to the concept: a heat map over the picture, [H, W, 3] in 0..1."""
+    height, width = (x * 8 for x in x_t.shape[-2:])
+    heat = torch.zeros(1, 1, height, width)
+    masses: dict[int, Tensor] = {}  # by their pixels, since large layers are many
+    for A in maps.values():
+        mass = (A[0] * columns[0]).sum(-1).mean(0)
+        masses[len(mass)] = masses.get(len(mass), 0) + mass
+    for pixels, mass in masses.items():
+        h, w = layer_size(*x_t.shape[-2:], pixels)
+        heat += F.interpolate(mass.reshape(1, 1, h, w).cpu(), (height, width), mode="bilinear") / len(maps)
+    if pictures is None:
+        picture = torch.zeros(height, width, 3)
+    else:
+        picture = F.interpolate(pictures[shown[0]].permute(2, 0, 1)[None].cpu(), (height, width))
+        picture = rearrange(picture, "1 c h w -> h w c")
+    return overlay(picture, heat[0, 0], opacity=0.6)
+
+
+def linear_decoder(latents: Tensor, pictures: Tensor) -> Callable[[Tensor], Tensor]:
+    """latents [1, C, h, w] -> a picture [8 h, 8 w, 3]: the linear map that best explains these pictures by these
+    latents. For previews: the VAE would take as long as a training step."""
+    height, width = latents.shape[-2:]
+    small = F.interpolate(pictures[..., :3].movedim(-1, 1).float().cpu(), (height, width), mode="area")
+
+    def columns(x: Tensor) -> Tensor:
+        flat = rearrange(x.float().cpu(), "p c h w -> (p h w) c")  # a GPU solves no system of deficient rank
+        return torch.cat([flat, torch.ones_like(flat[:, :1])], 1)
+
+    with torch.no_grad():
+        colours = torch.linalg.lstsq(columns(latents), rearrange(small, "p c h w -> (p h w) c")).solution
+
+    @torch.no_grad()
+    def decode(x0: Tensor) -> Tensor:
+        small = rearrange(columns(x0) @ colours, "(h w) c -> 1 c h w", h=height)
+        return rearrange(F.interpolate(small, scale_factor=8, mode="bilinear"), "1 c h w -> h w c").clamp(0, 1)
+
+    return decode
