@@ -340,7 +340,7 @@ class Fuzzer:
             before = state.stored()
             if not self.ask("go on from a checkpoint", lambda: checkpoint.resume(state, lambda: None) or None, bad):
                 after = state.stored()
-                assert after.keys() == before.keys() or checkpoint.kept, "half of a checkpoint was taken"
+                assert after.keys() == before.keys() or state.mark, "half of a checkpoint was taken"
 
     def run(self, runs: int) -> None:
         """`runs` files; a name for each, a prompt for every tenth, and a whole forgetting for every hundredth."""

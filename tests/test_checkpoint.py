@@ -7,6 +7,8 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load, save
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fmn_core.errors import ForgetError
 from fmn_core.files.atomic import LEFT_OVER, write_over
@@ -37,10 +39,16 @@ def make_state(seed=0):
     return State(parameters, optimizer, generator, figures={"totals": []}, tensors={"best": []})
 
 
-def step(state):
+def begin_step(state):
+    """All of a step but the optimiser's."""
     for parameter in state.parameters[:2]:  # the third never gets a gradient
         parameter.grad = torch.randn(parameter.shape, generator=state.generator)
-    state.optimizer.step()
+    state.hold()
+
+
+def step(state):
+    begin_step(state)
+    state.step()
     state.losses.append(state.parameters[0].sum().item())
     state.figures["totals"].append(0.1)
     state.tensors["best"] = [state.parameters[1].clone()]
@@ -95,8 +103,6 @@ def test_a_damaged_checkpoint_is_as_good_as_none(tmp_path, change):
 
 
 def test_values_that_are_no_numbers_are_not_taken(tmp_path):
-    from safetensors.torch import load, save
-
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, 5, 3)
     (file,) = tmp_path.glob("*.checkpoint")
@@ -106,18 +112,87 @@ def test_values_that_are_no_numbers_are_not_taken(tmp_path):
     assert begun == 0 and same(state, train(None, 5)[0])
 
 
-def test_a_fault_in_the_middle_of_a_step_hands_over_the_whole_steps_before(tmp_path):
-    state, given = make_state(), []
+def before_the_optimisers_step(state):
+    begin_step(state)
+    state.figures["scale"][:] = [8.0, 1.0]
+
+
+def in_the_optimisers_step(state):
+    """Between the parameters' updates."""
+    state.optimizer.state[state.parameters[1]]["exp_avg"] = torch.zeros(99)
+    begin_step(state)
+    first = state.parameters[0].clone()
+    with pytest.raises(RuntimeError, match="size"):
+        state.step()
+    assert not torch.equal(first, state.parameters[0])
+
+
+def after_the_optimisers_step(state):
+    step(state)
+    state.parameters[0].mul_(2)  # as the inversion draws norms
+
+
+def fails(folder, every, fault, steps):
+    """A training that fails in a step after so many whole ones: what it kept after these, and what was handed over."""
+    given = []
     with pytest.raises(ZeroDivisionError):
-        with Checkpoint(tmp_path, lambda result: given.append(result), every=1e9) as checkpoint:
-            checkpoint.begin(Host(), [])
-            checkpoint.resume(state, lambda: [parameter.clone() for parameter in state.parameters])
-            step(state)
-            checkpoint.keep()
-            good = [parameter.clone() for parameter in state.parameters]
-            state.parameters[0].add_(1)
+        with Checkpoint(folder, lambda result: given.append(result), every) as checkpoint:
+            checkpoint.begin(Host(), ["cat"], 0, {})
+            checkpoint.resume(state := make_state(), lambda: ([p.clone() for p in state.parameters], [*state.losses]))
+            while len(state.losses) < steps:
+                step(state)
+                checkpoint.keep()
+            whole = state.stored()
+            fault(state)
             1 / 0  # noqa: B018
-    assert all(torch.equal(a, b) for a, b in zip(given[0], good, strict=True)) and len([*tmp_path.iterdir()]) == 1
+    return whole, given
+
+
+@pytest.mark.parametrize("every", [0, 1e9])
+@pytest.mark.parametrize("fault, torn", [
+    (before_the_optimisers_step, False), (in_the_optimisers_step, True), (after_the_optimisers_step, True),
+    (lambda state: state.take(state.tensors["good"]), False),
+])  # fmt: skip
+def test_a_fault_in_a_step_hands_over_the_whole_steps_before_and_the_next_run_goes_on(tmp_path, every, fault, torn):
+    """Where the optimiser has written to what it remembers, from the state that was written last."""
+    whole, given = fails(tmp_path, every, fault, 3)
+    (values, losses), written = given[0], not torn or every == 0
+    assert all(torch.equal(value, whole[f"parameters.{i}"]) for i, value in enumerate(values)) and len(losses) == 3
+    files = [*tmp_path.glob("*.checkpoint")]
+    assert len(files) == written
+    if written:
+        kept = load(files[0].read_bytes())
+        assert kept.keys() == whole.keys() and all(torch.equal(kept[key], whole[key]) for key in kept)
+    state, begun = train(tmp_path, 6)
+    assert begun == (3 if written else 0) and same(state, train(None, 6)[0])
+
+
+def test_a_whole_step_copies_no_parameter_unless_its_state_is_written(tmp_path):
+    parameters = [torch.zeros(1000, 1000)]
+    state = State(parameters, torch.optim.AdamW(parameters), torch.Generator())
+    with Checkpoint(tmp_path, lambda result: None, every=1e9) as checkpoint:
+        checkpoint.begin(Host(), [])
+        checkpoint.resume(state, lambda: None)
+        for now in (False, True, False):
+            parameters[0].grad = torch.ones_like(parameters[0])
+            state.hold()
+            state.step()
+            state.losses.append(0.0)
+            with Copies() as copies:
+                checkpoint.keep(now)
+            whole = sum(value.nbytes for value in state.stored().values())
+            assert copies.bytes >= whole if now else copies.bytes <= len(state.generator.get_state())
+
+
+class Copies(TorchDispatchMode):
+    """Counts the bytes of tensors that are made."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **kwargs or {})
+        self.bytes += made.nbytes if isinstance(made, torch.Tensor) and not func.is_view else 0
+        return made
 
 
 def test_a_resumed_training_that_fails_in_the_middle_of_a_step_leaves_the_state_before_it(tmp_path):

@@ -23,9 +23,10 @@ from ..log import phase
 from ..lora.layers import CrossAttentionLoRA
 from ..patch.patch import Patch
 from ..text.concept import Concept, find_tokens
-from ..training.checkpoint import Checkpoint, State
+from ..training.checkpoint import Checkpoint
 from ..training.loop import Descent, diverged, settled
 from ..training.sampling import sampling_calls
+from ..training.state import State
 from .closed_form import Edit, edit_factors, make_edit
 from .config import ForgetSettings
 from .hybrid import (

@@ -18,8 +18,9 @@ from ..log import phase
 from ..lora.layers import CrossAttentionLoRA
 from ..patch.patch import Patch
 from ..text.concept import Concept
-from ..training.checkpoint import Checkpoint, State
+from ..training.checkpoint import Checkpoint
 from ..training.loop import Descent, diverged
+from ..training.state import State
 from .closed_form import edit_factors, make_edit
 from .config import ForgetSettings
 from .hybrid import (
@@ -101,6 +102,16 @@ def train(
     """
     state, well = descent.state, True
     losses, totals, best = state.losses, state.figures["totals"], state.tensors["best"]
+
+    def measure() -> None:
+        due = len(losses) // CHECK + (len(losses) == settings.steps and len(losses) % CHECK > 0)
+        if len(totals) <= due:
+            totals.append(probe(1.0).total)
+            if totals[-1] == min(totals):
+                best[:] = state.copies()
+            checkpoint.keep()
+
+    measure()  # what a stopped run was about to
     while len(losses) < settings.steps and min(totals) in totals[-PATIENCE:]:
         host.check_interrupt()
         batch = make_batch(host, texts, pictures, settings, settings.batch_size, 0.0, state.generator)
@@ -110,11 +121,8 @@ def train(
             break
         loss, maps = taken
         losses.append(loss)
-        if len(losses) % CHECK == 0 or len(losses) == settings.steps:
-            totals.append(probe(1.0).total)
-            if totals[-1] == min(totals):
-                best[:] = [up.detach().clone() for up in state.parameters]
         checkpoint.keep()
+        measure()
         host.progress(len(losses), settings.steps, partial(batch_preview, maps, texts, pictures, batch))
     state.take(best)
     return well

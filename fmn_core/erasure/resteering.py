@@ -21,7 +21,7 @@ from ..lora.layers import CrossAttentionLoRA, LoRAs
 from ..patch.patch import Patch, make_patch, rest_tensors
 from ..plots.colormaps import overlay
 from ..text.concept import Concept, concept_columns, in_turn
-from ..training.checkpoint import Checkpoint, State
+from ..training.checkpoint import Checkpoint
 from ..training.gradient import differentiated
 from ..training.images import concept_pictures
 from ..training.loop import Descent, diverged, settled
@@ -29,6 +29,7 @@ from ..training.losses import attention_resteering_loss, joint_norm_loss, visual
 from ..training.memory import Economy, rehearse
 from ..training.preview import preview
 from ..training.sampling import AT_ONCE, sample_pictures, sampling_calls
+from ..training.state import State
 from .closed_form import word_moments
 from .config import ForgetSettings
 from .unrelated import unrelated_drift, unrelated_prompts, unrelated_warnings

@@ -18,7 +18,7 @@ from ..host import DiffusionHost, WordVectors
 from ..log import logger, phase, plain
 from ..text.concept import make_concepts
 from ..text.vocabulary import NOUNS
-from ..training.checkpoint import Checkpoint, State
+from ..training.checkpoint import Checkpoint
 from ..training.images import prepare_pictures
 from ..training.loop import Descent, diverged, settled
 from ..training.losses import predicted_x0
@@ -26,6 +26,7 @@ from ..training.memory import Economy, out_of_memory_told
 from ..training.preview import linear_decoder
 from ..training.sampling import AT_ONCE, sampling_calls
 from .config import InvertSettings
+from ..training.state import State
 from .embedding import require_embeddings
 
 WEIGHT_DECAY = 0.1  # the original's weight_decay_ti

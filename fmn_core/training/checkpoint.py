@@ -12,7 +12,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,6 +24,7 @@ from ..files.atomic import remove_left_over, save_under_next, write_over
 from ..files.safetensors import UNREADABLE, read_small
 from ..host import DiffusionHost
 from ..log import logger
+from .state import State
 
 BESIDE = ".forget-me-not"  # the folder of checkpoints beside a file that is to be made
 ENDING = ".checkpoint"  # safetensors inside; hosts list what ends so, in any folder, as a LoRA
@@ -33,69 +33,10 @@ MOST, OLDEST = 8, 14 * 86400  # files in a folder beside one's own, and the age 
 ROOM = 64 << 20  # bytes that a file may have beyond what its parameters account for
 
 
-@dataclass
-class State:
-    """All that the next step of a training depends on, beside its inputs; parameters and optimiser are changed in place.
-
-    `scale` among the figures: what the loss is multiplied by, `most_scale` at first and at most, and for how many steps it
-    has been that; `good` among the tensors: the parameters with which the loss was last finite.
-    """
-
-    parameters: list[Tensor]
-    optimizer: torch.optim.Optimizer
-    generator: torch.Generator
-    losses: list[float] = field(default_factory=list)
-    figures: dict[str, list[float]] = field(default_factory=dict)
-    tensors: dict[str, list[Tensor]] = field(default_factory=dict)
-    most_scale: float = 2.0**16
-
-    def __post_init__(self):
-        self.figures.setdefault("scale", [self.most_scale, 0.0])
-        self.tensors.setdefault("good", [p.detach().clone() for p in self.parameters])
-
-    def stored(self) -> dict[str, Tensor]:
-        """Copies of everything, on the CPU, as the file holds it."""
-        kept = {"generator": self.generator.get_state(), "losses": torch.tensor(self.losses, dtype=torch.float64)}
-        kept |= {f"parameters.{i}": p for i, p in enumerate(self.parameters)}
-        for i, values in self.optimizer.state_dict()["state"].items():
-            kept |= {f"optimizer.{i}.{name}": torch.as_tensor(value) for name, value in values.items()}
-        kept |= {f"figures.{name}": torch.tensor(values, dtype=torch.float64) for name, values in self.figures.items()}
-        kept |= {f"tensors.{name}.{i}": t for name, several in self.tensors.items() for i, t in enumerate(several)}
-        return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in kept.items()}
-
-    @torch.no_grad()
-    def take(self, values: list[Tensor]) -> None:
-        """Sets the parameters to these values."""
-        for own, new in zip(self.parameters, values, strict=True):
-            own.copy_(new)
-
-    def load(self, kept: dict[str, Tensor]) -> None:
-        """Takes over what `stored` gave; raises KeyError, ValueError or RuntimeError for what does not fit, half done."""
-        given = [kept[f"parameters.{i}"] for i in range(len(self.parameters))]
-        for new, own in zip(given, self.parameters, strict=True):
-            if (new.shape, new.dtype) != (own.shape, own.dtype) or not new.isfinite().all():
-                raise ValueError("other shapes or types than the training's, or values that are not finite")
-        self.generator.set_state(kept["generator"])
-        optimizer = self.optimizer.state_dict() | {"state": {}}
-        for key, value in kept.items():
-            kind, _, name = key.partition(".")
-            if kind == "optimizer":
-                index, _, name = name.partition(".")
-                optimizer["state"].setdefault(int(index), {})[name] = value.clone()  # the optimiser steps in it
-        self.optimizer.load_state_dict(optimizer)
-        self.take(given)
-        self.losses[:] = kept["losses"].tolist()
-        for name, values in self.figures.items():
-            values[:] = kept[f"figures.{name}"].tolist()
-        device = self.parameters[0].device
-        for name, several in self.tensors.items():
-            count = sum(key.startswith(f"tensors.{name}.") for key in kept)
-            several[:] = [kept[f"tensors.{name}.{i}"].to(device) for i in range(count)]
-
-
 class Checkpoint:
     """Context around a training and the saving of what it made. Left well, it takes its file away; left by an exception of
-    any kind, it writes the state after the last whole step, and hands the result so far to `rescue`.
+    any kind, it writes the state after the last whole step, and hands the result so far to `rescue`. An exception from the
+    midst of the optimiser's own step costs the state, but not the result: there the file stays as it was last written.
 
     `folder`: where files go; without one, nothing is written.
     """
@@ -103,7 +44,6 @@ class Checkpoint:
     def __init__(self, folder: Path | None = None, rescue: Callable[[object], object] | None = None, every: float = EVERY):
         self.folder, self.rescue, self.every = folder, rescue, every
         self.file: Path | None = None
-        self.kept: dict[str, Tensor] | None = None  # after the last whole step
         self.state: State | None = None
         self.unfinished: Callable[[], object] | None = None
         self.resumed = 0  # steps that an earlier run has done
@@ -124,7 +64,7 @@ class Checkpoint:
     def resume(self, state: State, unfinished: Callable[[], object]) -> int:
         """Brings a state to where the last run of the same training got to, and returns how many steps are done.
         `unfinished` makes the result of the steps done so far; it is asked only after an exception."""
-        self.state, self.unfinished, self.kept, self.resumed = state, unfinished, None, 0
+        self.state, self.unfinished, self.resumed, state.mark = state, unfinished, 0, None
         self.written = time.monotonic()
         if self.file is None or not self.file.exists():
             return 0
@@ -137,24 +77,25 @@ class Checkpoint:
             logger.warning("checkpoint.unusable file=%s why=%s", self.file.name, json.dumps(str(error)))
             state.load(first)
             return 0
-        self.kept, self.resumed = kept, len(state.losses)
+        state.set_mark()
+        self.resumed = len(state.losses)
         logger.info("checkpoint.resumed file=%s step=%d", self.file.name, len(state.losses))
         return len(state.losses)
 
     def keep(self, now: bool = False) -> None:
-        """After a whole step: remembers the state, and writes it if the last write is a while ago, or `now`."""
+        """After a whole step: marks the state, and writes it if the last write is a while ago, or `now`."""
         if self.file is None and self.rescue is None:
             return
-        self.kept = self.state.stored()
+        self.state.set_mark()
         if now or time.monotonic() - self.written >= self.every:
             self.write()
 
     def write(self) -> None:
-        """Writes what was kept; a full disk costs the file and not the training."""
-        if self.file is None or self.kept is None:
+        """Writes the state; a full disk costs the file and not the training."""
+        if self.file is None:
             return
         try:
-            write_over(save(self.kept, {"fmn.checkpoint": __version__}), self.file)
+            write_over(save(self.state.stored(), {"fmn.checkpoint": __version__}), self.file)
             prune(self.folder, self.file)
         except ForgetError as error:
             logger.warning("checkpoint.unwritten why=%s", json.dumps(str(error)))
@@ -170,17 +111,18 @@ class Checkpoint:
     def __exit__(self, kind, error, trace) -> None:
         if error is None:
             self.remove()
-        elif self.kept is not None:
-            self.write()
-            if self.rescue and self.unfinished and len(self.kept["losses"]) > self.resumed:
-                self._rescue(error)
-        self.state = self.unfinished = self.kept = None
+        elif self.state is not None and self.state.mark is not None:
+            self._rescue(error)
+        self.state = self.unfinished = None
 
     def _rescue(self, error: BaseException) -> None:
         try:
-            self.state.load(self.kept)  # the exception may have come in the middle of a step
-            where = self.rescue(self.unfinished())
-            logger.warning("checkpoint.rescued step=%d file=%s", len(self.state.losses), json.dumps(str(where)))
+            self.state.back()  # the exception may have come in the middle of a step
+            if not self.state.torn:
+                self.write()
+            if self.rescue and self.unfinished and len(self.state.losses) > self.resumed:
+                where = self.rescue(self.unfinished())
+                logger.warning("checkpoint.rescued step=%d file=%s", len(self.state.losses), json.dumps(str(where)))
         except Exception as second:  # the first is what the user has to see
             logger.warning("checkpoint.lost why=%s after=%s", json.dumps(str(second)), type(error).__name__)
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ForgetError
-from .checkpoint import State
 from .memory import Economy
+from .state import State
 
 T = TypeVar("T")
 MAX_GRAD_NORM = 1.0  # the original's max_grad_norm
@@ -45,7 +45,7 @@ class Descent:
             taken = self.economy.take(lambda: step(self.differentiate), generator)
             if not math.isfinite(self.loss):
                 break
-            self.state.tensors["good"][:] = [p.detach().clone() for p in self.state.parameters]
+            self.state.hold()
             if all_finite(self.gradients):
                 self.follow()
                 return taken
@@ -73,7 +73,7 @@ class Descent:
             parameter.grad = None if own is None else own / scale
         if self.max_norm is not None:
             torch.nn.utils.clip_grad_norm_(state.parameters, self.max_norm)
-        state.optimizer.step()
+        state.step()
         self.gradients = []
         grows = steady + 1 >= STEADY and scale < state.most_scale
         state.figures["scale"][:] = [scale * 2, 0.0] if grows else [scale, steady + 1]
