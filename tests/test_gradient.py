@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks.architectures import narrow_model
+from fmn_core.attention import capture as attention
 from fmn_core.attention.capture import AllTaken, tapped
 from fmn_core.erasure.config import ForgetSettings
 from fmn_core.erasure.forget import forget
@@ -31,6 +33,15 @@ def narrow(comfy, request):
 @pytest.fixture
 def host(narrow):
     return small_host(*narrow)
+
+
+@pytest.fixture
+def one_thread():
+    """With several, a gradient's last bits differ from run to run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def small_host(model, clip):
@@ -88,6 +99,39 @@ def test_a_recomputed_gradient_is_the_same_but_for_the_order_of_its_sums(host):
     assert len(recomputable(host.unet)) > 20
     (loss, plain), (other, again) = gradients(host), gradients(host, again=True)
     assert loss == other and distance(plain, again) < 1e-4 and untouched(host.unet)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_maps_are_made_once_and_once_more_for_the_backward_whatever_else_is_computed(host, one_thread, monkeypatch, again):
+    """In no other forward, and in that of a recomputed block not for each of two backwards; the gradient stays the same."""
+    x_t, t, prompts = given(host)
+    other, layers, made = host.encode(["a rose"]), host.cross_attentions(), []
+    whole = attention.attention_probabilities
+    monkeypatch.setattr(attention, "attention_probabilities", lambda q, k, heads: made.append(k) or whole(q, k, heads))
+    with host.training(x_t.shape):
+        lora = CrossAttentionLoRA(layers, ("to_q", "to_k", "to_v"), 2, torch.Generator().manual_seed(2))
+        for adapter in lora.values():
+            torch.nn.init.normal_(adapter.up, generator=torch.Generator().manual_seed(3))
+
+        def found(beside):
+            """The gradient with another forward in the same context, or in none."""
+            with lora.attached(), recomputed(host.unet) if again else nullcontext():
+                with tapped(layers, torch.tensor([4, 5])) as maps:
+                    estimate = host.predict(x_t, t, prompts)
+                    change = host.predict(x_t, t, other) if beside else 0 * estimate
+                    asked = torch.ones(1, 2, dtype=torch.bool)
+                    loss = attention_resteering_loss(maps.values(), asked) + estimate.square().mean()
+                    first = torch.autograd.grad(loss, [*lora.parameters()], retain_graph=True)
+                    made_for_maps = len(made)
+                    both = torch.autograd.grad(change.sum(), [*lora.parameters()], allow_unused=True)
+            return first, made_for_maps, both
+
+        one, count, _ = found(beside=False)
+        assert len(layers) < count <= 2 * len(layers)
+        made.clear()
+        two, count, both = found(beside=True)
+        assert count <= 2 * len(layers) and len(made) == count and any(own is not None for own in both)
+        assert all(torch.equal(*pair) for pair in zip(one, two, strict=True))
 
 
 def test_what_a_patch_draws_is_drawn_again(narrow):

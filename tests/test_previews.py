@@ -11,7 +11,6 @@ from faults import JOBS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmn_core.attention.heatmap import overlay
 from fmn_core.erasure import adversarial as robust
 from fmn_core.erasure import hybrid, resteering
 from fmn_core.erasure.forget import forget
@@ -21,6 +20,7 @@ from fmn_core.hosts.diffusers.model import DiffusersHost
 from fmn_core.hosts.progress import PREVIEW_EVERY, Progress
 from fmn_core.inversion import textual_inversion as inversion
 from fmn_core.inversion.textual_inversion import invert_pictures
+from fmn_core.plots.colormaps import overlay
 from fmn_core.training import preview as previews
 
 PICTURES = 2 * DECODED_AT_ONCE + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -12,6 +13,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..host import CrossAttention
+
+RUNNING = threading.local()  # `call` stands for the call of a recomputed block that this thread is in
 
 
 def attention_probabilities(q: Tensor, k: Tensor, heads: int) -> Tensor:
@@ -67,21 +70,24 @@ def tapped(
     """Context whose dict holds, after a forward, each layer's map [B, heads, N, T], with its graph, or of it the `columns`
     with these numbers alone; with `stop` the forward ends, by AllTaken, where the last one is made.
 
-    Of columns no whole map is held: the backward computes it again. Of a forward that is computed again in the backward,
-    which has to come within the context, the maps are not taken anew.
+    Of columns no whole map is held: the backward computes it again, by itself or with the block that it is in. The maps are
+    of the first forward, and none is made in another. The backward has to come within the context.
     """
     maps: dict[str, Tensor] = {}
+    calls: dict[str, object | None] = {}  # of the block that made it
 
     def take(name, q, k, context):
-        heads = layers[name].heads
+        heads, call = layers[name].heads, recomputed_call()
+        if name in maps and (call is None or call is not calls[name]):
+            return
         if columns is None:
             A = attention_probabilities(q, k, heads)
-        elif torch.is_grad_enabled() and can_recompute(q):
+        elif torch.is_grad_enabled() and call is None and can_recompute(q):
             A = checkpoint(attention_columns, q, k, heads, columns, use_reentrant=False, preserve_rng_state=False)
         else:
             A = attention_columns(q, k, heads, columns)
         if name not in maps:
-            maps[name] = A
+            maps[name], calls[name] = A, call
             if stop and len(maps) == len(layers):
                 raise AllTaken
 
@@ -163,3 +169,8 @@ def prompt_columns(context: Tensor, prompt: Tensor, count: int) -> Tensor:
 def can_recompute(x: Tensor) -> bool:
     """Whether torch's checkpointing knows the device, which it does not for DirectML's."""
     return hasattr(torch, x.device.type)
+
+
+def recomputed_call() -> object | None:
+    """What stands for the call of a recomputed block that runs now: the same object when it is computed again."""
+    return getattr(RUNNING, "call", None)

@@ -19,7 +19,6 @@ from ..host import DiffusionHost, Prompts
 from ..log import phase
 from ..lora.layers import CrossAttentionLoRA, LoRAs
 from ..patch.patch import Patch, make_patch, rest_tensors
-from ..plots.colormaps import overlay
 from ..text.concept import Concept, concept_columns, in_turn
 from ..training.checkpoint import Checkpoint
 from ..training.gradient import differentiated

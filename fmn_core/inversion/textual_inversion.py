@@ -25,8 +25,8 @@ from ..training.losses import predicted_x0
 from ..training.memory import Economy, out_of_memory_told
 from ..training.preview import linear_decoder
 from ..training.sampling import AT_ONCE, sampling_calls
-from .config import InvertSettings
 from ..training.state import State
+from .config import InvertSettings
 from .embedding import require_embeddings
 
 WEIGHT_DECAY = 0.1  # the original's weight_decay_ti

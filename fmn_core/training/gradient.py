@@ -10,7 +10,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..attention.capture import can_recompute
+from ..attention.capture import RUNNING, can_recompute, recomputed_call
 
 # What residual blocks, self-attention and feed-forward layers add to what they pass on, in the ldm's names and diffusers'.
 BRANCH = re.compile(r"\.(attn1|ff|out_layers\.3|conv2)$")
@@ -78,7 +78,13 @@ def recompute(forward, x: Tensor, *args, **kwargs) -> Tensor:
     args = [dict(value) if isinstance(value, dict) else value for value in args]
     kwargs = {name: dict(value) if isinstance(value, dict) else value for name, value in kwargs.items()}
 
+    call = object()
+
     def run(x: Tensor) -> Tensor:
-        return forward(x.clone(), *args, **kwargs)
+        outer, RUNNING.call = recomputed_call(), call
+        try:
+            return forward(x.clone(), *args, **kwargs)
+        finally:
+            RUNNING.call = outer
 
     return checkpoint(run, x, use_reentrant=False)

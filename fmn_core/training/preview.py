@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..attention.capture import layer_size
-from ..attention.heatmap import overlay
+from ..plots.colormaps import overlay
 
 
 @torch.no_grad()
