@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +22,7 @@ from .escaping import plain
 from .forms import converted, decoded, members_of, settings_of
 from .jobs import Job, Outcome
 from .receiving import RECEIVER, parsed
-from .work import JOBS, Asked, find_patch, patches, pictures_for, submit_evaluate, submit_forget, submit_stack
+from .work import JOBS, Asked, patches, pictures_for, submit_evaluate, submit_forget, submit_stack
 
 BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
 
@@ -164,8 +162,9 @@ def get_job(id: str) -> dict:
     if job is None:
         raise NoSuchJob(id)
     outcome = job.outcome or Outcome([])
-    shown = {"picture": encoded(outcome.picture), "preview": encoded(job.look()), "figures": outcome.figures}
-    return job_json(job) | shown
+    pictures = {"picture": outcome.picture, "preview": job.look()}
+    encoded = {name: picture and picture.jpeg for name, picture in pictures.items()}
+    return job_json(job) | encoded | {"figures": outcome.figures}
 
 
 def post_interrupt(id: str) -> dict:
@@ -179,9 +178,9 @@ def post_interrupt(id: str) -> dict:
 def get_patches() -> list:
     """The patches in the LoRA folder, and what each forgets."""
     found = []
-    for name in patches():
+    for name, path in patches().items():
         try:
-            info = read_patch(find_patch(name)).info
+            info = read_patch(path).info
             found.append({"name": name, "concept": info["concept"], "base": info["base"]["name"], "error": ""})
         except ForgetError as error:
             found.append({"name": name, "concept": "", "base": "", "error": str(error)})
@@ -205,12 +204,3 @@ def job_json(job: Job) -> dict:
     shown = {key: getattr(job, key) for key in ("id", "kind", "title", "state", "step", "steps", "error")}
     files = [path.name for path in outcome.files]
     return shown | {"seconds": round(job.seconds, 1), "lines": outcome.lines, "files": files}
-
-
-def encoded(picture) -> str | None:
-    """A picture as base64 JPEG."""
-    if picture is None:
-        return None
-    data = io.BytesIO()
-    picture.convert("RGB").save(data, "jpeg", quality=90)
-    return base64.b64encode(data.getvalue()).decode()

@@ -11,9 +11,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
 from .limits import MOST_JOBS, MOST_WAITING, Busy
+from .shown import Shown
 
 KEPT = 50  # finished jobs that are remembered
 WATCHED = 10.0  # seconds for which somebody who looked is thought to look again; a page in view does so every second
@@ -26,7 +25,7 @@ class Outcome:
 
     lines: list[str]
     files: list[Path] = field(default_factory=list)
-    picture: Image.Image | None = None
+    picture: Shown | None = None
     figures: dict | None = None
     stopped: bool = False
 
@@ -42,7 +41,7 @@ class Job:
     state: str = "queued"
     step: int = 0
     steps: int = 0
-    preview: Image.Image | None = None
+    preview: Shown | None = None
     outcome: Outcome | None = None
     error: str = ""
     asked_to_stop: bool = False
@@ -56,7 +55,7 @@ class Job:
         """Whether nothing more will happen to it."""
         return self.state in ENDS
 
-    def look(self) -> Image.Image | None:
+    def look(self) -> Shown | None:
         """The preview, for somebody who looks: while anybody does, new ones are made."""
         self.looked = time.monotonic()
         return self.preview

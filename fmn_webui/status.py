@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Iterable
 
-from PIL import Image
-
 from .escaping import Markup, joined, markup, plain, sentence
 from .jobs import Job, Outcome
+from .shown import Shown
 
 SHOWN = 6  # finished jobs
 STATES = {"done": "Done", "stopped": "Stopped", "failed": "Failed"}
@@ -71,7 +68,7 @@ def report_html(job: Job) -> Markup:
     outcome = job.outcome
     return markup(
         '<div class="fmn-report">{}{}<details><summary>Every figure</summary><pre>{}</pre></details></div>',
-        picture_html(outcome.picture, "report", 92),
+        picture_html(outcome.picture, "report"),
         lines_html(outcome),
         json.dumps(plain(outcome.figures), indent=1, ensure_ascii=False),
     )
@@ -86,13 +83,10 @@ def error_html(text: str) -> Markup:
     return markup('<p class="fmn-error">{}</p>', sentence(text))
 
 
-def picture_html(picture: Image.Image | None, title: str, quality: int = 85) -> Markup:
+def picture_html(picture: Shown | None, title: str) -> Markup:
     if picture is None:
         return markup("")
-    data = io.BytesIO()
-    picture.convert("RGB").save(data, "jpeg", quality=quality)
-    source = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
-    return markup('<img alt="{}" title="{}" src="{}">', title, title, source)
+    return markup('<img alt="{}" title="{}" src="{}">', title, title, f"data:image/jpeg;base64,{picture.jpeg}")
 
 
 def clock(seconds: float) -> str:

@@ -18,6 +18,7 @@ from fmn_core.host import DiffusionHost
 from fmn_core.hosts.webui.model import current_host
 
 from .jobs import Job
+from .shown import Shown
 
 
 def lora_folder() -> Path:
@@ -76,7 +77,7 @@ def host_for(job: Job) -> DiffusionHost:
     def show_progress(step: int, total: int, preview: Tensor | None) -> None:
         job.step, job.steps = step, total
         if preview is not None:
-            job.preview = picture_of(preview)
+            job.preview = Shown(picture_of(preview))
         show(step, total, preview)
 
     def check_interrupt() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from .cards import before_and_after, write_picture, write_words
 from .forms import given_pictures
 from .jobs import Job, Jobs, Outcome
 from .names import PatchList, check_name, new_file, new_files, unfinished_name
+from .shown import Shown
 from .states import states_folder
 
 JOBS = Jobs(webui.turn, webui.interrupt, webui.tell)
@@ -42,10 +43,23 @@ def patches() -> dict[str, Path]:
 
 def find_patch(name: str) -> Path:
     """The file of a patch; raises ForgetError where there is none of that name."""
-    found = patches().get(str(name))
-    if found is None:
-        raise ForgetError(f"There is no patch `{name}` in {webui.lora_folder()}: refresh the list and choose again.")
+    return find_patches([name])[0]
+
+
+def find_patches(names: Iterable[str]) -> list[Path]:
+    """The file of each patch, found in one walk through the folder; raises ForgetError where there is none of a name."""
+    known, found = patches(), []
+    for name in names:
+        if str(name) not in known:
+            raise ForgetError(f"There is no patch `{name}` in {webui.lora_folder()}: refresh the list and choose again.")
+        found.append(known[str(name)])
     return found
+
+
+def members_in(rows: Sequence[tuple[str, float]]) -> Iterator[Member]:
+    """The patches of rows of a name and a strength, read when they are asked for."""
+    paths = find_patches(name for name, _ in rows)
+    return (Member(read_patch(path), strength) for path, (_, strength) in zip(paths, rows, strict=True))
 
 
 @dataclass(frozen=True)
@@ -134,9 +148,10 @@ def add_picture(outcome: Outcome, host, patch: Patch) -> None:
     """The card's picture; the patch is saved by now, so that whatever prevents it becomes a sentence."""
     try:
         with torch.inference_mode(False), host.sized(patch.info["settings"]["resolution"]):
-            outcome.picture = before_and_after(host, patch)
-        if outcome.picture is not None:
-            outcome.files.append(write_picture(outcome.picture, outcome.files[0]))
+            picture = before_and_after(host, patch)
+        if picture is not None:
+            outcome.picture = Shown(picture)
+            outcome.files.append(write_picture(picture, outcome.files[0]))
             webui.refresh_loras()
     except BaseException as error:  # the webui's interrupt is no Exception
         logging.info("Forget-Me-Not: no picture for the card", exc_info=error)
@@ -157,7 +172,7 @@ def submit_evaluate(name: str, settings: EvaluateSettings, images: Tensor | None
         return Outcome(
             [*saved.lines[:1], *evaluation.report["summary"].splitlines()],
             saved.files,
-            webui.picture_of(draw_report(evaluation)),
+            Shown(webui.picture_of(draw_report(evaluation))),
             evaluation.report,
         )
 
@@ -169,13 +184,13 @@ def submit_stack(rows: Sequence[tuple[str, float]], name: str, save: bool) -> Jo
     if not rows:
         raise ForgetError("There is no patch to stack: choose one.")
     JOBS.require_room()
-    for patch, _ in rows:
-        read_patch(find_patch(patch))  # what waits holds none of them
+    for _ in members_in(rows):  # what waits holds none of them
+        pass
     if save and name.strip():
         new_file(webui.lora_folder(), check_name(name), "")
 
     def work(job: Job) -> Outcome:
-        joint = stack([Member(read_patch(find_patch(patch)), strength) for patch, strength in rows])
+        joint = stack([*members_in(rows)])
         return keep(joint, name) if save else Outcome(summary(joint).splitlines())
 
     return JOBS.submit("stack", f"Stack {', '.join(patch for patch, _ in rows)}", work)

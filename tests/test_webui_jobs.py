@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fmn_webui.jobs import KEPT, Jobs, Outcome
+from fmn_webui.jobs import KEPT, Job, Jobs, Outcome
 from fmn_webui.limits import MOST_JOBS, MOST_WAITING, Busy
+from fmn_webui.shown import Shown
 from fmn_webui.status import report_html, status_html
 
 SECONDS = 10
@@ -131,10 +132,10 @@ def test_a_page_that_comes_back_finds_its_job(jobs):
     begun, go = threading.Event(), threading.Event()
 
     def work(job):
-        job.step, job.steps, job.preview = 12, 35, Image.new("RGB", (8, 8))
+        job.step, job.steps, job.preview = 12, 35, Shown(Image.new("RGB", (8, 8)))
         begun.set()
         assert go.wait(SECONDS)
-        return Outcome(["It is done."], picture=Image.new("RGB", (8, 8)), figures={"ua": 1.0})
+        return Outcome(["It is done."], picture=Shown(Image.new("RGB", (8, 8))), figures={"ua": 1.0})
 
     job = jobs.submit("evaluate", "Evaluate <b>cat</b>", work)
     assert begun.wait(SECONDS)
@@ -144,6 +145,20 @@ def test_a_page_that_comes_back_finds_its_job(jobs):
     assert over(jobs, job) == ["done"]
     assert "It is done." in status_html(jobs) and "fmn-busy" not in status_html(jobs)
     assert "&quot;ua&quot;: 1.0" in report_html(job) and jobs.find(job.id) is job and job.work is None
+
+
+def test_a_picture_is_encoded_once_for_all_pages_and_anew_when_it_changes(jobs, monkeypatch):
+    encoded, save = [], Image.Image.save
+    monkeypatch.setattr(
+        Image.Image, "save", lambda image, *args, **kwargs: encoded.append(image) or save(image, *args, **kwargs)
+    )
+    done = [jobs.submit("forget", "it", lambda job: Outcome([], picture=Shown(Image.new("L", (8, 8))))) for _ in range(3)]
+    over(jobs, *done)
+    running = Job("forget", "cat", None, state="running", preview=Shown(Image.new("RGB", (8, 8))))
+    pages = [status_html([*jobs, running]) for _ in range(6)]
+    assert len(encoded) == 4 and len(set(pages)) == 1 and pages[0].count("data:image/jpeg;base64,") == 4
+    running.preview = Shown(Image.new("RGB", (8, 8), "red"))
+    assert {status_html([*jobs, running]) for _ in range(6)}.isdisjoint(pages) and len(encoded) == 5
 
 
 def test_old_jobs_are_forgotten_and_unfinished_ones_never(jobs, host):
