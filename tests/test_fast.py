@@ -17,6 +17,7 @@ from fmn_core.errors import ForgetError
 from fmn_core.host import ENCODED_AT_ONCE
 from fmn_core.patch.patch import ALPHA, DOWN, UP, serialize
 from fmn_core.text import features as paraphrases
+from fmn_core.text.features import Lexicon
 
 FAST = ForgetSettings(preset="fast")
 
@@ -207,6 +208,25 @@ def test_what_is_to_be_kept_moves_less(host):
     assert held[word] < 0.8 * most
     with pytest.raises(ForgetError, match="cannot be kept"):
         forget(host, "rose", replace(FAST, keep="()"))
+
+
+def test_neutral_words_are_remembered_in_the_templates_that_were_asked_for_last(host, monkeypatch):
+    """Users write any number of templates; what was forgotten is computed anew, the same."""
+    monkeypatch.setattr(paraphrases, "_common", {})
+    monkeypatch.setattr(paraphrases, "MOST_MIDDLES", 3)
+    lexicon, templates = Lexicon(host), [f"a {{}} for the number {i}" for i in range(5)]
+    neutral = lexicon.common.neutral
+
+    def middle(template):
+        return lexicon.middle(template, "object", paraphrases.NEUTRAL["object"]).columns
+
+    first = [middle(template) for template in templates[:3]]
+    middle(templates[0])
+    for template in templates[3:]:
+        middle(template)
+        assert len(neutral) == 3
+    assert {template for _, template in neutral} == {templates[0], *templates[3:]}
+    assert all(torch.equal(middle(template), columns) for template, columns in zip(templates, first, strict=False))
 
 
 def test_neither_the_host_nor_the_global_generator_is_touched(host, loaded):

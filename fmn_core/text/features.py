@@ -15,12 +15,14 @@ from torch import Tensor
 
 from ..errors import ForgetError
 from ..host import DiffusionHost, Token
+from ..recent import Recent
 from . import vocabulary as words
 from .concept import find_tokens
 
 PADDING = 3  # columns read after the end token; the further ones say the same again
 SAME_MEANING = 0.8  # likeness from which a word is another name of the concept
 MOST_NAMES = 8
+MOST_MIDDLES = 256  # templates in which neutral words are remembered: more than an edit has
 FAR = 0.5  # and below which it says nothing of it
 # Letters, and syllables of a script that text encoders do not learn: in a row they mean nothing.
 NONSENSE = ("qzxvjkwf", "ꀀꆈꌠꁱꂷꃀꄉꇁ")
@@ -185,7 +187,7 @@ class Common(NamedTuple):
     """What one text encoder has made of the prompts that every edit needs."""
 
     readings: dict[str, Reading]
-    neutral: dict[tuple[tuple[str, ...], str], dict[str, Place | None]]  # (words, template) -> word -> its place
+    neutral: Recent[tuple[tuple[str, ...], str], dict[str, Place | None]]  # (words, template) -> word -> its place
 
 
 _common: dict[str, Common] = {}  # of the last text encoder
@@ -197,7 +199,7 @@ def recall(host: DiffusionHost) -> Common:
     encoder = hashlib.sha256(first.columns.numpy().tobytes()).hexdigest()
     if encoder not in _common:
         _common.clear()
-    return _common.setdefault(encoder, Common({}, {}))
+    return _common.setdefault(encoder, Common({}, Recent(MOST_MIDDLES)))
 
 
 class Lexicon(Reader):
