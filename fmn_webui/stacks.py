@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,14 +13,16 @@ from modules import shared
 from fmn_core.erasure.forget import summary
 from fmn_core.files.atomic import NameTakenError
 from fmn_core.files.header import tensor_hash
-from fmn_core.patch.patch import read_patch, save_patch
+from fmn_core.patch.patch import save_patch
 from fmn_core.patch.stack import stack
-from fmn_core.patch.weighted import Member
 
 from . import webui
 from .cards import write_words
-from .names import STACKS
-from .work import find_patch
+from .names import BESIDE, STACKS
+from .work import members_in
+
+KEPT = 32  # files that stay, those that were used last
+IN_USE = 3600.0  # seconds for which one may be in use by a generation, in another webui on the same folder too
 
 
 def joint(rows: Sequence[tuple[str, float]]) -> Path:
@@ -26,10 +30,10 @@ def joint(rows: Sequence[tuple[str, float]]) -> Path:
 
     Raises ForgetError as `stack` does.
     """
-    members = [Member(read_patch(find_patch(name)), strength) for name, strength in rows]
+    members = [*members_in(rows)]
     key = sorted((tensor_hash(dict(member.patch)), member.strength) for member in members)
     path = place_of(f"fmn-stack-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.safetensors")
-    if not path.exists():
+    if not used(path):
         patch = stack(members)
         try:
             save_patch(patch, path)
@@ -37,8 +41,45 @@ def joint(rows: Sequence[tuple[str, float]]) -> Path:
             pass  # another webui on this folder has made the same
         if not path.with_suffix(".json").exists():
             write_words(patch, path, summary(patch))
+        prune(path)
         webui.refresh_loras()
     return path
+
+
+def used(path: Path) -> bool:
+    """Whether a file is there, which is in use from now on: its card's words are dated today. Its own date stays, by which
+    the host tells whether to read it again."""
+    if not path.exists():
+        return False
+    try:
+        os.utime(path.with_suffix(".json"))
+    except OSError:  # gone, or another user's
+        pass
+    return True
+
+
+def last_used(path: Path) -> float:
+    """When a file was last used; raises OSError where it is gone."""
+    card = path.with_suffix(".json")
+    return max(each.stat().st_mtime for each in (path, card) if each is path or card.exists())
+
+
+def prune(own: Path) -> None:
+    """Takes away what was stacked beyond the KEPT files that were used last, with its cards; never `own`, nor what may be in
+    use."""
+    found = []
+    for file in webui.lora_folder().glob("*/fmn-stack-*.safetensors"):
+        try:
+            found.append((last_used(file), file))
+        except OSError:  # another webui was quicker
+            continue
+    for at, file in sorted(found, reverse=True)[KEPT:]:
+        if file != own and time.time() - at > IN_USE:
+            for each in (file, *(file.with_suffix(suffix) for suffix in BESIDE)):
+                try:
+                    each.unlink(missing_ok=True)
+                except OSError:
+                    continue
 
 
 def place_of(file: str) -> Path:

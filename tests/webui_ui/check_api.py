@@ -24,11 +24,11 @@ from webui_ui.fixtures import client
 from fmn_core.erasure.config import ForgetSettings
 from fmn_core.evaluation.config import EvaluateSettings
 from fmn_core.patch.patch import Patch, read_patch, save_patch
-from fmn_webui import forms, jobs, receiving, webui
+from fmn_webui import forms, jobs, names, receiving, webui
 from fmn_webui.api import ROUTES
 from fmn_webui.limits import MOST_BODY
 from fmn_webui.status import status_html
-from fmn_webui.work import JOBS
+from fmn_webui.work import JOBS, members_in
 
 
 @pytest.fixture
@@ -54,6 +54,14 @@ def test_previews_are_made_while_somebody_looks_at_the_job(script, loras, at_wor
     monkeypatch.setattr(jobs, "WATCHED", 0.0)  # nobody has looked for so long
     host.progress(3, 3, preview)
     assert len(made) == (look != "nobody") and job.step == 3
+
+
+def test_the_folder_is_walked_once_for_a_request_of_several_patches(script, loras, monkeypatch):
+    walks, walk = [], names.lora_files
+    monkeypatch.setattr(names, "lora_files", lambda folder: walks.append(folder) or walk(folder))
+    host_page.set_options(loras, api=True)
+    assert {"cat", "dog"} <= {each["name"] for each in client(FastAPI()).get("/fmn/patches").json()} and len(walks) == 1
+    assert len([*members_in([("cat", 1.0), ("dog", 0.5), ("cat", 0.5)])]) == 3 and len(walks) == 2
 
 
 def routes():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from fmn_core.hosts.webui.base import WebuiBase
 from fmn_core.hosts.webui.model import current_host
 from fmn_core.patch.patch import Patch, read_patch, serialize
 from fmn_core.text import features as paraphrases
+from fmn_webui import stacks
 from fmn_webui.applying import ALLOW
 from fmn_webui.cards import STEPS, upright
 from fmn_webui.names import STACKS
@@ -124,6 +127,30 @@ def test_a_stacked_file_is_hidden_where_the_host_loads_such_and_never_there_twic
     finally:
         shown.unlink()
         shown.parent.rmdir()
+
+
+def test_stacked_files_stay_that_were_used_last_and_no_others_but_those_in_use(script, loras, monkeypatch):
+    monkeypatch.setitem(vars(networks), "list_available_networks", lambda: None)
+    monkeypatch.setattr(stacks, "KEPT", 2)
+
+    def rows(strength):
+        return [("cat", 1.0), ("dog", strength)]
+
+    made = [stacks.joint(rows(strength)) for strength in (0.1, 0.2, 0.3, 0.4)]
+    assert all(path.exists() for path in made), "one that may be in use was taken away"
+    by_hand = made[0].with_name("by-hand.safetensors")
+    by_hand.touch()
+    for age, path in zip((9, 8, 7, 6), made, strict=True):
+        for file in (path, path.with_suffix(".json")):
+            os.utime(file, (time.time() - age * stacks.IN_USE,) * 2)
+    written = made[0].stat().st_mtime_ns
+    assert stacks.joint(rows(0.1)) == made[0] and made[0].stat().st_mtime_ns == written, "the host would read it again"
+    last = stacks.joint(rows(0.6))
+    assert [path.exists() for path in (*made, last, by_hand)] == [True, False, False, False, True, True]
+    assert [path.with_suffix(".json").exists() for path in (*made, last)] == [True, False, False, False, True]
+    assert stacks.joint(rows(0.2)) == made[1] and made[1].exists(), "what is gone is made again"
+    for path in (made[0], made[1], last, by_hand):
+        path.unlink()
 
 
 def test_words_that_are_not_there_are_told_under_the_picture(draw):
