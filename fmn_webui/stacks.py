@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import time
 from collections.abc import Sequence
@@ -67,8 +68,8 @@ def last_used(path: Path) -> float:
 def prune(own: Path) -> None:
     """Takes away what was stacked beyond the KEPT files that were used last, with its cards; never `own`, nor what may be in
     use."""
-    found = []
-    for file in webui.lora_folder().glob("*/fmn-stack-*.safetensors"):
+    found, folders = [], [webui.lora_folder() / folder for folder in STACKS]
+    for file in itertools.chain(*(folder.glob("fmn-stack-*.safetensors") for folder in folders)):
         try:
             found.append((last_used(file), file))
         except OSError:  # another webui was quicker
