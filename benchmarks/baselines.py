@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from demo.evaluate import GUIDANCE
 from demo.vocabulary import OBJECTS, PEOPLE, STYLES
 from fmn_core.attention.capture import tapped
-from fmn_core.erasure.resteering import add_noise, draw
 from fmn_core.host import linear_name
 from fmn_core.lora.layers import LoRAs
 from fmn_core.text.concept import concept_columns, make_concepts
 from fmn_core.training.losses import predicted_x0
+from fmn_core.training.noise import add_noise, draw
 from fmn_core.training.sampling import sample_ddim
 
 EVERY = {"object": tuple(OBJECTS), "style": STYLES, "identity": tuple(PEOPLE)}

@@ -21,10 +21,10 @@ from benchmarks.prompts import HEAD
 from benchmarks.quality import draw, model, pictures_of, score, see
 from demo.evaluate import BATCH, GUIDANCE, STEPS, sample
 from demo.vocabulary import OBJECTS, with_article
-from fmn_core.erasure.resteering import diffuse
 from fmn_core.lora.layers import LoRAs
 from fmn_core.text.concept import TEMPLATES
 from fmn_core.training.losses import predicted_x0
+from fmn_core.training.noise import diffuse
 from fmn_core.training.sampling import sample_ddim
 
 JOBS = (("object", ("cat",)), ("object", ("rose",)), ("style", ("neon",)), ("identity", ("ada",)))

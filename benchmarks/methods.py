@@ -52,9 +52,9 @@ def without_vocabulary():
 
 PRESETS = next(f for f in fields(ForgetSettings) if f.name == "preset").metadata["choices"]
 BASELINES = {
-    "FMN (original)": partial(forget_me_not, rate=6e-4),
+    "FMN (original)": partial(forget_me_not, rate=6e-4, pooler=False, whole=False),
     "ESD/LECO": partial(esd, rate=3e-3, steps=30),
-    "UCE": uce,
+    "UCE": partial(uce, generic=True),
 }
 METHODS = {
     **{name: partial(by_preset, preset=name) for name in PRESETS},

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ForgetError
-from .hosts.progress import Progress
+from .log import Progress
 
 MATRICES = ("to_q", "to_k", "to_v", "to_out")
 ENCODED_AT_ONCE = 64  # prompts

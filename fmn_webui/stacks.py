@@ -11,10 +11,10 @@ from pathlib import Path
 
 from modules import shared
 
-from fmn_core.erasure.forget import summary
 from fmn_core.files.atomic import NameTakenError
 from fmn_core.files.header import tensor_hash
 from fmn_core.patch.patch import save_patch
+from fmn_core.patch.report import summary
 from fmn_core.patch.stack import stack
 
 from . import webui

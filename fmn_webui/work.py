@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from fmn_core.erasure.config import ForgetSettings
-from fmn_core.erasure.forget import forget, summary
+from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
 from fmn_core.evaluation.config import EvaluateSettings
 from fmn_core.evaluation.evaluate import evaluate, with_evaluation
 from fmn_core.evaluation.plot import draw_report
 from fmn_core.files.atomic import save_under_next
 from fmn_core.patch.patch import Patch, read_patch, save_patch
+from fmn_core.patch.report import summary
 from fmn_core.patch.stack import stack
 from fmn_core.patch.weighted import Member
 from fmn_core.text.concept import called, make_concepts

@@ -10,10 +10,10 @@ from comfy_api.latest import io, ui
 from ..fmn_core.convert.config import ImportSettings
 from ..fmn_core.convert.exporter import FORMATS, save_as
 from ..fmn_core.convert.importer import import_patch
-from ..fmn_core.erasure.forget import summary
 from ..fmn_core.files.atomic import save_under_next
 from ..fmn_core.hosts.comfy.model import ComfyHost
 from ..fmn_core.log import displayable
+from ..fmn_core.patch.report import summary
 from .patch import as_patch, listed, lora_name, new_paths, require_file, written_at
 from .schema import LoraModel, schema, settings_inputs
 

@@ -8,10 +8,11 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..fmn_core.erasure.config import CONCEPT_HELP, ForgetSettings
-from ..fmn_core.erasure.forget import forget, summary
+from ..fmn_core.erasure.forget import forget
 from ..fmn_core.files.atomic import save_under_next
 from ..fmn_core.hosts.comfy.model import ComfyHost
 from ..fmn_core.patch.patch import Patch, save_patch
+from ..fmn_core.patch.report import summary
 from .patch import new_paths
 from .schema import LoraModel, LossMap, schema, settings_inputs
 from .unfinished import checkpoint_for

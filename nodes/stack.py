@@ -6,10 +6,10 @@ import comfy.sd
 import comfy.utils
 from comfy_api.latest import io, ui
 
-from ..fmn_core.erasure.forget import summary
 from ..fmn_core.errors import ForgetError
 from ..fmn_core.hosts.comfy.apply import apply_patch
 from ..fmn_core.patch.patch import is_patch, read_patch
+from ..fmn_core.patch.report import summary
 from ..fmn_core.patch.stack import stack
 from ..fmn_core.patch.weighted import Member
 from .patch import FROM_INPUT, as_patch, changed_at, listed, require_file

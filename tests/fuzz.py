@@ -33,7 +33,7 @@ from fmn_core.convert.config import ImportSettings  # noqa: E402
 from fmn_core.convert.exporter import PER_LEVEL, merge, to_diff, to_peft  # noqa: E402
 from fmn_core.convert.importer import import_patch  # noqa: E402
 from fmn_core.erasure.config import ForgetSettings  # noqa: E402
-from fmn_core.erasure.forget import forget, summary  # noqa: E402
+from fmn_core.erasure.forget import forget  # noqa: E402
 from fmn_core.errors import ForgetError  # noqa: E402
 from fmn_core.files.names import DEVICES, folder_and_name, slug  # noqa: E402
 from fmn_core.inspection.describe import text_of  # noqa: E402
@@ -42,6 +42,7 @@ from fmn_core.inspection.plot import draw_inspection  # noqa: E402
 from fmn_core.inversion.embedding import read_embedding  # noqa: E402
 from fmn_core.lora.keys import dotted, one_name  # noqa: E402
 from fmn_core.patch.patch import ALPHA, DOWN, UP, Patch, is_patch, read_patch, serialize  # noqa: E402
+from fmn_core.patch.report import summary  # noqa: E402
 from fmn_core.patch.stack import stack, unstack  # noqa: E402
 from fmn_core.patch.weighted import Member  # noqa: E402
 from fmn_core.text.concept import concept_columns, make_concepts  # noqa: E402

@@ -25,7 +25,6 @@ from fmn_core.cli.run_config import inversion_settings, read_concepts, read_conf
 from fmn_core.convert.config import ImportSettings
 from fmn_core.convert.exporter import merge, save_as
 from fmn_core.convert.importer import import_patch
-from fmn_core.erasure.forget import summary
 from fmn_core.errors import ForgetError
 from fmn_core.inspection.describe import text_of
 from fmn_core.inspection.inspect import inspect_patch
@@ -33,6 +32,7 @@ from fmn_core.inspection.plot import draw_inspection
 from fmn_core.inversion.embedding import read_embedding
 from fmn_core.patch.gate import gate
 from fmn_core.patch.patch import Patch, is_patch, model_shapes, read_patch, save_patch
+from fmn_core.patch.report import summary
 from fmn_core.patch.stack import stack, unstack
 from fmn_core.patch.weighted import Member, stored_parts
 from fmn_core.training.checkpoint import Checkpoint, State

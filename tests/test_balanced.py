@@ -9,10 +9,11 @@ import torch
 
 from fmn_core.erasure.closed_form import make_edit
 from fmn_core.erasure.config import ForgetSettings
-from fmn_core.erasure.forget import forget, summary
+from fmn_core.erasure.forget import forget
 from fmn_core.erasure.hybrid import Reading, Texts, gather, warnings
 from fmn_core.errors import ForgetError
 from fmn_core.patch.patch import ALPHA, DOWN, UP, serialize
+from fmn_core.patch.report import summary
 from fmn_core.text.concept import make_concepts
 from fmn_core.text.features import NEAR_TEMPLATES, fill
 

@@ -14,10 +14,10 @@ from demo.host import CHECKPOINT
 from fmn_core.convert.config import ImportSettings
 from fmn_core.convert.exporter import save_as, to_peft
 from fmn_core.convert.importer import import_patch
-from fmn_core.erasure.forget import summary
 from fmn_core.errors import ForgetError
 from fmn_core.lora.keys import blocks_per_level, dotted, one_name
 from fmn_core.patch.patch import ALPHA, DOWN, UP, model_shapes, read_patch, save_patch
+from fmn_core.patch.report import summary
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,13 @@ from fmn_core.errors import ForgetError
 from fmn_core.evaluation.config import EvaluateSettings
 from fmn_core.evaluation.evaluate import classified, evaluate, with_evaluation
 from fmn_core.evaluation.findings import verdict
-from fmn_core.evaluation.metrics import adversarial_token, clip_scores, kv_drift, kv_targets, noise_drift, prompt_drift
+from fmn_core.evaluation.metrics import adversarial_token, clip_scores, kv_drift, kv_targets, prompt_drift
 from fmn_core.evaluation.plot import GAP, HEADING, LABEL, MARGIN, TILE, draw_report
 from fmn_core.evaluation.prompts import Probe, Subjects, subjects_of
 from fmn_core.evaluation.recovery import recover
 from fmn_core.patch.apply import applied, patch_factors
 from fmn_core.patch.patch import UP, Patch, read_patch, save_patch
+from fmn_core.training.noise import noise_drift
 
 QUICK = EvaluateSettings(prompts=2, steps=2, resolution=64, keep="house", inversion_steps=2)
 MEASURES = ("prompt_drift", "noise_drift", "kv_drift", "picture_change")

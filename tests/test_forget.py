@@ -12,13 +12,15 @@ from demo.judge import Judge
 from fmn_core.attention.capture import attention_probabilities, attention_set_to_zero, tapped
 from fmn_core.erasure.config import ForgetSettings
 from fmn_core.erasure.forget import forget
-from fmn_core.erasure.resteering import add_noise, region_of, sample_pairs
+from fmn_core.erasure.resteering import region_of
 from fmn_core.errors import ForgetError
 from fmn_core.lora.layers import CrossAttentionLoRA
 from fmn_core.patch.patch import fingerprint
 from fmn_core.text.concept import concept_columns
 from fmn_core.training.images import fit_pictures
 from fmn_core.training.losses import attention_resteering_loss
+from fmn_core.training.noise import add_noise
+from fmn_core.training.sampling import sample_pairs
 
 PAPER = ForgetSettings(preset="paper")
 QUICK = replace(PAPER, steps=4, num_pictures=2, sampling_steps=3)

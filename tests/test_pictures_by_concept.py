@@ -12,12 +12,12 @@ from PIL import Image
 
 from fmn_core.cli.main import main
 from fmn_core.erasure import adversarial as robust
-from fmn_core.erasure import hybrid as hybrid
-from fmn_core.erasure import resteering as resteering
+from fmn_core.erasure import hybrid, resteering
 from fmn_core.erasure.config import ForgetSettings
 from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
 from fmn_core.text.concept import in_turn
+from fmn_core.training import noise
 from fmn_core.training.images import concept_pictures, read_folders
 
 QUICK = ForgetSettings(preset="paper", steps=12, num_pictures=2, sampling_steps=2, resolution=64, rounds=1)
@@ -41,7 +41,7 @@ def pairs(host, monkeypatch):
         return predict(x_t, t, prompts)
 
     def unhidden(host, x0, generator):
-        resteering.diffuse(host, x0, generator)
+        noise.diffuse(host, x0, generator)
         return x0, torch.full((len(x0),), 500)
 
     monkeypatch.setattr(host, "predict", watched)

@@ -17,9 +17,9 @@ from fmn_core.erasure.forget import forget
 from fmn_core.host import DECODED_AT_ONCE
 from fmn_core.hosts import progress as module
 from fmn_core.hosts.diffusers.model import DiffusersHost
-from fmn_core.hosts.progress import PREVIEW_EVERY, Progress
 from fmn_core.inversion import textual_inversion as inversion
 from fmn_core.inversion.textual_inversion import invert_pictures
+from fmn_core.log import PREVIEW_EVERY, Progress
 from fmn_core.plots.colormaps import overlay
 from fmn_core.training import preview as previews
 

@@ -10,12 +10,13 @@ import torch
 
 from fmn_core.cli.main import main
 from fmn_core.erasure.config import ForgetSettings
-from fmn_core.erasure.forget import forget, summary
+from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
 from fmn_core.evaluation.prompts import subjects_of
 from fmn_core.patch.conflicts import conflicts, warnings
 from fmn_core.patch.gate import OPEN, gate
 from fmn_core.patch.patch import ALPHA, DOWN, UP, Patch, read_patch, save_patch, serialize
+from fmn_core.patch.report import summary
 from fmn_core.patch.stack import OWN, stack, unstack
 from fmn_core.patch.statistics import Moments
 from fmn_core.patch.weighted import Member, reads_text

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from fmn_core.erasure.config import ForgetSettings
-from fmn_core.erasure.forget import forget, summary
+from fmn_core.erasure.forget import forget
 from fmn_core.erasure.unrelated import MUCH, unrelated_drift, unrelated_prompts, unrelated_warnings
 from fmn_core.errors import ForgetError
 from fmn_core.patch.apply import applied
 from fmn_core.patch.patch import Patch
+from fmn_core.patch.report import summary
 from fmn_core.text.concept import find_tokens
 
 SMALL = ForgetSettings(steps=2, num_pictures=1, sampling_steps=2, rounds=1)

@@ -11,10 +11,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from fmn_core.erasure.config import WHOLE_RATE, ForgetSettings
-from fmn_core.erasure.forget import forget, summary
+from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
 from fmn_core.lora.layers import LoRAs
 from fmn_core.patch.patch import ALPHA, DOWN, UP, read_patch, save_patch
+from fmn_core.patch.report import summary
 
 HOW = ForgetSettings(
     preset="paper", layers="whole unet", steps=4, learning_rate=5e-3, num_pictures=1, sampling_steps=2, matrices="q k v out"

@@ -8,13 +8,13 @@ from pathlib import Path
 from ..convert.config import ImportSettings
 from ..convert.exporter import FORMATS, PER_LEVEL, merge, save_as
 from ..convert.importer import import_patch
-from ..erasure.forget import summary
 from ..errors import ForgetError
 from ..files.atomic import describe, require_new
 from ..files.safetensors import open_weights
 from ..log import say
 from ..lora.keys import blocks_per_level
 from ..patch.patch import Patch, model_shapes, read_patch, save_patch
+from ..patch.report import summary
 from .model import add_device, add_embeddings, open_host
 
 TARGETS = ("patch", *FORMATS, "checkpoint")

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..erasure.config import ForgetSettings
-from ..erasure.forget import forget, summary
+from ..erasure.forget import forget
 from ..errors import ForgetError
 from ..evaluation.config import EvaluateSettings
 from ..files.atomic import describe, require_new, write_new
@@ -24,6 +24,7 @@ from ..inversion.embedding import embedding_token, save_embedding
 from ..inversion.textual_inversion import invert_pictures
 from ..log import say
 from ..patch.patch import read_patch, save_patch
+from ..patch.report import summary
 from ..patch.stack import stack, unstack
 from ..patch.weighted import Member
 from ..text.concept import make_concepts

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from ..erasure.config import ForgetSettings
-from ..erasure.forget import forget_concepts, summary
+from ..erasure.forget import forget_concepts
 from ..errors import ForgetError, brief
 from ..files.atomic import Saved, describe, save_under_next
 from ..files.names import slug
@@ -22,6 +22,7 @@ from ..inversion.embedding import add_embedding, save_embedding
 from ..inversion.textual_inversion import invert_pictures
 from ..log import say
 from ..patch.patch import save_patch
+from ..patch.report import summary
 from ..text.concept import Concept, make_concepts
 from ..training.checkpoint import beside
 from ..training.images import read_folders, read_images

@@ -257,15 +257,3 @@ def errors(weights: WeightsFile, patch: Patch, layers: Layers, names: list[str],
     if not whole:
         raise ForgetError(f"{weights.path.name} changes nothing, all its differences are zero: choose another file.")
     return {"error": math.sqrt(missing / whole), "worst": {"projection": worst[0], "error": worst[1]}}
-
-
-def import_summary(imported: dict) -> list[str]:
-    """What the report of an import says, for people."""
-    rest = f", and {imported['rest']} layers outside the cross-attention as an ordinary LoRA" if imported["rest"] else ""
-    what, worst = f"{imported['projections']} projections at rank {imported['rank']}", imported["worst"]
-    lost = f" Of the other layers': {imported['rest_error']:.2%}." if imported.get("rest_error") else ""
-    return [
-        f"From {imported['file']} ({imported['kind']}): {what}{rest}.",
-        f"Relative error of the change (Frobenius norm): {imported['error']:.2%}; the worst, {worst['error']:.2%}, at "
-        f"{worst['projection']}.{lost}",
-    ]

@@ -7,13 +7,10 @@ from dataclasses import asdict
 
 from torch import Tensor
 
-from ..convert.importer import import_summary
 from ..errors import ForgetError
 from ..host import DiffusionHost
-from ..inspection.inspect import readable
 from ..inversion.embedding import require_embeddings
 from ..log import logger, phase, plain
-from ..patch.conflicts import conflict_lines
 from ..patch.patch import Patch
 from ..text.concept import Concept, make_concepts
 from ..training.checkpoint import Checkpoint
@@ -23,8 +20,6 @@ from .closed_form import forget_fast
 from .config import ForgetSettings
 from .refined import forget_balanced
 from .resteering import forget_by_resteering
-
-MOST_TOLD = 200  # concepts, other names or warnings in a text
 
 
 def forget(
@@ -90,42 +85,3 @@ def forget_concepts(
     if settings.strict and warnings:
         raise ForgetError(" ".join(warnings))
     return patch, losses
-
-
-def few(texts: list[str]) -> str:
-    """The texts between commas, and how many there are beyond what anybody reads."""
-    more = f" and {len(texts) - MOST_TOLD:,} more" if len(texts) > MOST_TOLD else ""
-    return ", ".join(texts[:MOST_TOLD]) + more
-
-
-def summary(patch: Patch) -> str:
-    """What a patch's own report says, in a line or two, its warnings first."""
-    report = readable(patch.info["report"])
-    lines = report["warnings"][:MOST_TOLD]
-    if "imported" in report:
-        lines += import_summary(report["imported"])
-    if "erased" in report:
-        erased = [f"`{name}` goes {share:.0%}" for name, share in report["erased"].items()]
-        lines.append(f"{few(erased)} of the way to what stands in its place.")
-        if report["also"]:
-            lines.append(f"Forgotten as other names of the same: {few(report['also'])}. `keep` prevents it.")
-        if report["drift"]:
-            word, share = max(report["drift"].items(), key=lambda one: one[1])  # a file sorts them by name
-            lines.append(f"Of the near words `{word}` moves most, by {share:.1%} of that way.")
-    if "distance" in report:
-        distance, drift = report["distance"]["after"], report["noise drift"]
-        lines.append(
-            f"Noise estimates of the concept are {distance:.0%} as far from what stands in its place as before, those of "
-            f"near words move by {drift:.1%} of that; {report['steps']} steps, at strength {report['strength']}."
-        )
-    if "attention_mass" in report:
-        mass = report["attention_mass"]
-        with_rest = f", {mass['with rest']:.4f} with the rest" if "with rest" in mass else ""
-        lines.append(f"Attention to the concept: {mass['before']:.4f} before, {mass['after']:.4f} after{with_rest}.")
-    if "unrelated drift" in report:
-        lines.append(f"Noise estimates of unrelated prompts change by {report['unrelated drift']:.2%}.")
-    if "conflicts" in report:
-        lines += conflict_lines(report)
-    if "evaluation" in report:
-        lines += ["Measured on the model:", report["evaluation"]["summary"]]
-    return "\n".join(lines)

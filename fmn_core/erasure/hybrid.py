@@ -27,12 +27,13 @@ from ..training.images import concept_pictures
 from ..training.loop import Descent
 from ..training.losses import mean_attention_loss
 from ..training.memory import Economy, rehearse
+from ..training.noise import add_noise, draw
 from ..training.preview import preview
-from ..training.sampling import AT_ONCE, sampling_calls
+from ..training.sampling import AT_ONCE, sample_pairs, sampling_calls
 from .closed_form import Edit
 from .config import ForgetSettings
 from .plan import Task
-from .resteering import PROBES, add_noise, draw, penalised_columns, region_of, sample_pairs, unfinished
+from .resteering import PROBES, penalised_columns, region_of, unfinished
 from .unrelated import unrelated_drift, unrelated_prompts, unrelated_warnings
 
 ATTENTION, KEEP = 0.1, 1.0  # weights beside the noise's, which is 1

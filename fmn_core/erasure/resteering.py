@@ -26,8 +26,9 @@ from ..training.images import concept_pictures
 from ..training.loop import Descent, diverged, settled
 from ..training.losses import attention_resteering_loss, joint_norm_loss, visual_denoising_loss
 from ..training.memory import Economy, rehearse
+from ..training.noise import add_noise, draw
 from ..training.preview import preview
-from ..training.sampling import AT_ONCE, sample_pictures, sampling_calls
+from ..training.sampling import AT_ONCE, sample_pairs, sampling_calls
 from ..training.state import State
 from .closed_form import word_moments
 from .config import ForgetSettings
@@ -147,25 +148,6 @@ class Pictures:
         return shown, [(own := self.asked[i])[draw(len(own), 1, generator)[0]] for i in shown]
 
 
-def sample_pairs(
-    host: DiffusionHost,
-    asked: Prompts,
-    empty: Prompts,
-    ignored: Tensor | None,
-    settings: ForgetSettings,
-    generator: torch.Generator,
-    shape: Sequence[int] | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Latents [B, C, h, w] of pictures that the model makes of each prompt and, where `ignored` [B, T] names columns, of
-    those it makes of the same noise with the attention to them set to zero; `shape` [C, h, w] if not the model's own."""
-    noise = torch.randn(len(asked), *(shape or host.latent_shape()), generator=generator).to(host.device)
-
-    def sample(ignored: Tensor | None = None) -> Tensor:
-        return sample_pictures(host, noise, asked, empty, settings.sampling_steps, settings.guidance, ignored)
-
-    return sample(), None if ignored is None else sample(ignored)
-
-
 class Step(NamedTuple):
     """What a step has seen: its loss, maps of some columns and which of them count [B, n], which pictures it drew, and the
     noisy latents."""
@@ -242,24 +224,6 @@ def visual_loss(
     x_t, t = add_noise(host, made[shown], generator)
     epsilon = host.predict(x_t, t, prompts.take([pictures.made_for[i] for i in shown]))
     return visual_denoising_loss(x_t, epsilon, host.alphas_cumprod.to(x_t)[t], without[shown])
-
-
-def draw(total: int, count: int, generator: torch.Generator) -> list[int]:
-    """`count` random numbers below `total`."""
-    return torch.randint(total, (count,), generator=generator).tolist()
-
-
-def add_noise(host: DiffusionHost, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """x0 [B, C, h, w] noised to timesteps drawn uniformly, one for each (Ho et al., 2020, eq. 4): x_t and t."""
-    return diffuse(host, x0, generator)[:2]
-
-
-def diffuse(host: DiffusionHost, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """As add_noise, and the noise itself: x_t, t and epsilon."""
-    t = torch.randint(len(host.alphas_cumprod), (len(x0),), generator=generator).to(x0.device)
-    noise = torch.randn(x0.shape, generator=generator).to(x0)
-    a = host.alphas_cumprod.to(x0)[t][:, None, None, None]
-    return a.sqrt() * x0 + (1 - a).sqrt() * noise, t, noise
 
 
 def region_of(mask: Tensor, shown: list[int], pixels: int, x_t: Tensor) -> Tensor:

@@ -8,11 +8,11 @@ from contextlib import AbstractContextManager, ExitStack
 import torch
 
 from ..errors import ForgetError
-from ..evaluation.metrics import noise_drift
 from ..host import DiffusionHost, Prompts
 from ..text.concept import find_tokens
 from ..text.vocabulary import CAPTIONS
 from ..training.losses import predicted_x0
+from ..training.noise import noise_drift
 
 PROMPTS = 4
 SIDE = 16  # of the latents: small, since `fast` takes seconds in all; it is what the embedded model was made for

@@ -14,6 +14,7 @@ from ..inversion.embedding import require_embeddings
 from ..patch.apply import applied, patch_factors
 from ..patch.patch import Patch, check_fits, model_shapes
 from ..text.features import Lexicon
+from ..training.noise import noise_drift
 from ..training.sampling import AT_ONCE, sample_pictures, sampling_calls
 from .config import EvaluateSettings
 from .findings import verdict
@@ -22,7 +23,6 @@ from .metrics import (
     attention_to,
     clip_scores,
     kv_drift,
-    noise_drift,
     noise_estimates,
     noised,
     picture_change,

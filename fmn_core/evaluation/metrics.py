@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..attention.capture import concept_mass, layer_size, tapped
 from ..host import DiffusionHost, Prompts
+from ..training.noise import energy
 from ..training.sampling import AT_ONCE
 
 NOISE_LEVELS = (0.2, 0.4, 0.6, 0.8)  # of the schedule, from clean to noise, at which estimates and attention are read
@@ -42,21 +43,10 @@ def noise_estimates(host: DiffusionHost, x_t: Tensor, t: Tensor, prompts: Prompt
     return torch.stack(estimates)
 
 
-def noise_drift(after: Tensor, before: Tensor) -> Tensor:
-    """Noise-prediction drift |eps - eps0|^2 / |eps0|^2 of each row, [B, ...] -> [B]: what the keep terms of the trained
-    erasers hold down (SPM's latent anchoring, Lyu et al., arXiv 2312.16145), here relative."""
-    return energy(after - before) / energy(before)
-
-
 def prompt_drift(after: Tensor, before: Tensor, empty: Tensor) -> Tensor:
     """The same, relative to what the prompt does at all: |eps - eps0|^2 / |eps0 - eps0(empty prompt)|^2, the direction
     of classifier-free guidance; 0 left alone, about 1 as if the prompt had been empty."""
     return energy(after - before) / energy(before - empty).clamp(min=1e-12)
-
-
-def energy(x: Tensor) -> Tensor:
-    """The squared norm of each row, [B, ...] -> [B]."""
-    return x.square().flatten(1).sum(1)
 
 
 @torch.no_grad()

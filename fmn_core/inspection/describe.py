@@ -5,12 +5,12 @@ from __future__ import annotations
 import textwrap
 
 from ..erasure.config import LEARNING_RATES, ForgetSettings
-from ..erasure.forget import MOST_TOLD, summary
 from ..errors import ForgetError
 from ..files.header import tensor_hash
 from ..patch.patch import ALPHA, Patch
+from ..patch.report import MOST_TOLD, summary, texts
 from ..patch.weighted import stored_parts
-from .inspect import Change, Inspection, texts
+from .inspect import Change, Inspection
 
 LETTERS = {"to_k": "K", "to_v": "V", "to_q": "Q", "to_out": "out"}
 READ_BY_FAST = {"replacement", "keep", "strict", "rank", "matrices", "template"}  # `fast` takes no steps and no pictures

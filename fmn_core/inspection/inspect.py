@@ -12,14 +12,13 @@ from ..errors import ForgetError
 from ..files.header import tensor_hash
 from ..host import MATRICES, DiffusionHost
 from ..patch.patch import DOWN, UP, Patch, check_fits, fingerprint, model_shapes
+from ..patch.report import readable
 
 # A layer's kohya name begins with diffusers' name of its place or, in SDXL, with sgm's.
 PLACE = re.compile(r"^lora_unet_(down|mid|up|input|middle|output)_")
 PLACES = {"down": "down", "input": "down", "mid": "mid", "middle": "mid", "up": "up", "output": "up", "": "other"}
 ORDER = ("down", "mid", "up", "other")
 SHOWN_FIRST = ("to_k", "to_v", "to_q", "to_out")  # K and V are what every preset changes
-BEYOND = 1e9  # no figure of a report; nor is what is no number
-WHEN = ("before", "fast", "after", "with rest")
 
 
 @dataclass(frozen=True)
@@ -144,69 +143,3 @@ def fit_to(patch: Patch, host: DiffusionHost) -> Fit:
         False,
         f"Fits the model, {name}, but was made on other weights of the same architecture, or on these in another precision.",
     )
-
-
-def readable(report: object) -> dict:
-    """What of a patch's report has the form that `summary` and the picture expect, drift largest first: a file may come
-    from anywhere."""
-    report = report if isinstance(report, dict) else {}
-    found = {"warnings": texts(report.get("warnings"))}
-    erased, drift, distance, mass = (numbers(report.get(key)) for key in ("erased", "drift", "distance", "attention_mass"))
-    drift = dict(sorted(drift.items(), key=lambda item: -item[1]))
-    if erased:
-        found |= {"erased": erased, "also": texts(report.get("also"))}
-    if erased or drift:
-        found["drift"] = drift
-    distance, mass = ({when: each[when] for when in WHEN if when in each} for each in (distance, mass))
-    alone = ("noise drift", "steps", "strength", "empty prompt", "spill", "unrelated drift")
-    single = numbers({key: report.get(key) for key in alone})
-    found |= single
-    if "after" in distance and {"noise drift", "steps", "strength"} <= single.keys():
-        found["distance"] = distance
-    if {"before", "after"} <= mass.keys():
-        found["attention_mass"] = mass
-    for key, wanted in (("conflicts", {"share"}), ("responses", {"added", "jointly"})):
-        if key in report:  # of a stacked patch
-            found[key] = rows(report[key], wanted)
-    imported = report.get("imported")
-    if isinstance(imported, dict) and isinstance(imported.get("worst"), dict):
-        plain, worst = numbers(imported), {"error": 0.0} | numbers(imported["worst"])
-        if {"rest", "rank", "projections", "error"} <= plain.keys():
-            named = {key: str(imported.get(key, "")) for key in ("file", "kind")}
-            found["imported"] = plain | named | {"worst": worst | {"projection": str(imported["worst"].get("projection"))}}
-    evaluation = report.get("evaluation")
-    if isinstance(evaluation, dict) and isinstance(evaluation.get("summary"), str):
-        means = evaluation.get("prompt_drift")
-        means = {group: several.get("mean") for group, several in means.items()} if mappings(means) else {}
-        found["evaluation"] = {
-            "summary": evaluation["summary"],
-            "warnings": texts(evaluation.get("warnings")),
-            "prompt_drift": numbers(means),
-        }
-    return found
-
-
-def numbers(value: object) -> dict[str, float]:
-    """The numbers in a dictionary that can be shares, masses or counts; nothing for anything else."""
-    several = value.items() if isinstance(value, dict) else ()
-    return {str(key): x for key, x in several if type(x) in (int, float) and abs(x) < BEYOND}
-
-
-def rows(value: object, wanted: set[str]) -> list[dict]:
-    """The dictionaries in a list that have these numbers, with the names of concepts beside them."""
-    several = [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
-    return [
-        {key: str(row.get(key, "")) for key in ("concept", "other")} | {key: numbers(row)[key] for key in wanted}
-        for row in several
-        if wanted <= numbers(row).keys()
-    ]
-
-
-def mappings(value: object) -> bool:
-    """Whether this is a dictionary of dictionaries."""
-    return isinstance(value, dict) and all(isinstance(several, dict) for several in value.values())
-
-
-def texts(value: object) -> list[str]:
-    """The strings in a list; nothing for anything else."""
-    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []

@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..erasure.config import ForgetSettings
-from ..erasure.resteering import diffuse, draw, sample_pairs
 from ..errors import ForgetError
 from ..host import DiffusionHost, WordVectors
 from ..log import logger, phase, plain
@@ -23,8 +21,9 @@ from ..training.images import prepare_pictures
 from ..training.loop import Descent, diverged, settled
 from ..training.losses import predicted_x0
 from ..training.memory import Economy, out_of_memory_told
+from ..training.noise import diffuse, draw
 from ..training.preview import linear_decoder
-from ..training.sampling import AT_ONCE, sampling_calls
+from ..training.sampling import AT_ONCE, sample_pairs, sampling_calls
 from ..training.state import State
 from .config import InvertSettings
 from .embedding import require_embeddings
@@ -97,11 +96,10 @@ def make_latents(host: DiffusionHost, settings: InvertSettings, concept: str) ->
     (named,) = make_concepts(" ".join(concept.splitlines()), settings.concept_type, settings.template)
     require_embeddings(host, concept)
     prompts, empty = host.encode([prompt for prompt, _ in named.prompts]), host.encode([""])
-    sampling = ForgetSettings(sampling_steps=settings.sampling_steps, guidance=settings.guidance)
     with host.training((AT_ONCE, *host.latent_shape())):
         generator = torch.Generator().manual_seed(settings.seed)
         rows = [i % len(prompts) for i in range(settings.num_pictures)]
-        return sample_pairs(host, prompts.take(rows), empty, None, sampling, generator)[0]
+        return sample_pairs(host, prompts.take(rows), empty, None, settings, generator)[0]
 
 
 def invert(

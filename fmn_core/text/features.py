@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..errors import ForgetError
 from ..host import DiffusionHost, Token
-from ..recent import Recent
 from . import vocabulary as words
 from .concept import find_tokens
+from .recent import Recent
 
 PADDING = 3  # columns read after the end token; the further ones say the same again
 SAME_MEANING = 0.8  # likeness from which a word is another name of the concept

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +14,16 @@ from ..host import DiffusionHost, Prompts
 from .losses import predicted_x0
 
 AT_ONCE = 4  # pictures in a batch: what a consumer GPU holds at SDXL's size
+
+
+class SamplingSettings(Protocol):
+    """Settings that say how the model makes pictures for itself."""
+
+    @property
+    def sampling_steps(self) -> int: ...
+
+    @property
+    def guidance(self) -> float: ...
 
 
 @torch.no_grad()
@@ -69,3 +81,22 @@ def sample_pictures(
 def sampling_calls(pictures: int, steps: int) -> int:
     """How many steps `sample_pictures` tells the host of."""
     return -(-pictures // AT_ONCE) * steps
+
+
+def sample_pairs(
+    host: DiffusionHost,
+    asked: Prompts,
+    empty: Prompts,
+    ignored: Tensor | None,
+    settings: SamplingSettings,
+    generator: torch.Generator,
+    shape: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Latents [B, C, h, w] of pictures that the model makes of each prompt and, where `ignored` [B, T] names columns, of
+    those it makes of the same noise with the attention to them set to zero; `shape` [C, h, w] if not the model's own."""
+    noise = torch.randn(len(asked), *(shape or host.latent_shape()), generator=generator).to(host.device)
+
+    def sample(ignored: Tensor | None = None) -> Tensor:
+        return sample_pictures(host, noise, asked, empty, settings.sampling_steps, settings.guidance, ignored)
+
+    return sample(), None if ignored is None else sample(ignored)
