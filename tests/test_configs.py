@@ -102,6 +102,12 @@ def test_no_real_image_takes_the_models_own(run, tmp_path):
         ({"Attn": {**ATTN, "max_train_steps": "many"}}, "max_train_steps is `many`: write a number"),
         ({"Attn": {**ATTN, "max_train_steps": 0}}, "max_train_steps is 0: write a number from 1 to 1000."),
         ({"Attn": {**ATTN, "max_train_steps": 1500}}, "max_train_steps is 1500: write a number from 1 to 1000."),
+        ({"Attn": {**ATTN, "max_train_steps": 35.9}}, "max_train_steps is 35.9: write a whole number."),
+        (
+            {"Attn": {**ATTN, "seed": 1 << 64}},
+            "seed is 18446744073709551616: write a number from 0 to 18446744073709551615.",
+        ),
+        ({"Attn": {**ATTN, "use_pooler": "no"}}, "use_pooler is `no`: write true or false."),
         ({"Attn": {**ATTN, "max_train_steps": "1e999"}}, "max_train_steps is `1e999`: write a number."),
         ({"Attn": {**ATTN, "learning_rate": 0}}, "learning_rate is 0: write a number above 0, and up to 0.08 for 2 steps."),
         ({"Attn": {**ATTN, "learning_rate": 0.2}}, "learning_rate is 0.2: write a number above 0, and up to 0.08 for 2"),
@@ -207,6 +213,13 @@ def test_without_steps_the_epochs_count(tmp_path):
     )
     config = read_config(tmp_path / "c.yaml")["Attn"]
     assert [forgetting_settings(config, pictures=count).steps for count in (1, 4, 10)] == [3, 3, 9]
+
+
+def test_a_large_seed_keeps_its_digits_and_epochs_are_named_as_written():
+    config = {**LIVE["Attn"], **ATTN, "seed": 9007199254740993}
+    assert forgetting_settings(config).seed == 9007199254740993
+    with pytest.raises(ForgetError, match="num_train_epochs is 300, which for 10 pictures is 3,000 steps"):
+        forgetting_settings({**config, "max_train_steps": None, "num_train_epochs": 300}, 10)
 
 
 def test_running_out_of_memory_gets_a_sentence(run, monkeypatch):

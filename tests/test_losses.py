@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmn_core.attention.capture import attention_probabilities
-from fmn_core.training.losses import attention_resteering_loss, predicted_x0, visual_denoising_loss
+from fmn_core.training.losses import attention_resteering_loss, joint_norm_loss, predicted_x0, visual_denoising_loss
 
 
 def slow_resteering(q, k, heads, columns, region):
@@ -90,3 +90,10 @@ def test_visual_denoising_loss_equals_the_formula_pixel_by_pixel():
                     estimate = (x_t[b, c, y, x].item() - math.sqrt(1 - a) * epsilon[b, c, y, x].item()) / math.sqrt(a)
                     total += (estimate - without[b, c, y, x].item()) ** 2
     assert visual_denoising_loss(x_t, epsilon, alpha_bar, without).item() == pytest.approx(total / 72, rel=1e-5)
+
+
+def test_where_nothing_counts_the_joint_norm_has_a_gradient_of_nought():
+    maps = [torch.rand(1, 2, n, 5, requires_grad=True) for n in (4, 9)]
+    nowhere = [torch.zeros(1, n) for n in (4, 9)]
+    joint_norm_loss(maps, torch.ones(1, 5, dtype=torch.bool), nowhere).backward()
+    assert not any(A.grad.any() or A.grad.isnan().any() for A in maps)

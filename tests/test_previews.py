@@ -11,11 +11,11 @@ from faults import JOBS
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fmn_core import log as module
 from fmn_core.erasure import adversarial as robust
 from fmn_core.erasure import hybrid, resteering
 from fmn_core.erasure.forget import forget
 from fmn_core.host import DECODED_AT_ONCE
-from fmn_core.hosts import progress as module
 from fmn_core.hosts.diffusers.model import DiffusersHost
 from fmn_core.inversion import textual_inversion as inversion
 from fmn_core.inversion.textual_inversion import invert_pictures

@@ -36,9 +36,10 @@ def drift_of(host, *patches):
 def test_every_preset_tells_how_far_unrelated_prompts_move(host, short, preset):
     patch, _ = forget(host, "cat", replace(SMALL, preset=preset))
     drift = patch.info["report"]["unrelated drift"]
-    assert drift == pytest.approx(drift_of(host, applied(host, patch)), abs=2e-5), "the file's, but for its precision"
+    assert drift == pytest.approx(drift_of(host, applied(host, patch)), rel=0.05), "the file's, but for its precision"
+    assert drift > 1e-6
     assert drift < MUCH and f"Noise estimates of unrelated prompts change by {drift:.2%}." in summary(patch)
-    assert not any("nothing to do" in warning for warning in patch.info["report"]["warnings"])
+    assert not any("suffer" in warning for warning in patch.info["report"]["warnings"])
 
 
 @pytest.mark.parametrize("layers", ["cross-attention", "whole unet"])
@@ -47,8 +48,8 @@ def test_a_training_that_destroys_the_model_says_so(host, layers):
     patch, _ = forget(host, "cat", settings)
     report = patch.info["report"]
     assert report["unrelated drift"] > MUCH
-    assert any("Prompts that have nothing to do with it suffer" in warning for warning in report["warnings"])
-    with pytest.raises(ForgetError, match="nothing to do with it suffer"):
+    assert any("Unrelated prompts suffer" in warning for warning in report["warnings"])
+    with pytest.raises(ForgetError, match="Unrelated prompts suffer"):
         forget(host, "cat", replace(settings, strict=True))
 
 
@@ -58,7 +59,7 @@ def test_an_edit_in_closed_form_that_harms_everything_says_so(host, monkeypatch)
     plain = fast.edit_factors
     monkeypatch.setattr(fast, "edit_factors", lambda *how: {key: (99 * up, down) for key, (up, down) in plain(*how).items()})
     patch, _ = forget(host, "cat", SMALL)
-    assert any("nothing to do with it suffer" in warning for warning in patch.info["report"]["warnings"])
+    assert any("Unrelated prompts suffer" in warning for warning in patch.info["report"]["warnings"])
 
 
 def test_the_edit_is_made_where_the_unet_cannot_be_asked(host, monkeypatch):
@@ -70,11 +71,22 @@ def test_the_edit_is_made_where_the_unet_cannot_be_asked(host, monkeypatch):
     def refused(*asked):
         raise ForgetError("Only the preset `fast` works on it.")
 
-    for predict in (short_of_memory, refused):
+    def elsewhere(*asked):
+        raise RuntimeError("Expected all tensors to be on the same device")
+
+    for predict in (short_of_memory, refused, elsewhere):
         monkeypatch.setattr(host, "predict", predict)
         patch, _ = forget(host, "cat", SMALL)
         assert "unrelated drift" not in patch.info["report"] and "unrelated" not in summary(patch)
         assert all(torch.equal(patch[key], wanted[key]) for key in wanted)
+
+
+def test_a_patch_that_gives_no_numbers_is_refused(host, monkeypatch):
+    from fmn_core.erasure import unrelated
+
+    monkeypatch.setattr(unrelated, "noise_drift", lambda after, before: torch.full((4,), torch.nan))
+    with pytest.raises(ForgetError, match="no finite noise estimates"):
+        forget(host, "cat", SMALL)
 
 
 def test_it_is_nothing_without_a_patch_and_the_same_each_time(host):

@@ -101,7 +101,7 @@ def inversion_settings(config: dict) -> InvertSettings:
         learning_rate=number(config, "learning_rate_ti", InvertSettings, "learning_rate"),
         seed=number(config, "seed", InvertSettings, "seed"),
         batch_size=number(config, "train_batch_size", InvertSettings, "batch_size"),
-        norm_decay=bool(config["clip_ti_decay"]),
+        norm_decay=flag(config, "clip_ti_decay"),
         resolution=number(config, "resolution", InvertSettings, "resolution"),
     )
 
@@ -112,18 +112,24 @@ def forgetting_settings(config: dict, pictures: int = 1, pads_with_end: bool = F
     ends = "concept onward" if pads_with_end else "concept and end"  # the prompts end with the concept
     batch_size = number(config, "train_batch_size", ForgetSettings, "batch_size")
     if config["max_train_steps"] is None:
-        epochs = number(config, "num_train_epochs", ForgetSettings, "steps")
-        config = {**config, "max_train_steps": epochs * -(-pictures // batch_size)}
-    steps = number(config, "max_train_steps", ForgetSettings, "steps")
+        steps = number(config, "num_train_epochs", ForgetSettings, "steps") * -(-pictures // batch_size)
+        most = ForgetSettings.__dataclass_fields__["steps"].metadata["max"]
+        if steps > most:
+            raise ForgetError(
+                f"num_train_epochs is {config['num_train_epochs']}, which for {pictures} pictures is {steps:,} steps: write "
+                f"a smaller number, for {most:,} steps at most."
+            )
+    else:
+        steps = number(config, "max_train_steps", ForgetSettings, "steps")
     return ForgetSettings(
         preset="paper",
         steps=steps,
         learning_rate=lora_rate(config, steps),
         seed=number(config, "seed", ForgetSettings, "seed"),
         batch_size=batch_size,
-        tokens=ends if config["use_pooler"] else "concept",
+        tokens=ends if flag(config, "use_pooler") else "concept",
         matrices="q k v out",
-        layers="cross-attention" if config["only_optimize_ca"] else "whole unet",
+        layers="cross-attention" if flag(config, "only_optimize_ca") else "whole unet",
         resolution=number(config, "resolution", ForgetSettings, "resolution"),
         loss="joint norm",
     )
@@ -135,10 +141,22 @@ def number(config: dict, key: str, settings: type, name: str) -> int | float:
     Raises ForgetError, in terms of the key, for what is no number, and for one that the field's bounds do not allow.
     """
     kind, bounds = type(getattr(settings, name)), settings.__dataclass_fields__[name].metadata
-    found = 0 if config[key] is None and name == "seed" else kind(real(config, key))
+    if config[key] is None and name == "seed":
+        return 0
+    found = config[key] if type(config[key]) is int else real(config, key)  # a seed may have more digits than a float
+    if kind(found) != found:
+        raise ForgetError(f"{key} is {found:g}: write a whole number.")
+    found = kind(found)
     if not bounds["min"] <= found <= bounds["max"]:
         raise ForgetError(f"{key} is {found}: write a number from {bounds['min']} to {bounds['max']}.")
     return found
+
+
+def flag(config: dict, key: str) -> bool:
+    """A key that is true or false; raises ForgetError for anything else, such as a text, which would count as true."""
+    if config[key] not in (True, False, None):
+        raise ForgetError(f"{key} is `{brief(config[key])}`: write true or false.")
+    return bool(config[key])
 
 
 def real(config: dict, key: str) -> float:
@@ -191,9 +209,9 @@ def run_inversion(config: dict, model: str | None, device: str | None) -> None:
 def run_forgetting(config: dict, model: str | None, device: str | None) -> None:
     """The stage `Attn`: a patch in output_dir that forgets all of multi_concept."""
     listed, settings = read_concepts(config), forgetting_settings(config)
-    embeddings = {name: newest_embedding(name) for name, _ in listed} if config["use_ti"] else {}
+    embeddings = {name: newest_embedding(name) for name, _ in listed} if flag(config, "use_ti") else {}
     folders = [Path("data", name) for name, _ in listed]
-    images, concept_of = (None, None) if config["no_real_image"] else read_folders(folders, settings.resolution)
+    images, concept_of = (None, None) if flag(config, "no_real_image") else read_folders(folders, settings.resolution)
     path = Path(config["output_dir"], f"forget-{slug('-'.join(name for name, _ in listed))}.safetensors")
     host = open_host(config, model, device)
     pictures = max(settings.num_pictures, len(listed)) if images is None else len(images)

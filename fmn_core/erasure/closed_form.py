@@ -17,12 +17,11 @@ from ..patch.statistics import Moments
 from ..text.concept import Concept, find_tokens, split_names
 from ..text.features import KEEP_TEMPLATES, NEAR_TEMPLATES, PROBES, TEMPLATES, Lexicon, Place, fill, pair
 from ..text.name_words import hold_words, own_place
-from ..training.memory import ran_out
 from .advice import LITTLE, warnings
 from .config import ForgetSettings
 from .plan import Task, find_subjects, known
 from .solve import Erasure, leading_directions, second_moment, solve
-from .unrelated import unrelated_drift, unrelated_prompts, unrelated_warnings
+from .unrelated import NotFinite, latents_shape, unrelated_drift, unrelated_prompts, unrelated_warnings
 
 NEIGHBOURS = 16
 TEMPLATES_IN_ALL = 160
@@ -61,15 +60,15 @@ def seen_by_unet(host: DiffusionHost, edit: Edit, factors: dict[tuple[str, str],
     be made."""
     try:
         others = unrelated_prompts(host, edit.task.forgotten)
-        with host.training((len(others), *host.latent_shape())):
+        with host.training(latents_shape(host)):
             lora = CrossAttentionLoRA.of(host, factors).requires_grad_(False)
             drift = unrelated_drift(host, others, lora.attached())
-    except (ForgetError, RuntimeError) as error:
-        if not isinstance(error, ForgetError) and not ran_out(error):
-            raise
-        logger.info("forget.unseen why=%s", plain(str(error)))
+    except NotFinite:
+        raise
+    except (ForgetError, RuntimeError) as error:  # no memory, a UNet elsewhere or in parts: the edit did not need it
+        logger.warning("forget.unseen why=%s", plain(str(error)))
         return {}
-    return {"unrelated drift": drift, "warnings": edit.report["warnings"] + unrelated_warnings(drift)}
+    return {"unrelated drift": drift, "warnings": edit.report["warnings"] + unrelated_warnings(drift, trained=False)}
 
 
 def edit_factors(host: DiffusionHost, edit: Edit, settings: ForgetSettings) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:

@@ -211,7 +211,10 @@ def penalised_columns(columns: Tensor) -> tuple[Tensor, Tensor]:
 
 def unfinished(losses: list[float], steps: int) -> dict:
     """The report of a patch whose training was stopped."""
-    told = f"Unfinished: stopped after step {len(losses)} of {steps}. Queued again, the same inputs go on from there."
+    told = (
+        f"Unfinished: stopped after step {len(losses)} of {steps}. Queued again, the same inputs go on from the last saved "
+        "step."
+    )
     return {"steps": len(losses), "loss": [losses[0], losses[-1]], "warnings": [told]}
 
 

@@ -30,16 +30,25 @@ def unrelated_prompts(host: DiffusionHost, names: Iterable[str]) -> Prompts:
     return host.encode([*captions[:: -(-len(captions) // PROMPTS)]])
 
 
+class NotFinite(ForgetError):
+    """A patch with which the model's estimates are no numbers."""
+
+
+def latents_shape(host: DiffusionHost) -> tuple[int, ...]:
+    """[B, C, h, w] of the latents that are looked at."""
+    channels, *sides = host.native_shape()
+    return PROMPTS, channels, *(min(side, SIDE) for side in sides)
+
+
 @torch.no_grad()
 def unrelated_drift(host: DiffusionHost, prompts: Prompts, *patches: AbstractContextManager) -> float:
     """Noise-prediction drift |eps - eps0|^2 / |eps0|^2 of unrelated prompts, their mean: eps with what the contexts put on
     the model, eps0 without. For inside the host's `training`, and the same each time.
 
-    They are asked of what the model first takes pure noise for, noised again to LEVEL. Raises ForgetError where the patched
+    They are asked of what the model first takes pure noise for, noised again to LEVEL. Raises NotFinite where the patched
     model's estimates are not finite.
     """
-    channels, *sides = host.native_shape()
-    shape = (len(prompts), channels, *(min(side, SIDE) for side in sides))
+    shape = len(prompts), *latents_shape(host)[1:]
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(host.device)
     last = len(host.alphas_cumprod) - 1
     first, t = (torch.full((len(prompts),), at, device=noise.device) for at in (last, round(LEVEL * last)))
@@ -52,15 +61,19 @@ def unrelated_drift(host: DiffusionHost, prompts: Prompts, *patches: AbstractCon
             stack.enter_context(patch)
         drift = noise_drift(host.predict(x_t, t, prompts), before).mean()
     if before.isfinite().all() and not drift.isfinite():
-        raise ForgetError("The patch gives no finite noise estimates: lower the learning rate.")
-    return round(drift.item(), 5)
+        raise NotFinite(
+            "The patch gives no finite noise estimates: forget fewer concepts at once, or lower the learning rate where the "
+            "preset has one."
+        )
+    return round(drift.item(), 7)
 
 
-def unrelated_warnings(drift: float) -> list[str]:
-    """A sentence where unrelated prompts suffer."""
+def unrelated_warnings(drift: float, trained: bool = True) -> list[str]:
+    """A sentence where unrelated prompts suffer, with what helps a training or an edit in closed form."""
     if not drift > MUCH:
         return []
+    lower = "the learning rate or the steps" if trained else "the rank"
     return [
-        f"Prompts that have nothing to do with it suffer: their noise estimates change by {drift:.0%}. Lower the learning "
-        "rate or the steps, forget fewer concepts at once, or apply the patch less strongly."
+        f"Unrelated prompts suffer: their noise estimates change by {drift:.0%}. Lower {lower}, forget fewer concepts at "
+        "once, or apply the patch less strongly."
     ]

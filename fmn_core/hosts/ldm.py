@@ -45,7 +45,7 @@ def other_layers(unet: nn.Module) -> dict[str, nn.Module]:
 def kohya_name(name: str, family: str, per_level: int) -> str:
     """A layer's name in a LoRA file: the ldm's own for SDXL, diffusers' for the others, as sd-scripts writes them.
 
-    `per_level` is what `key_names.blocks_per_level` finds in the UNet.
+    `per_level` is what `lora.keys.blocks_per_level` finds in the UNet.
     """
     return "lora_unet_" + (name.replace(".", "_") if family == "sdxl" else one_name(name, per_level))
 

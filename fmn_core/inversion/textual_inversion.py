@@ -175,7 +175,10 @@ def invert(
 def unfinished(state: State, names: list[str], steps: int, before: float) -> Inversion:
     """What was learned by a training that was stopped; how well is not measured."""
     learned = dict(zip(names, state.parameters, strict=True))
-    told = f"Unfinished: stopped after step {len(state.losses)} of {steps}. Queued again, the same inputs go on from there."
+    told = (
+        f"Unfinished: stopped after step {len(state.losses)} of {steps}. Queued again, the same inputs go on from the last "
+        "saved step."
+    )
     vectors = {name: v.detach().cpu().clone() for name, v in learned.items()}
     return Inversion(vectors, state.losses, before, state.losses[-1], [told])
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+LEAST = 1e-20  # under a root, whose gradient at nought is none
+
 
 def attention_resteering_loss(maps: Iterable[Tensor], columns: Tensor, regions: Iterable[Tensor] | None = None) -> Tensor:
     """Attention re-steering loss: the squared norm of what attends to the concept (Algorithm 1).
@@ -22,7 +24,8 @@ def attention_resteering_loss(maps: Iterable[Tensor], columns: Tensor, regions: 
 def joint_norm_loss(maps: Iterable[Tensor], columns: Tensor, regions: Iterable[Tensor] | None = None) -> Tensor:
     """Attention re-steering as the released code has it (SHI-Labs/Forget-Me-Not, train_attn.py): one norm, not squared, of
     what attends to the concept in all layers, heads and pixels of the batch. Arguments as for attention_resteering_loss."""
-    return (attention_resteering_loss(maps, columns, regions) * len(columns)).sqrt()
+    squares = attention_resteering_loss(maps, columns, regions) * len(columns)
+    return squares.clamp(min=LEAST).sqrt()
 
 
 def mean_attention_loss(maps: Iterable[Tensor], columns: Tensor, regions: Iterable[Tensor] | None = None) -> Tensor:

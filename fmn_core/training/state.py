@@ -55,7 +55,7 @@ class State:
 
     def step(self) -> None:
         """The optimiser's step, from the parameters that were just held."""
-        self.before, self.torn = [*self.tensors["good"]], True
+        self.before, self.torn = self.before or [*self.tensors["good"]], True
         self.optimizer.step()
 
     def set_mark(self) -> None:
