@@ -13,6 +13,7 @@ from fmn_core.cli.config_keys import DEAD, LIVE
 from fmn_core.cli.main import main
 from fmn_core.cli.run_config import forgetting_settings, inversion_settings, read_config
 from fmn_core.erasure.config import ForgetSettings
+from fmn_core.errors import ForgetError
 from fmn_core.inversion.config import InvertSettings
 from fmn_core.patch.patch import read_patch
 

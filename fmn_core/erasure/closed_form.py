@@ -1,4 +1,5 @@
-"""The preset `fast`: a concept forgotten in closed form, from the text encoder and the weights of K and V alone."""
+"""The preset `fast`: a concept forgotten in closed form, from the text encoder and the weights of K and V; the UNet itself is
+only asked in the end how unrelated prompts fare."""
 
 from __future__ import annotations
 
