@@ -1,4 +1,4 @@
-"""The preset `fast`: a concept forgotten in closed form, from the text encoder and the weights of K and V; the UNet itself is
+"""The preset `fast`: a concept forgotten in closed form, from the text encoder and the weights of K and V; the UNet is
 only asked in the end how unrelated prompts fare."""
 
 from __future__ import annotations
