@@ -26,9 +26,10 @@ def lora_folder() -> Path:
     return Path(shared.cmd_opts.lora_dir)
 
 
-def models_folder() -> Path:
-    """Where the webui keeps models of all kinds."""
-    return Path(paths.models_path)
+def states_folder() -> Path:
+    """Where the states of trainings are kept until they end: among the webui's models, and out of the LoRA folder, where the
+    page of LoRAs has a button for every folder, and the command line may keep its own."""
+    return Path(paths.models_path) / "forget-me-not"
 
 
 def refresh_loras() -> None:

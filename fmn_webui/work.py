@@ -31,7 +31,6 @@ from .forms import given_pictures
 from .jobs import Job, Jobs, Outcome
 from .names import PatchList, check_name, new_file, new_files, unfinished_name
 from .shown import Shown
-from .states import states_folder
 
 JOBS = Jobs(webui.turn, webui.interrupt, webui.tell)
 PATCHES = PatchList()
@@ -108,7 +107,7 @@ def submit_forget(asked: Asked) -> Job:
             return rescued[0].files[0]
 
         try:
-            with Checkpoint(states_folder(), rescue) as checkpoint:
+            with Checkpoint(webui.states_folder(), rescue) as checkpoint:
                 images, mask = from_bytes(asked.images), from_bytes(asked.mask)
                 patch, _ = forget(host, asked.concept, asked.settings, images, mask, checkpoint)
                 outcome = keep(patch, asked.name)
