@@ -75,10 +75,15 @@ class PatchList:
         for name, paths in lora_files(folder).items():
             if not can_be_called(name):
                 continue
-            for path in (path for path in paths if path.suffix == ".safetensors" and path.is_file()):
-                key = str(path), path.stat().st_mtime_ns
-                seen[key] = self.known.get(key) if key in self.known else is_patch(path)
-                if seen[key] and path.parent.name not in STACKS:
+            for path in paths:
+                if path.suffix != ".safetensors" or path.parent.name in STACKS or not path.is_file():
+                    continue
+                try:
+                    key = str(path), path.stat().st_mtime_ns
+                    seen[key] = self.known[key] if key in self.known else is_patch(path)
+                except OSError:  # taken away meanwhile
+                    continue
+                if seen[key]:
                     found.setdefault(name, path)
         self.known = seen
         return dict(sorted(found.items(), key=lambda one: one[0].lower()))

@@ -16,11 +16,11 @@ from PIL import Image
 from fmn_core.erasure.config import ForgetSettings
 from fmn_core.errors import ForgetError
 from fmn_core.evaluation.config import EvaluateSettings
-from fmn_webui import forms, infotext
+from fmn_webui import forms, infotext, names
 from fmn_webui.forms import converted, decoded, folder_pictures, given_pictures, members_of, settings_of
 from fmn_webui.infotext import ROWS, Wanted
 from fmn_webui.limits import MOST_MEMBERS, MOST_PICTURES, MOST_TEXT, TooLarge
-from fmn_webui.names import MOST, PatchList, can_be_called, check_name, new_file, unfinished_name
+from fmn_webui.names import MOST, STACKS, PatchList, can_be_called, check_name, new_file, unfinished_name
 from fmn_webui.receiving import MOST_DIGITS, MOST_VALUES, parsed
 from fmn_webui.tags import unet_weight, with_params, with_tags
 
@@ -75,6 +75,26 @@ def test_only_patches_are_listed(tmp_path):
     (tmp_path / "ordinary.safetensors").write_bytes(b"no lora")
     (tmp_path / "gone.safetensors").symlink_to(tmp_path / "nowhere")
     assert PatchList()(tmp_path) == {} == PatchList()(tmp_path / "no folder")
+
+
+@pytest.mark.parametrize("when", ["seen", "read"])
+def test_files_that_go_while_patches_are_listed_are_not(tmp_path, monkeypatch, when):
+    """Once seen as a file, or about to be read; stacked ones, which go at any time, are not even looked at."""
+    for name in ("gone", "kept", f"{STACKS[0]}/fmn-stack"):
+        path = tmp_path / f"{name}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"a patch")
+    asked, is_file = [], Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda path: asked.append(path.stem) or (is_file(path) and goes(path, "seen")))
+
+    def goes(path, moment):
+        if path.stem == "gone" and moment == when:
+            path.unlink()
+        return path.stem == "gone" or path.stat().st_size > 0
+
+    monkeypatch.setattr(names, "is_patch", lambda path: goes(path, "read") and bool(path.read_bytes()))
+    assert [*PatchList()(tmp_path)] == ["kept"]
+    assert "fmn-stack" not in asked
 
 
 @pytest.mark.parametrize("prompt, tag", [
