@@ -105,10 +105,15 @@ def prepared(p, wanted: Wanted) -> tuple[Applied, Wanted, list[str]]:
 
 
 def check_model(model, patches: Sequence[Patch]) -> None:
-    """Raises ForgetError unless every patch has its layers in the webui's model, of which names and shapes are read alone:
-    those that can only draw, torn by --lowvram or quantised, will do."""
+    """Raises ForgetError unless every patch has its layers in the webui's model and would be seen in its pictures. Names and
+    shapes are read alone: models that can only draw, torn by --lowvram or quantised, will do."""
     host = adapt(model, to_train=False)
     for patch in patches:
+        if host.hides_loras:
+            raise ForgetError(
+                "The checkpoint is in scaled fp8, where this webui adds LoRAs before the scale and no patch would be seen: "
+                "set Diffusion in Low Bits to Automatic (fp16 LoRA), or load it in fp16, bf16 or fp8 without scales."
+            )
         if host.quantised:
             base = patch.info["base"]
             if base["family"][:3] != host.family[:3]:

@@ -65,7 +65,7 @@ def test_weights_in_fp8_make_nearly_the_same_patch(webui, job, monkeypatch, sett
 def test_scaled_fp8_is_refused_before_anything_is_computed(webui, monkeypatch):
     in_fp8(webui, monkeypatch, scaled=True)
     monkeypatch.setattr(type(webui.unet), "forward", None)
-    with pytest.raises(ForgetError, match="scaled fp8.*load it in fp16"):
+    with pytest.raises(ForgetError, match="scaled fp8.*cannot be trained.*load it in fp16"):
         current_host()
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import time
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import networks
@@ -256,6 +257,34 @@ def test_a_patch_of_another_checkpoint_is_told_under_the_picture(draw, loras, mo
         p, _, pictures = draw("a photo of a cat", values(*rows))
     assert plain[0].comments == [] and np.array_equal(plain[2], pictures)
     assert [("`cat` was made for another" in sentence) for sentence in p.comments] == [True] * said
+
+
+@pytest.mark.skipif(find_spec("backend") is None, reason="Forge's layers alone have scales")
+@pytest.mark.parametrize("added, storage, refused", [
+    ("merged", torch.float8_e4m3fn, True), ("in fp16", torch.float8_e4m3fn, False), ("in fp16", torch.bfloat16, True),
+    ("in fp16, with fp8 sums", torch.float8_e4m3fn, True),
+])  # fmt: skip
+def test_a_patch_is_refused_where_scaled_fp8_would_hide_it(draw, monkeypatch, added, storage, refused):
+    """The host merges LoRAs into weights before they are scaled, unless `Diffusion in Low Bits` has it add them in fp16."""
+    from backend.args import dynamic_args
+
+    host = current_host()
+    plain, patched = (draw("a photo of a cat", values(*rows))[2] for rows in ([], [("cat", 1.0)]))
+    monkeypatch.setattr(host.base, "storage_dtype", storage)
+    monkeypatch.setitem(dynamic_args, "online_lora", added != "merged")
+    monkeypatch.setitem(dynamic_args, "ops", "fp8" if "sums" in added else None)
+    assert np.array_equal(draw("a photo of a cat", values(("cat", 1.0)))[2], patched)
+    scaled = next(layer for layer in host.unet.modules() if hasattr(layer, "scale_weight"))
+    monkeypatch.setattr(scaled, "scale_weight", torch.ones(()))
+    assert np.array_equal(draw("a photo of a cat")[2], plain)
+    if not refused:
+        assert np.array_equal(draw("a photo of a cat", values(("cat", 1.0)))[2], patched)
+        return
+    with pytest.raises(ForgetError, match="scaled fp8.*no patch would be seen.*No picture was made"):
+        draw("a photo of a cat", values(("cat", 1.0)))
+    monkeypatch.setitem(vars(shared.opts), ALLOW, True)
+    p, _, pictures = draw("a photo of a cat", values(("cat", 1.0)))
+    assert "scaled fp8" in p.comments[0] and np.array_equal(pictures, plain)
 
 
 def test_a_checkpoint_put_into_the_same_model_is_another(script, monkeypatch):

@@ -39,6 +39,8 @@ class WebuiBase(DiffusionHost):
     """
 
     quantised = False  # its weights' shapes then say nothing
+    scaled = False  # its weights are in scaled fp8, and are read without the scale
+    hides_loras = False  # adds LoRAs to such weights before the scale, which makes them nothing
     unet: nn.Module
     vae_dtype: torch.dtype
 

@@ -23,6 +23,23 @@ class ForgeHost(WebuiBase):
         storage = self.base.storage_dtype
         return not (isinstance(storage, torch.dtype) and storage.is_floating_point)
 
+    @property
+    def scaled(self) -> bool:
+        return any(getattr(layer, "scale_weight", None) is not None for layer in self.unet.modules())
+
+    @property
+    def hides_loras(self) -> bool:
+        return self.scaled and not self.adds_loras_last
+
+    @property
+    def adds_loras_last(self) -> bool:
+        """Whether the host adds LoRAs as a layer runs, to weights that have their scale, and does not merge them."""
+        from backend.args import dynamic_args
+
+        stored_whole = self.base.storage_dtype in (torch.float32, torch.float16, torch.bfloat16)
+        sums_in_fp8 = str(dynamic_args.get("ops")).startswith("fp8")
+        return bool(dynamic_args.get("online_lora")) and not stored_whole and not sums_in_fp8
+
     def require_trainable(self) -> None:
         super().require_trainable()
         if self.quantised:
@@ -30,10 +47,9 @@ class ForgeHost(WebuiBase):
                 f"The model's weights are quantised ({self.base.storage_dtype}) and cannot be read as they are: set "
                 "Diffusion in Low Bits to Automatic, and load a checkpoint that is not quantised."
             )
-        if any(getattr(layer, "scale_weight", None) is not None for layer in self.unet.modules()):
+        if self.scaled:
             raise ForgetError(
-                "The checkpoint is in scaled fp8, where this webui adds LoRAs before the scale and no patch would be seen: "
-                "load it in fp16, bf16 or fp8 without scales."
+                "The checkpoint is in scaled fp8, which cannot be trained here: load it in fp16, bf16 or fp8 without scales."
             )
 
     @property
