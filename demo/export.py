@@ -9,6 +9,7 @@ in its sizes, 1.2 GB, that needs nothing beside it. Its pictures are blurred (se
 """
 
 import argparse
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -118,9 +119,14 @@ def export_webui(folder: Path, checkpoint: Path = CHECKPOINT, autoencoder: str |
     config = WEBUI_CONFIG.format(
         start=BETAS[0], end=BETAS[1], scale=SCALE, latent_channels=LATENT_CHANNELS, channels=WIDTHS[0],
         resolutions=[2**level for level in range(len(WIDTHS))], multipliers=[width // WIDTHS[0] for width in WIDTHS],
-        heads=HEADS, context=TEXT["hidden_size"], autoencoder=autoencoder, text_encoder=text.resolve(),
+        heads=HEADS, context=TEXT["hidden_size"], autoencoder=quoted(autoencoder), text_encoder=quoted(str(text.resolve())),
     )  # fmt: skip
-    (folder / f"{checkpoint.stem}.yaml").write_text(config)
+    (folder / f"{checkpoint.stem}.yaml").write_text(config, encoding="utf-8")
+
+
+def quoted(text: str) -> str:
+    """A text in YAML, whatever is in it."""
+    return json.dumps(text, ensure_ascii=False)  # YAML takes no pairs of escapes for one letter
 
 
 def export_forge(folder: Path, checkpoint: Path = CHECKPOINT) -> None:

@@ -64,7 +64,8 @@ def test_diffusers_draws_the_hosts_picture(host, pipeline):
 
 
 def test_the_webuis_own_ldm_computes_the_same(host, tmp_path, monkeypatch):
-    """The classes that the webui's .yaml names, built and filled as the webui does it, from the checkpoint it gets."""
+    """The classes that the webui's .yaml names, built and filled as the webui does it, from the checkpoint it gets, in a
+    folder of any name."""
     import yaml
     from ldm.util import instantiate_from_config
     from transformers import CLIPTokenizer
@@ -73,9 +74,10 @@ def test_the_webuis_own_ldm_computes_the_same(host, tmp_path, monkeypatch):
     from demo.recipe.text_encoder import CONFIG
 
     monkeypatch.syspath_prepend(str(ROOT))
-    export_webui(tmp_path, autoencoder="fmn_core.hosts.webui.taesd.TAESD")
-    config = yaml.safe_load((tmp_path / f"{CHECKPOINT.stem}.yaml").read_text())["model"]["params"]
-    weights = {key: weight.float() for key, weight in load_file(tmp_path / CHECKPOINT.name).items()}
+    folder = tmp_path / 'models: "mine" #1, \\ Ü 🐈'
+    export_webui(folder, autoencoder="fmn_core.hosts.webui.taesd.TAESD")
+    config = yaml.safe_load((folder / f"{CHECKPOINT.stem}.yaml").read_text(encoding="utf-8"))["model"]["params"]
+    weights = {key: weight.float() for key, weight in load_file(folder / CHECKPOINT.name).items()}
 
     def build(part, prefix):
         model = instantiate_from_config(config[part]).eval()
