@@ -104,6 +104,10 @@ class Progress(ABC):
         """Whether anybody sees previews now."""
         return False
 
+    def may_show_previews(self) -> bool:
+        """Whether anybody sees previews now or may come to see them: what they are made of is made before the work."""
+        return self.shows_previews()
+
     def progress(self, step: int, total: int, preview: Callable[[], Tensor] | None = None) -> None:
         """Shows a part's `step` of `total`, or inside `one_bar` one more step of all.
 

@@ -86,7 +86,7 @@ def host_for(job: Job) -> DiffusionHost:
         check()
 
     host.show_progress, host.check_interrupt = show_progress, check_interrupt
-    host.shows_previews = lambda: job.watched and shown()
+    host.shows_previews, host.may_show_previews = lambda: job.watched and shown(), shown
     return host
 
 

@@ -128,7 +128,7 @@ def tiled(columns: Tensor, length: int) -> Tensor:
 @dataclass(frozen=True)
 class Pictures:
     """Pictures of the concepts or of their places: latents [P, C, h, w], the concept of each, by number, where in them it
-    is [1 or P, H, W], and the pictures [P, H, W, 3] where they were given or are seen; `near`: latents of the first near
+    is [1 or P, H, W], and the pictures [P, H, W, 3] where they were given or may be seen; `near`: latents of the first near
     words, one each, or none."""
 
     latents: Tensor
@@ -161,7 +161,7 @@ def gather(
     places = join([texts.places[texts.template[row]] for row in rows])
     with phase("forget.pictures", count=len(rows)):
         latents = sample(host, places if of_places else texts.asked.take(rows), texts.empty, settings, generator)
-        images = host.decode(latents) if host.shows_previews() else None
+        images = host.decode(latents) if host.may_show_previews() else None
     return Pictures(latents, [texts.concept[row] for row in rows], None, images)
 
 

@@ -80,7 +80,7 @@ def forget_by_resteering(
                 ignored = columns[made_for] if settings.visual_weight else None
                 pairs = sample_pairs(host, prompts.take(made_for), empty, ignored, settings, generator)
         latents = pairs[0] if images is None else host.encode_images(images)
-        if images is None and host.shows_previews():
+        if images is None and host.may_show_previews():
             images = host.decode(latents)
         asked = [calls_for[i] for i in shows] if shows else [calls_for[texts[row][2]] for row in made_for]
         pictures = Pictures(latents, asked, mask, images, pairs, made_for)
@@ -132,7 +132,7 @@ def warnings(mass: dict[str, float]) -> list[str]:
 @dataclass(frozen=True)
 class Pictures:
     """What a training sees: latents [P, C, h, w], the rows of the prompts that call for what each shows, where in them it
-    is [1 or P, H, W], and the pictures [P, H, W, 3] where they were given or are seen; `pairs` for the visual denoising
+    is [1 or P, H, W], and the pictures [P, H, W, 3] where they were given or may be seen; `pairs` for the visual denoising
     loss, and the row of the prompt that each was made for."""
 
     latents: Tensor

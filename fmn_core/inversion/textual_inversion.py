@@ -81,7 +81,7 @@ def invert_pictures(
         made = 0 if images is not None else sampling_calls(settings.num_pictures, settings.sampling_steps)
         with host.one_bar(made + settings.steps):
             latents = make_latents(host, settings, concept) if images is None else host.encode_images(images)
-            if images is None and host.shows_previews():
+            if images is None and host.may_show_previews():
                 images = host.decode(latents)
             inversion = invert(host, latents, settings, mask, images, checkpoint)
         checkpoint.done()
@@ -128,7 +128,7 @@ def invert(
     norms = {name: v.norm(dim=-1).mean() for name, v in host.word_vectors(" ".join(NOUNS)).items()}
     first = first_vectors(host, settings, norms, generator)
     weight = None if mask is None else error_weight(mask, latents)
-    decoder = linear_decoder(latents, pictures) if pictures is not None and host.shows_previews() else None
+    decoder = linear_decoder(latents, pictures) if pictures is not None and host.may_show_previews() else None
     warnings, checkpoint = [], checkpoint or Checkpoint()
     probe = diffuse(host, latents[draw(len(latents), PROBES, generator)], generator)
     with host.training((settings.batch_size, *latents.shape[1:]), text=True):

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import itertools
 import json
+import math
 import re
 
 import gradio as gr
@@ -22,7 +23,10 @@ from webui_ui import host_page
 from webui_ui.fixtures import client
 
 from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.forget import forget
 from fmn_core.evaluation.config import EvaluateSettings
+from fmn_core.inversion.config import InvertSettings
+from fmn_core.inversion.textual_inversion import invert_pictures
 from fmn_core.patch.patch import Patch, read_patch, save_patch
 from fmn_webui import forms, jobs, names, receiving, webui
 from fmn_webui.api import ROUTES
@@ -54,6 +58,32 @@ def test_previews_are_made_while_somebody_looks_at_the_job(script, loras, at_wor
     monkeypatch.setattr(jobs, "WATCHED", 0.0)  # nobody has looked for so long
     host.progress(3, 3, preview)
     assert len(made) == (look != "nobody") and job.step == 3
+
+
+QUICK = {"steps": 2, "batch_size": 1, "num_pictures": 1, "sampling_steps": 2, "resolution": 64}
+
+
+@pytest.mark.parametrize("kind", ["paper", "balanced", "inversion"])
+def test_who_looks_late_sees_what_who_looked_from_the_start_sees(script, loras, at_work, kind):
+    """The picture under the heat map, or the decoder of the guess, is made before the training."""
+    (job, host), shown = at_work, []
+    tell = host.show_progress
+    for late in (False, True):
+        job.looked, job.preview = -math.inf if late else math.inf, None
+
+        def look(step, total, preview):
+            tell(step, total, preview)
+            if step == total - 1:
+                assert (job.preview is None) == late  # noqa: B023
+                job.looked = math.inf
+
+        host.show_progress = look
+        if kind == "inversion":
+            invert_pictures(host, InvertSettings(**QUICK), concept="cat")
+        else:
+            forget(host, "cat", ForgetSettings(preset=kind, **QUICK))
+        shown.append(job.preview.image)
+    assert shown[0].size == shown[1].size and shown[0].tobytes() == shown[1].tobytes()
 
 
 def test_the_folder_is_walked_once_for_a_request_of_several_patches(script, loras, monkeypatch):
