@@ -288,7 +288,7 @@ def test_a_config_that_would_take_much_is_refused(tmp_path, text, why):
 
 def test_a_number_without_an_end_is_no_number_of_steps():
     with pytest.raises(ForgetError, match="write a number"):
-        number({"steps": float("inf")}, "steps", int)
+        number({"max_train_steps": float("inf")}, "max_train_steps", ForgetSettings, "steps")
 
 
 def test_a_header_is_bounded_before_it_is_read(tmp_path):

@@ -86,7 +86,7 @@ def test_an_interrupt_keeps_what_was_learned(server, job):
     with pytest.raises(ServerError, match="interrupted"):
         server.run(long, stop_once)
     (new,) = {*(server.work / "embeddings").iterdir()} - {*before}
-    assert seen[-1] < 4000 and new.name == "learned-cat-unfinished_00001_.safetensors"
+    assert seen[-1] < 4000 and re.fullmatch(r"learned-cat-unfinished_\d+_.safetensors", new.name)
     assert list(read_embedding(new, {"clip_l": 112})) == ["clip_l"]
 
 

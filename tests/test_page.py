@@ -26,13 +26,15 @@ from comfyui_page import (  # noqa: F401
 from fmn_core.attention import compare as attention_compare
 from fmn_core.attention import recorder as recording
 from fmn_core.attention import visualize as attention_picture
-from fmn_core.erasure import config as settings
+from fmn_core.erasure.config import ForgetSettings
+from fmn_core.evaluation.config import EvaluateSettings
+from fmn_core.inversion.config import InvertSettings
 
 IMAGES = ("SaveImage", "PreviewImage")
 SETTINGS = {
-    "FMN_ForgetConcept": settings.ForgetSettings,
-    "FMN_InvertConcept": settings.InvertSettings,
-    "FMN_EvaluatePatch": settings.EvaluateSettings,
+    "FMN_ForgetConcept": ForgetSettings,
+    "FMN_InvertConcept": InvertSettings,
+    "FMN_EvaluatePatch": EvaluateSettings,
     "FMN_RecordAttention": recording.RecordingSettings,
     "FMN_VisualizeTokenAttention": attention_picture.ViewSettings,
     "FMN_CompareTokenAttention": attention_compare.CompareSettings,

@@ -15,6 +15,7 @@ from fmn_core.inversion.textual_inversion import invert_pictures
 from fmn_core.text.concept import make_concepts
 
 SMALL = {"num_pictures": 1, "sampling_steps": 1, "steps": 1, "resolution": 64}
+EDIT = ForgetSettings(resolution=64)
 DRAWN = {"prompts": 1, "steps": 1, "resolution": 64, "inversion": True, "inversion_steps": 1}
 
 
@@ -33,7 +34,7 @@ WORKS = {
     "pictures": lambda host: forget(host, "cat", ForgetSettings(preset="paper", **SMALL), torch.rand(1, 200, 200, 3)),
     "invert": lambda host: invert_pictures(host, InvertSettings(**SMALL), concept="cat"),
     "invert pictures": lambda host: invert_pictures(host, InvertSettings(**SMALL), torch.rand(1, 200, 200, 3)),
-    "evaluate": lambda host: evaluate(host, forget(host, "cat", ForgetSettings())[0], EvaluateSettings(**DRAWN)),
+    "evaluate": lambda host: evaluate(host, forget(host, "cat", EDIT)[0], EvaluateSettings(**DRAWN)),
 }
 
 

@@ -36,7 +36,7 @@ class NotFinite(ForgetError):
 
 def latents_shape(host: DiffusionHost) -> tuple[int, ...]:
     """[B, C, h, w] of the latents that are looked at."""
-    channels, *sides = host.native_shape()
+    channels, *sides = host.latent_shape()
     return PROMPTS, channels, *(min(side, SIDE) for side in sides)
 
 
