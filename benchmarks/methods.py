@@ -52,7 +52,7 @@ def without_vocabulary():
 
 PRESETS = next(f for f in fields(ForgetSettings) if f.name == "preset").metadata["choices"]
 BASELINES = {
-    "FMN (original)": partial(forget_me_not, rate=6e-4, pooler=False, whole=False),
+    "FMN (original)": partial(forget_me_not, rate=1e-4, steps=100, pooler=False),
     "ESD/LECO": partial(esd, rate=3e-3, steps=30, eta=1.0),
     "UCE": partial(uce, generic=True),
 }
