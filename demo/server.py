@@ -64,7 +64,7 @@ class ComfyServer:
             pack_link(self.folder).name,
         ]
         command = [self.python, str(LAUNCHER), str(self.folder), *self.device, "--disable-auto-launch", f"--port={port}"]
-        command += ["--extra-model-paths-config", str(config), "--preview-method", "auto"]
+        command += ["--extra-model-paths-config", str(config)]
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
                 [*command, *places, *packs], cwd=self.folder, stdout=log, stderr=log, env=self.environment

@@ -88,13 +88,14 @@ class Work:
 
 
 PREVIEW_EVERY = 0.5  # seconds, at least, from the end of a preview to the next
+PREVIEW_SHARE = 0.1  # of the time, at most, that previews may take
 
 
 class Progress(ABC):
     """The bar of a host's work, whose parts may share one, and a preview on it now and then."""
 
     bar_steps: tuple[int, int] | None = None  # done and all, inside `one_bar`
-    previewed = -math.inf  # when the last preview was made, by the monotonic clock
+    preview_due = -math.inf  # when the next preview may be made, by the monotonic clock
 
     @abstractmethod
     def show_progress(self, step: int, total: int, preview: Tensor | None) -> None:
@@ -111,17 +112,20 @@ class Progress(ABC):
     def progress(self, step: int, total: int, preview: Callable[[], Tensor] | None = None) -> None:
         """Shows a part's `step` of `total`, or inside `one_bar` one more step of all.
 
-        `preview` makes a picture [H, W, 3] in 0..1. It is asked only where that is seen, and no more often than every
-        PREVIEW_EVERY seconds, but for the first and the last step: a preview may take as long as a step.
+        `preview` makes a picture [H, W, 3] in 0..1. It is asked only where that is seen, and but for the first and the last
+        step no more often than every PREVIEW_EVERY seconds, nor for more than PREVIEW_SHARE of the time: a preview may take
+        as long as a step.
         """
         if self.bar_steps:
             done, total = self.bar_steps
             step = done + 1
             self.bar_steps = (step, total)
         picture = None
-        if preview and self.shows_previews() and (step >= total or time.monotonic() - self.previewed >= PREVIEW_EVERY):
+        start = time.monotonic()
+        if preview and self.shows_previews() and (step >= total or start >= self.preview_due):
             picture = preview()
-            self.previewed = time.monotonic()
+            end = time.monotonic()
+            self.preview_due = end + max(PREVIEW_EVERY, (end - start) * (1 / PREVIEW_SHARE - 1))
         self.show_progress(step, total, picture)
 
     def skip(self, steps: int) -> None:
@@ -135,7 +139,7 @@ class Progress(ABC):
         """Context in which the parts of a work tell `total` steps together; another inside it changes nothing."""
         outer = self.bar_steps
         if not outer:
-            self.bar_steps, self.previewed = (0, total), -math.inf
+            self.bar_steps, self.preview_due = (0, total), -math.inf
         try:
             yield
         finally:

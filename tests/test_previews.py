@@ -63,6 +63,8 @@ def test_previews_are_made_at_the_first_and_last_step_and_in_between_by_the_cloc
     assert made[0][0] == 0 and made[-1][0] == len(steps) - 1
     for (_, _, ended), (step, begun, _) in zip(made, made[1:], strict=False):
         assert begun - ended >= PREVIEW_EVERY or step == len(steps) - 1
+    for (_, before, ended), (step, begun, _) in zip(made, made[1:], strict=False):
+        assert begun - ended >= 8.99 * (ended - before) or step == len(steps) - 1, "a tenth of the time at most"
 
 
 @pytest.fixture
@@ -111,18 +113,17 @@ def trained(host, name):
 def test_a_preview_is_made_where_it_is_seen_and_what_is_learned_is_the_same_without(
     comfy, loaded, few, made, monkeypatch, name
 ):
-    from comfy.cli_args import LatentPreviewMethod, args
-
     from fmn_core.hosts.comfy.model import ComfyHost
 
     count, at_once, watch = made
     shown, results = [], []
-    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, preview, node_id: shown.append(preview))
     monkeypatch.setattr(module, "PREVIEW_EVERY", 0.0)
-    for method in (LatentPreviewMethod.Auto, LatentPreviewMethod.NoPreviews):
-        monkeypatch.setattr(args, "preview_method", method)
+    monkeypatch.setattr(module, "PREVIEW_SHARE", 1.0)
+    for seen in (True, False):
+        hook = (lambda value, total, preview, node_id: shown.append(preview)) if seen else None
+        monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
         results.append(trained(watch(ComfyHost(*loaded)), name))
-        if method == LatentPreviewMethod.Auto:
+        if seen:
             assert sum(count.values()) == (1 if name == "inversion" else len([*filter(None, shown)])) > 0
             assert sum(at_once) == PICTURES and max(at_once) <= DECODED_AT_ONCE
         else:
@@ -147,13 +148,11 @@ import utils.install_util  # before the host's nodes put a folder with another `
 from demo.host import import_comfyui
 
 comfy = import_comfyui(Path("{comfyui}"))
-from comfy.cli_args import LatentPreviewMethod, args
 from main import hijack_progress
 from server import PromptServer
 from fmn_core.hosts.comfy.previews import previews_seen
 
 page = PromptServer(asyncio.new_event_loop())
-args.preview_method = LatentPreviewMethod.Auto
 assert not previews_seen(), "nothing listens to the host's bars"
 hijack_progress(page)
 assert not previews_seen(), "no page is there"
@@ -163,8 +162,6 @@ page.client_id = "another"
 assert not previews_seen(), "the page that asked is gone"
 page.client_id = "one"
 assert previews_seen()
-args.preview_method = LatentPreviewMethod.NoPreviews
-assert not previews_seen(), "previews are off"
 """
 
 

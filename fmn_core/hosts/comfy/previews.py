@@ -1,17 +1,18 @@
-"""Whether ComfyUI shows previews, and to anybody."""
+"""Whether anybody sees the previews that are sent to ComfyUI's page."""
 
 from __future__ import annotations
 
 import sys
 
 import comfy.utils
-from comfy.cli_args import LatentPreviewMethod, args
 
 
 def previews_seen() -> bool:
-    """Whether `--preview-method`, or the page's own choice for this job, has previews, and the page that asked for the job,
-    or any where none is named, is there to get them."""
-    if args.preview_method == LatentPreviewMethod.NoPreviews or comfy.utils.PROGRESS_BAR_HOOK is None:
+    """Whether the page that asked for the job, or any where none is named, is there to get them.
+
+    `--preview-method` says what samplers show of their latents, which by default is nothing; the page shows what nodes send.
+    """
+    if comfy.utils.PROGRESS_BAR_HOOK is None:
         return False
     server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if server is None:  # another program's hook
