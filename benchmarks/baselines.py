@@ -61,6 +61,34 @@ def applied(host, weights: Weights) -> Iterator[None]:
         yield
 
 
+def changes_by(host, train, of=lambda name: True) -> Weights:
+    """The changes that `train(parameters)` makes in place to the UNet's parameters whose names pass; they are put back.
+
+    For inside the host's `training`.
+    """
+    named = {name: one for name, one in host.unet.named_parameters() if of(name)}
+    parameters = list(named.values())
+    with restored(parameters) as before:
+        for one in parameters:
+            one.requires_grad_(True)
+        try:
+            train(parameters)
+        finally:
+            for one in parameters:
+                one.requires_grad_(False)
+        return {name: one.detach() - old for (name, one), old in zip(named.items(), before, strict=True)}
+
+
+def linears(host, place: str = ".transformer_blocks.") -> dict[str, nn.Linear]:
+    """Name -> every Linear of the UNet that has this in its name."""
+    return {n: m for n, m in host.unet.named_modules() if isinstance(m, nn.Linear) and place in n}
+
+
+def lora_changes(lora: LoRAs) -> Weights:
+    """The changes of weights that a trained LoRA makes."""
+    return {f"{name}.weight": (each.up @ each.down).detach() for name, each in zip(lora.patched, lora.values(), strict=True)}
+
+
 def half_bytes(tensors):
     """The bytes of these tensors in fp16, as these methods' files hold them."""
     return sum(2 * tensor.numel() for tensor in tensors)
@@ -113,25 +141,19 @@ def forget_me_not(host, kind, names, rate, steps=35, pooler=True, whole=True):
     with host.training((count, *host.latent_shape())):
         noise = torch.randn(count, *host.latent_shape(), generator=generator)
         latents = sample_ddim(host, noise, prompts.take(rows), empty.take([0] * count), 20, GUIDANCE)
-        named = {name: one for name, one in host.unet.named_parameters() if whole or ".attn2." in name}
-        trained = list(named.values())
-        with restored(trained) as before:
-            for one in trained:
-                one.requires_grad_(True)
-            try:
-                optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=1e-2)
-                for _ in range(steps):
-                    [shown] = draw(count, 1, generator)
-                    x_t, t = add_noise(host, latents[[shown]], generator)
-                    with tapped(layers) as maps:
-                        host.predict(x_t, t, prompts.take([rows[shown]]))
-                    loss = torch.cat([A[..., columns[rows[shown]]].flatten() for A in maps.values()]).norm()
-                    # Their code clips where it trains the cross-attention alone; otherwise its parameters are used up.
-                    step_of(optimizer, loss, [] if whole else trained)
-            finally:
-                for one in trained:
-                    one.requires_grad_(False)
-            weights = {name: one.detach() - old for (name, one), old in zip(named.items(), before, strict=True)}
+
+        def train(parameters):
+            optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=1e-2)
+            for _ in range(steps):
+                [shown] = draw(count, 1, generator)
+                x_t, t = add_noise(host, latents[[shown]], generator)
+                with tapped(layers) as maps:
+                    host.predict(x_t, t, prompts.take([rows[shown]]))
+                loss = torch.cat([A[..., columns[rows[shown]]].flatten() for A in maps.values()]).norm()
+                # Their code clips where it trains the cross-attention alone; otherwise its parameters are used up.
+                step_of(optimizer, loss, [] if whole else parameters)
+
+        weights = changes_by(host, train, lambda name: whole or ".attn2." in name)
     return weights, half_bytes(weights.values())
 
 
@@ -144,9 +166,7 @@ def esd(host, kind, names, rate, steps, eta=2.0, rank=4, full=False):
     generator = torch.Generator().manual_seed(0)
     prompts = host.encode(["", *(prompt for prompt, _ in prompts_of(kind, names))])
     with host.training((2, *host.latent_shape())):
-        places = ".transformer_blocks." if full else ".attn2."
-        modules = {n: m for n, m in host.unet.named_modules() if isinstance(m, nn.Linear) and places in n}
-        lora = LoRAs(modules, rank, generator)
+        lora = LoRAs(linears(host) if full else linears(host, ".attn2."), rank, generator)
         optimizer = torch.optim.AdamW(lora.parameters(), lr=rate)
         for _ in range(steps):
             row = 1 + draw(len(prompts) - 1, 1, generator)[0]
@@ -160,9 +180,7 @@ def esd(host, kind, names, rate, steps, eta=2.0, rank=4, full=False):
             with lora.attached():
                 loss = (host.predict(x_t, t, asked) - (plain - eta * (concept - plain))).square().mean()
             step_of(optimizer, loss, lora.parameters())
-    factors = [(each.up.detach(), each.down.detach()) for each in lora.values()]
-    weights = {f"{name}.weight": up @ down for name, (up, down) in zip(modules, factors, strict=True)}
-    return weights, half_bytes(sum(factors, ()))
+    return lora_changes(lora), half_bytes(lora.parameters())
 
 
 def step_of(optimizer, loss, parameters):

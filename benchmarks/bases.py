@@ -15,16 +15,17 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from benchmarks.baselines import applied, restored, step_of
+from benchmarks.baselines import applied, changes_by, linears, lora_changes, step_of
 from benchmarks.methods import by_preset
 from benchmarks.prompts import HEAD
-from benchmarks.quality import draw, model, pictures_of, score, see
+from benchmarks.quality import draw as draw_pictures
+from benchmarks.quality import model, pictures_of, score, see
 from demo.evaluate import BATCH, GUIDANCE, STEPS, sample
 from demo.vocabulary import OBJECTS, with_article
 from fmn_core.lora.layers import LoRAs
 from fmn_core.text.concept import TEMPLATES
 from fmn_core.training.losses import predicted_x0
-from fmn_core.training.noise import diffuse
+from fmn_core.training.noise import diffuse, draw
 from fmn_core.training.sampling import sample_ddim
 
 JOBS = (("object", ("cat",)), ("object", ("rose",)), ("style", ("neon",)), ("identity", ("ada",)))
@@ -56,7 +57,7 @@ def train(host, parameters, steps, rate, latents, prompts, generator):
     """Noise prediction (Ho et al., 2020, eq. 14) on these latents with these encoded prompts."""
     optimizer = torch.optim.AdamW(parameters, lr=rate)
     for _ in range(steps):
-        rows = torch.randint(len(latents), (TRAINED_AT_ONCE,), generator=generator).tolist()
+        rows = draw(len(latents), TRAINED_AT_ONCE, generator)
         x_t, t, noise = diffuse(host, latents[rows], generator)
         step_of(optimizer, F.mse_loss(host.predict(x_t, t, prompts.take(rows)), noise), parameters)
 
@@ -64,32 +65,18 @@ def train(host, parameters, steps, rate, latents, prompts, generator):
 def user_lora(host, latents, texts):
     """The change of weights that a LoRA makes which learned the style `gouache` from pictures of it."""
     generator, prompts = torch.Generator().manual_seed(0), host.encode([f"{text} in gouache style" for text in texts])
-    modules = {
-        name: module
-        for name, module in host.unet.named_modules()
-        if isinstance(module, nn.Linear) and ".transformer_blocks." in name
-    }
     with host.training((TRAINED_AT_ONCE, *host.latent_shape())):
-        lora = LoRAs(modules, LORA_RANK, generator)
+        lora = LoRAs(linears(host), LORA_RANK, generator)
         with lora.attached():
             train(host, list(lora.parameters()), LORA_STEPS, LORA_RATE, latents, prompts, generator)
-    pairs = zip(modules, lora.values(), strict=True)
-    return {f"{name}.weight": (each.up @ each.down).detach() for name, each in pairs}
+    return lora_changes(lora)
 
 
 def tuned(host, latents, texts):
     """The change of weights of a training of the whole UNet on those pictures with plain prompts."""
     generator, prompts = torch.Generator().manual_seed(0), host.encode(texts)
     with host.training((TRAINED_AT_ONCE, *host.latent_shape())):
-        named = dict(host.unet.named_parameters())
-        with restored(list(named.values())) as before:
-            for one in named.values():
-                one.requires_grad_(True)
-            try:
-                train(host, list(named.values()), TUNING_STEPS, TUNING_RATE, latents, prompts, generator)
-            finally:
-                host.unet.requires_grad_(False)
-            return {name: one.detach() - old for (name, one), old in zip(named.items(), before, strict=True)}
+        return changes_by(host, lambda own: train(host, own, TUNING_STEPS, TUNING_RATE, latents, prompts, generator))
 
 
 def on_bases(host, judge, jobs):
@@ -104,20 +91,20 @@ def on_bases(host, judge, jobs):
     }
     patches = {(preset, job): by_preset(host, *job, preset=preset)[0] for preset in PRESETS for job in jobs}
     asked = {job: pictures_of(job, 1, True) for job in jobs}
-    plain = {job: draw(host, asked[job]) for job in jobs}
+    plain = {job: draw_pictures(host, asked[job]) for job in jobs}
     print(f"{'base':26}{'patch':24}{'UA':>8}{'IRA':>8}{'CRA':>8}   drift of kept pictures   of the model's own pictures")
     for base, change in bases.items():
         rows = {"none": [], **{preset: [] for preset in PRESETS}, "fast, made on it": []}
         with applied(host, change):
             for job in jobs:
-                own = draw(host, asked[job])
+                own = draw_pictures(host, asked[job])
                 moved = np.abs(own.astype(np.float32) - plain[job]).mean() / 255
                 seen = see(judge, own)
                 several = {"none": {}, **{preset: patches[preset, job] for preset in PRESETS}}
                 several["fast, made on it"] = by_preset(host, *job, preset="fast")[0]
                 for patch, weights in several.items():
                     with applied(host, weights):
-                        made = draw(host, asked[job])
+                        made = draw_pictures(host, asked[job])
                     kept = [i for i, picture in enumerate(asked[job]) if picture.kept]
                     drift = np.abs(made[kept].astype(np.float32) - own[kept]).mean() / 255
                     figures = score(job[0], asked[job], see(judge, made), seen)
@@ -203,7 +190,7 @@ def picture_adapter(host, judge):
         adapter = PictureAdapter(host, features.shape[1])
         optimizer = torch.optim.AdamW(adapter.parameters(), lr=ADAPTER_RATE)
         for _ in range(ADAPTER_STEPS):
-            rows = torch.randint(len(latents), (TRAINED_AT_ONCE,), generator=generator).tolist()
+            rows = draw(len(latents), TRAINED_AT_ONCE, generator)
             blank = (torch.rand(TRAINED_AT_ONCE, generator=generator) < 0.5).tolist()
             asked = [len(texts) if without else row % len(texts) for row, without in zip(rows, blank, strict=True)]
             x_t, t, noise = diffuse(host, latents[rows], generator)

@@ -6,8 +6,6 @@ from .conflicts import conflict_lines
 from .patch import Patch
 
 BEYOND = 1e9  # no figure of a report; nor is what is no number
-
-
 WHEN = ("before", "fast", "after", "with rest")
 
 

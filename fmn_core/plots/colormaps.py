@@ -14,8 +14,6 @@ COLOR_MAPS = {
     "magma": "000004 1d1147 51127c 832681 b73779 e75263 fc8961 fec488 fcfdbf",
     "cividis": "00224e 123570 3b496c 575d6d 707173 8a8678 a59c74 c3b369 fee838",
 }
-
-
 # ColorBrewer's diverging blue to red, which the colour-blind tell apart: less, the same, more.
 DIFFERENCES = "053061 2166ac 4393c3 92c5de f7f7f7 f4a582 d6604d b2182b 67001f"
 
