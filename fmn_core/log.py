@@ -16,6 +16,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+SURROGATE = re.compile("[\ud800-\udfff]")
+# What a terminal obeys or shows backwards: C0, DEL and C1 but for tab and newline, Unicode's own line breaks, and the
+# controls of writing direction.
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+Tell = Callable[[int, int], None]  # how many units are done, and how many there are; it may raise to stop the work
+PREVIEW_EVERY = 0.5  # seconds, at least, from the end of a preview to the next
+PREVIEW_SHARE = 0.1  # of the time, at most, that previews may take
+
 logger = logging.getLogger("forget_me_not")
 
 
@@ -42,14 +50,6 @@ def plain(value: object) -> str:
     return displayable(json.dumps(value if isinstance(value, str | int) else str(value), ensure_ascii=False))
 
 
-SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-# What a terminal obeys or shows backwards: C0, DEL and C1 but for tab and newline, Unicode's own line breaks, and the
-# controls of writing direction.
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-
-
 def replace_surrogates(value: object) -> object:
     """JSON with U+FFFD for every surrogate, which Python reads from `\\ud800` and no encoding can write."""
     if isinstance(value, str):
@@ -71,9 +71,6 @@ def say(*texts: object, file=None) -> None:
     print(*map(displayable, texts), sep="\n", file=file or sys.stdout, flush=True)
 
 
-Tell = Callable[[int, int], None]  # how many units are done, and how many there are; it may raise to stop the work
-
-
 class Work:
     """Counts the units of a work, and tells before each of them how many of `total` are done."""
 
@@ -85,10 +82,6 @@ class Work:
         if self.tell:
             self.tell(self.done, self.total)
         self.done += 1
-
-
-PREVIEW_EVERY = 0.5  # seconds, at least, from the end of a preview to the next
-PREVIEW_SHARE = 0.1  # of the time, at most, that previews may take
 
 
 class Progress(ABC):
