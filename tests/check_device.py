@@ -214,7 +214,7 @@ def comfyui_jobs(comfyui):
 
 def environment(comfyui: Path, name: str) -> dict[str, str]:
     """What a process has to be told that computes on a device."""
-    folders = [str(ROOT / "tests/directml"), str(ROOT / "tests")]
+    folders = [str(ROOT / "tests/directml"), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "FMN_COMFYUI": str(comfyui), "PYTHONPATH": os.pathsep.join(folders), **DEVICES[name]}
 
 
