@@ -13,12 +13,13 @@ NARROW = 32  # channels; the real ones have 320
 POOLED = 1280  # what SDXL's second text encoder gives beside its columns
 
 
-def make_model(family: str, channels: int = 320, context: int | None = None, pooled: int = POOLED):
-    """MODEL of sd1, sd2, sd2_v or sdxl, in the host's own classes and on its blocks and layers.
+def make_model(family: str, channels: int = 320, context: int | None = None, pooled: int = POOLED, dtype=torch.float32):
+    """MODEL of sd1, sd2, sd2_v or sdxl, in the host's own classes and on its blocks and layers, for the host's device.
 
     With fewer channels than the real ones have, attention heads have 16 each.
     """
     import comfy.model_base
+    import comfy.model_management
     import comfy.model_patcher
     import comfy.supported_models
 
@@ -28,7 +29,7 @@ def make_model(family: str, channels: int = 320, context: int | None = None, poo
         {
             **kind.unet_config, **(BLOCKS_XL if sdxl else BLOCKS),
             "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": channels, "legacy": False,
-            "context_dim": context or CONTEXT[family], "use_spatial_transformer": True, "dtype": torch.float32,
+            "context_dim": context or CONTEXT[family], "use_spatial_transformer": True, "dtype": dtype,
             "use_linear_in_transformer": family != "sd1", "num_classes": "sequential" if sdxl else None,
             "adm_in_channels": pooled + 6 * 256 if sdxl else None,
         }
@@ -40,8 +41,8 @@ def make_model(family: str, channels: int = 320, context: int | None = None, poo
     predicts = comfy.model_base.ModelType.V_PREDICTION if family == "sd2_v" else comfy.model_base.ModelType.EPS
     model = (comfy.model_base.SDXL if sdxl else comfy.model_base.BaseModel)(config, model_type=predicts)
     randomize(model.diffusion_model)
-    cpu = torch.device("cpu")
-    return comfy.model_patcher.ModelPatcher(model.eval(), load_device=cpu, offload_device=cpu)
+    devices = {"load_device": comfy.model_management.get_torch_device(), "offload_device": torch.device("cpu")}
+    return comfy.model_patcher.ModelPatcher(model.eval(), **devices)
 
 
 def narrow_clip(family: str):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from types import SimpleNamespace
 
 import torch
 
+from benchmarks.measuring import waited
 from demo.launch_comfyui import name_missing_operators
 from demo.recipe.text_encoder import make_tokenizer
 from fmn_core.hosts.diffusers.model import DiffusersHost
@@ -35,7 +35,7 @@ class TimedHost(DiffusersHost):
         self.done: list[float] = []
 
     def show_progress(self, step, total, preview) -> None:
-        self.done.append(time.perf_counter())
+        self.done.append(waited())
 
 
 def make_unet(family: str, dtype: torch.dtype = torch.float32):
@@ -50,8 +50,8 @@ def make_unet(family: str, dtype: torch.dtype = torch.float32):
         torch.set_default_dtype(before)
 
 
-def make_pipeline(family: str, unet=None, vae: bool = False):
-    """What DiffusersHost and the original's step take of a pipeline, in fp32 on the CPU; the UNet made anew if not given."""
+def make_pipeline(family: str, vae: bool = False, device: str = "cpu"):
+    """What DiffusersHost and the original's step take of a pipeline, in fp32 on a device."""
     from diffusers import AutoencoderKL, DDIMScheduler
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -60,23 +60,13 @@ def make_pipeline(family: str, unet=None, vae: bool = False):
         "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,
         "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
     }  # fmt: skip
-    parts = {"tokenizer": make_tokenizer(), "text_encoder": CLIPTextModel(CLIPTextConfig(**VIT_L)).eval()}
-    if family == "sdxl":
-        second = CLIPTextConfig(**BIG_G, projection_dim=1280)
-        parts |= {"tokenizer_2": make_tokenizer(), "text_encoder_2": CLIPTextModelWithProjection(second).eval()}
-    return SimpleNamespace(
-        unet=unet or make_unet(family),
-        vae=AutoencoderKL(**coder).requires_grad_(False).eval() if vae else None,
-        scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False),
-        **parts,
-    )
-
-
-def without_forward(family: str):
-    """A UNet of which only K and V of the cross-attention have memory: all that `fast` reads."""
-    with torch.device("meta"):
-        unet = make_unet(family)
-    for name, module in unet.named_modules():
-        if name.endswith(("attn2.to_k", "attn2.to_v")) or name == "conv_in":  # conv_in says where the UNet is
-            module.to_empty(device="cpu").reset_parameters()
-    return unet.requires_grad_(False)
+    parts = {"tokenizer": make_tokenizer()}
+    with torch.device(device):
+        parts["text_encoder"] = CLIPTextModel(CLIPTextConfig(**VIT_L)).eval()
+        if family == "sdxl":
+            second = CLIPTextConfig(**BIG_G, projection_dim=1280)
+            parts |= {"tokenizer_2": make_tokenizer(), "text_encoder_2": CLIPTextModelWithProjection(second).eval()}
+        parts["unet"] = make_unet(family)
+        parts["vae"] = AutoencoderKL(**coder).requires_grad_(False).eval() if vae else None
+    schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
+    return SimpleNamespace(scheduler=DDIMScheduler(**schedule), **parts)

@@ -1,8 +1,8 @@
 """What recording token attention costs a sampling: `python -m benchmarks.recording [--json FILE]`.
 
-The same sampling with and without recording, in turns, in seconds of one core's work; and the most memory that
-tensors take in each. On the embedded model (20 steps of a picture of 128 pixels, guidance 3) and on an SD1.5 UNet of real
-size with random weights (one step of a picture of 512 pixels, guidance 3), in ComfyUI on the CPU.
+The same sampling with and without recording, in turns, in seconds of one core's work, or of a GPU's where there is one; and
+the most memory that tensors take in each. In ComfyUI, with guidance 3: 20 steps of a picture of 128 pixels by the embedded
+model, and a picture of 512 pixels by an SD1.5 UNet of real size with random weights (one step; on a GPU 20, in fp16).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.live_tensors import LiveTensors
+from benchmarks.measuring import peak_of, waited
 from demo.host import CHECKPOINT, comfyui_folder, import_comfyui
 
 PROMPT = "a neon drawing of a cat beside a house"
@@ -36,17 +36,14 @@ def sampler(comfy, positive, negative, side: int, steps: int):
 def measure(sample, plain, watched, turns: int) -> dict:
     """Seconds of work without and with recording, their ratio turn by turn, and the extra memory in bytes."""
     seconds: dict[str, list[float]] = {"plain": [], "recorded": []}
+    now = waited if torch.cuda.is_available() else time.process_time
     for turn in range(turns + 1):
         for name, model in (("plain", plain), ("recorded", watched)):
-            start = time.process_time()
+            start = now()
             sample(model)
             if turn:  # the first loads and warms
-                seconds[name].append(time.process_time() - start)
-    peaks = []
-    for model in (plain, watched):
-        with LiveTensors() as live:
-            sample(model)
-        peaks.append(live.peak)
+                seconds[name].append(now() - start)
+    peaks = [peak_of(lambda model=model: sample(model)) for model in (plain, watched)]
     ratios = [b / a for a, b in zip(seconds["plain"], seconds["recorded"], strict=True)]
     return {
         "plain_seconds": statistics.median(seconds["plain"]),
@@ -58,8 +55,10 @@ def measure(sample, plain, watched, turns: int) -> dict:
 
 def measure_all(turns: int, small: bool) -> list[dict]:
     """A row for each way of keeping, on the embedded model and, unless `small`, on SD1.5's size; told as they come."""
-    torch.set_num_threads(1)  # so that the work is that of one core, whatever else the machine does
-    comfy = import_comfyui(comfyui_folder())
+    gpu = torch.cuda.is_available()
+    if not gpu:
+        torch.set_num_threads(1)  # so that the work is that of one core, whatever else the machine does
+    comfy = import_comfyui(comfyui_folder(), cpu=not gpu)
     from benchmarks.architectures import CONTEXT, make_model
     from fmn_core.attention.recorder import RecordingSettings
     from fmn_core.hosts.comfy.attention import record_attention
@@ -72,7 +71,8 @@ def measure_all(turns: int, small: bool) -> list[dict]:
         if not small:
             generator = torch.Generator().manual_seed(0)
             wide = [[[torch.randn(1, 77, CONTEXT["sd1"], generator=generator), {}]] for _ in range(2)]
-            jobs.append(("SD1.5, 512 px", make_model("sd1"), wide[0], sampler(comfy, *wide, 64, 1)))
+            model = make_model("sd1", dtype=torch.float16 if gpu else torch.float32)
+            jobs.append(("SD1.5, 512 px", model, wide[0], sampler(comfy, *wide, 64, 20 if gpu else 1)))
         for what, model, positive, sample in jobs:
             for keep in ("heads", "steps", "mean"):
                 watched, recording = record_attention(model, clip, PROMPT, RecordingSettings(keep=keep), positive)

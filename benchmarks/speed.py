@@ -3,8 +3,9 @@
 diffusers' SD1.5 (and SDXL) with random weights, in fp32; a step's time is the median of a few in this one run, and each
 ratio is to the original's step of the same run (below 1: quicker, smaller). Memory is what tensors take at most, weights of
 UNet, text encoder and VAE included, as torch's own dispatcher sees them; at sizes that the machine cannot hold, steps run on
-shapes alone, which counts the same bytes. The floor: a step's arithmetic, or the weights that it has to read, over what a
-large product and a copy reach on this machine.
+shapes alone, which counts the same bytes, and on a GPU besides for real. The floor: a step's arithmetic, or the weights that
+it has to read, over what a large product and a copy reach on this machine (on a GPU in TF32 where its convolutions are, as
+torch's default is); of `fast` the text encoder's arithmetic, and its look at unrelated prompts.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import gc
 import json
 import logging
 import statistics
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,14 +22,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import recording
-from benchmarks.live_tensors import Imagined, LiveTensors, imagine
+from benchmarks.live_tensors import Imagined, imagine
+from benchmarks.measuring import peak_beside, peak_of, waited
 from benchmarks.methods import replaced
 from benchmarks.originals import forget_me_not_step, leco_step
-from benchmarks.pipelines import TimedHost, make_pipeline, make_unet, without_forward
+from benchmarks.pipelines import TimedHost, make_pipeline, make_unet
 from fmn_core.erasure import hybrid, resteering
 from fmn_core.erasure import refined as balanced
 from fmn_core.erasure.config import ForgetSettings
 from fmn_core.erasure.forget import forget
+from fmn_core.erasure.unrelated import latents_shape, unrelated_drift, unrelated_prompts
 from fmn_core.host import Prompts
 from fmn_core.lora.layers import CrossAttentionLoRA
 from fmn_core.patch.patch import serialize
@@ -55,20 +57,17 @@ def tensors_of(pipeline) -> list[torch.Tensor]:
     return [p for name in PARTS if getattr(pipeline, name, None) is not None for p in getattr(pipeline, name).parameters()]
 
 
-def waited() -> float:
-    """The time when all that was asked of a GPU is done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 class Machine:
     """What this machine was measured to do: multiplications and additions, and bytes copied, in a second."""
 
     def __init__(self, device):
-        x, w = torch.randn(2048, 1280, device=device), torch.randn(1280, 1280, device=device)
+        rows, width = (8192, 8192) if device == "cuda" else (2048, 1280)
+        x, w = torch.randn(rows, width, device=device), torch.randn(width, width, device=device)
         y = torch.randn(64 << 20, device=device)
+        products = torch.backends.cuda.matmul
+        before, products.allow_tf32 = products.allow_tf32, torch.backends.cudnn.allow_tf32
         self.operations = 2 * x.numel() * len(w) / self.best(lambda: x @ w)
+        products.allow_tf32 = before
         self.bytes = 2 * y.numel() * 4 / self.best(y.clone)  # read and written
 
     def best(self, work, times: int = 5) -> float:
@@ -120,17 +119,6 @@ def timed_steps(pipeline, side: int, steps: int, **settings) -> float:
     return statistics.median(b - a for a, b in zip(done, done[1:], strict=False))
 
 
-def peak_of(work, held) -> int:
-    """Bytes that tensors take at most while `work` runs."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        work()
-        return torch.cuda.max_memory_allocated()
-    with LiveTensors(held) as live:
-        work()
-    return live.peak
-
-
 def steps_rows(pipeline, side: int, turns: int, machine: Machine, with_leco: bool) -> list[dict]:
     """A step of the original, of LECO and of each preset."""
     weights = tensors_of(pipeline)
@@ -160,10 +148,7 @@ def steps_rows(pipeline, side: int, turns: int, machine: Machine, with_leco: boo
             gc.collect()
     for name, settings in PRESETS.items():
         seconds = timed_steps(pipeline, side, turns + 1, **settings)
-        quick = ForgetSettings(steps=1, num_pictures=1, sampling_steps=1, resolution=side, **settings)
-        with replaced(ONCE):
-            peak = peak_of(lambda quick=quick: forget(TimedHost(pipeline), "cat", quick), weights)
-        rows.append(row(f"{name}: a step", seconds, peak, rows[0], side=side))
+        rows.append(row(f"{name}: a step", seconds, step_peak(pipeline, side, settings), rows[0], side=side))
     return rows
 
 
@@ -206,9 +191,9 @@ def job_rows(pipeline, side: int, original: dict, presets: list[str]) -> list[di
     return rows
 
 
-def fast_rows(family: str, counts: list[int]) -> list[dict]:
+def fast_rows(family: str, counts: list[int], machine: Machine, device: str) -> list[dict]:
     """`fast` from names to file, for so many concepts at once; the first also reads the common words."""
-    pipeline = make_pipeline(family, without_forward(family))
+    pipeline = make_pipeline(family, device=device)
     host, columns = TimedHost(pipeline), [0]
     contexts = host.contexts
 
@@ -217,13 +202,12 @@ def fast_rows(family: str, counts: list[int]) -> list[dict]:
         return contexts(texts, length)
 
     host.contexts = counted
-    contexts(["a cat"], 8)  # threads and buffers
-    machine = Machine("cpu")
+    look = unrelated_floor(host, machine)  # which warms threads and buffers too
     encoders = [getattr(pipeline, name) for name in PARTS[2:] if hasattr(pipeline, name)]
     operations = 2 * sum(
         p.numel() for e in encoders for name, p in e.named_parameters() if ".layers." in name and p.ndim > 1
     )
-    held, rows = sum(p.numel() * 4 for p in tensors_of(pipeline) if not p.is_meta), []
+    held, rows = sum(p.numel() * p.element_size() for p in tensors_of(pipeline)), []
     paraphrases._common.clear()
     for index, count in enumerate(counts):
         names = "\n".join(NOUNS[index :: len(NOUNS) // count][:count])
@@ -236,13 +220,43 @@ def fast_rows(family: str, counts: list[int]) -> list[dict]:
         start = waited()
         work()
         seconds = waited() - start
-        floor = operations * columns[0] / machine.operations
+        floor = operations * columns[0] / machine.operations + look
         what = f"{family} fast, {count} concept{'s' * (count > 1)}{'' if index else ', first of all'}"
         rows.append(row(what, seconds, None, concepts=count, floor=floor, bytes=made[0], rank=made[1]))
-    with LiveTensors() as live:  # with the common words read
-        work()
-    rows.append(row(f"{family} fast, {counts[-1]}, beside the model", None, live.peak, concepts=counts[-1], model=held))
+    peak = peak_beside(work, tensors_of(pipeline))  # with the common words read
+    rows.append(row(f"{family} fast, {counts[-1]}, beside the model", None, peak, concepts=counts[-1], model=held))
     return rows
+
+
+def unrelated_floor(host, machine: Machine) -> float:
+    """Seconds that a look at unrelated prompts takes at least: their encoding, and three forwards of the UNet."""
+    with FlopCounterMode(display=False) as counter, host.training(latents_shape(host)):
+        unrelated_drift(host, unrelated_prompts(host, ["cat"]))
+    read = sum(p.numel() * p.element_size() for p in host.unet.parameters())
+    return machine.floor(counter.get_total_flops(), 3 * read)
+
+
+def real_rows(jobs: list[tuple[str, int, torch.dtype]]) -> list[dict]:
+    """What steps take of a GPU's memory at those sizes, UNet and text encoders included."""
+    rows = []
+    for family, side, dtype in jobs:
+        pipeline = make_pipeline(family, device="cuda")
+        for name in PARTS:
+            if getattr(pipeline, name, None) is not None:
+                getattr(pipeline, name).to(dtype)
+        for name, settings in PRESETS.items():
+            peak = step_peak(pipeline, side, settings)
+            rows.append(row(f"{family} {side} px {str(dtype).split('.')[1]}, real: {name}", None, peak, side=side))
+        del pipeline
+        gc.collect()
+    return rows
+
+
+def step_peak(pipeline, side: int, settings: dict) -> int:
+    """Bytes at most of a step of a preset, with all the weights."""
+    quick = ForgetSettings(steps=1, num_pictures=1, sampling_steps=1, resolution=side, **settings)
+    with replaced(ONCE):
+        return peak_of(lambda: forget(TimedHost(pipeline), "cat", quick), tensors_of(pipeline))
 
 
 def imagined_rows(jobs: list[tuple[str, int, torch.dtype]]) -> list[dict]:
@@ -253,7 +267,7 @@ def imagined_rows(jobs: list[tuple[str, int, torch.dtype]]) -> list[dict]:
         original = None
         if dtype == torch.float32 and family == "sd1":
             with imagine():
-                pipeline = make_pipeline(family, make_unet(family), vae=True)
+                pipeline = make_pipeline(family, vae=True)
                 step = forget_me_not_step(pipeline, TimedHost(pipeline), side)
                 with Imagined(tensors_of(pipeline)) as live:
                     step()
@@ -326,6 +340,12 @@ IMAGINED = {
 }
 
 
+def told_tf32() -> str:
+    """Where torch computes fp32 in TF32 on this GPU."""
+    where = {"products": torch.backends.cuda.matmul.allow_tf32, "convolutions": torch.backends.cudnn.allow_tf32}
+    return f"in {' and '.join(name for name, on in where.items() if on) or 'nothing'}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
     parser.add_argument(
@@ -339,16 +359,13 @@ def main() -> None:
     quick, device = options.quick, "cuda" if torch.cuda.is_available() else "cpu"
     side = options.side or (512 if device == "cuda" else 128 if quick else 256)
     turns, machine, rows = options.turns or (1 if quick else 3), Machine(device), []
-    print(
-        f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}: {machine.operations / 1e9:.0f} Gflop/s, ",
-        end="",
-    )
-    print(f"{machine.bytes / 1e9:.1f} GB/s\n\n{'':46}{'time':>11}{'memory':>11}{'ratio':>8}{'ratio':>8}")
+    where = "cpu" if device == "cpu" else f"{torch.cuda.get_device_name()}, TF32 {told_tf32()}"
+    reached = f"{machine.operations / 1e9:.0f} Gflop/s, {machine.bytes / 1e9:.1f} GB/s"
+    print(f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}: {reached}\n")
+    print(f"{'':46}{'time':>11}{'memory':>11}{'ratio':>8}{'ratio':>8}")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     if {"steps", "cost", "jobs"} & {*options.parts}:
-        pipeline = make_pipeline("sd1", vae=True)
-        for part in (getattr(pipeline, name) for name in PARTS[:3]):
-            part.to(device)
+        pipeline = make_pipeline("sd1", vae=True, device=device)
         steps = steps_rows(pipeline, side, turns, machine, not quick) if "steps" in options.parts else []
         rows += steps
         rows += cost_rows(pipeline, side, turns, quick) if "cost" in options.parts else []
@@ -357,11 +374,12 @@ def main() -> None:
         del pipeline
         gc.collect()
     if "fast" in options.parts:
-        rows += fast_rows("sd1", [1, 1, 10] if quick else [1, 1, 10, 25, 50, 100])
-        rows += [] if quick else fast_rows("sdxl", [1, 1, 10])
+        rows += fast_rows("sd1", [1, 1, 10] if quick else [1, 1, 10, 25, 50, 100], machine, device)
+        rows += [] if quick else fast_rows("sdxl", [1, 1, 10], machine, device)
     if "memory" in options.parts:
         sizes = [("sd1", 512, torch.float32), ("sd1", 512, torch.float16), ("sdxl", 1024, torch.float16)]
         rows += imagined_rows(sizes[:1] if quick else sizes)
+        rows += real_rows(sizes[:1] if quick else sizes) if device == "cuda" else []
     if "recorder" in options.parts and not quick:
         rows += [
             row(f"{r['what']}, recorded, keep {r['keep']}", r["recorded_seconds"], r["extra_bytes"], overhead=r["overhead"])

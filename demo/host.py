@@ -18,14 +18,14 @@ def comfyui_folder(folder: Path | None = None) -> Path:
     return folder
 
 
-def import_comfyui(folder: Path | None = None):
-    """Imports ComfyUI's modules into this process, on the CPU."""
+def import_comfyui(folder: Path | None = None, cpu: bool = True):
+    """Imports ComfyUI's modules into this process, on the CPU or on the device that it chooses."""
     folder = comfyui_folder(folder)
     name_missing_operators()
     sys.path.insert(0, str(folder))
     from comfy.cli_args import args
 
-    args.cpu = True
+    args.cpu = cpu
     import comfy.sample
     import comfy.sd
     import comfy.utils

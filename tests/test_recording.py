@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 
 from benchmarks.architectures import narrow_model, randomize
-from benchmarks.recording import LiveTensors
+from benchmarks.live_tensors import LiveTensors
 from fmn_core.attention.recorder import AttentionRecording
 from fmn_core.attention.visualize import visualize
 from fmn_core.errors import ForgetError
