@@ -83,6 +83,12 @@ def device_of(name: str) -> str:
     return second_device.NAME
 
 
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch):
+    """Convolutions in fp32 on a GPU as on the CPU: a first step of Adam turns TF32's rounding into signs."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.fixture(scope="module", params=IN_DIFFUSERS)
 def pipelines(comfy, request):
     """The embedded model as two diffusers pipelines, on the CPU and on a device."""
