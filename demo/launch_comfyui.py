@@ -27,5 +27,6 @@ if __name__ == "__main__":
     name_missing_operators()
     folder, *arguments = sys.argv[1:]
     sys.path[0] = folder
-    sys.argv = [str(Path(folder, "main.py")), *arguments]
+    # torch is imported, and has chosen how it allocates a GPU's memory: ComfyUI must not choose another way
+    sys.argv = [str(Path(folder, "main.py")), "--disable-cuda-malloc", *arguments]
     runpy.run_path(sys.argv[0], run_name="__main__")
