@@ -36,7 +36,7 @@ from .identity import identity
 from .previews import previews_seen
 from .text import ShortClip, require_clip, tokenize
 from .training import as_host, differentiable_attention, require_loaded
-from .weights import read_weight, require_differentiable, require_readable, settle_dtypes
+from .weights import differentiable_products, read_weight, require_differentiable, require_readable, settle_dtypes
 
 
 class ComfyHost(DiffusionHost):
@@ -217,6 +217,7 @@ class ComfyHost(DiffusionHost):
             as_host(comfy.model_management.load_models_gpu, models, memory_required=memory)
             stack.enter_context(ordinary_parameters(self.unet))
             settle_dtypes(self.base)
+            stack.enter_context(differentiable_products(self.unet))
             require_differentiable(self.unet)
             if text:
                 stack.enter_context(ordinary_parameters(self.clip.cond_stage_model))

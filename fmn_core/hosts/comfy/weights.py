@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import MethodType
 
+import comfy.ops
 import comfy.utils
 import torch
 from comfy.model_patcher import get_key_weight
@@ -81,9 +85,10 @@ def require_readable(patcher, key: str) -> None:
     if weight.ndim != 2:
         raise unreadable(patcher.model, key, f"it has the shape {[*weight.shape]}")
     x = torch.randn(PROBES, weight.shape[1], generator=torch.Generator().manual_seed(0))
+    settle_dtypes(patcher.model)
     try:
         with torch.inference_mode():  # as the host runs it: ComfyUI 0.3.75's quantised layers compute in no other
-            inputs = torch.cat([x, torch.zeros_like(x[:1])]).to(stored.device)
+            inputs = torch.cat([x, torch.zeros_like(x[:1])]).to(stored.device, compute_dtype(patcher.model))
             *outputs, bias = layer(inputs).float().cpu()
     except Exception as error:
         raise unreadable(patcher.model, key, brief(error)) from error
@@ -92,14 +97,42 @@ def require_readable(patcher, key: str) -> None:
         raise unreadable(patcher.model, key, "what is read differs from what the layer computes")
 
 
+def compute_dtype(model) -> torch.dtype:
+    """What the model computes in; where it multiplies in fp8, what goes between the layers is taken for fp32."""
+    dtype = model.manual_cast_dtype or model.get_dtype()
+    return dtype if dtype in FULL_PRECISION else torch.float32
+
+
 def settle_dtypes(model) -> None:
     """Tells quantised weights what dtype the model computes in, as its first run does: in ComfyUI 0.3.75 they take it in
     inference mode alone, and autograd has to find it."""
-    dtype = model.manual_cast_dtype or model.get_dtype()
+    dtype = compute_dtype(model)
     with torch.inference_mode():
         for weight in model.diffusion_model.parameters():
             if getattr(weight, "_layout_params", {}).get("orig_dtype", dtype) is None:
                 weight.to(dtype)
+
+
+@contextmanager
+def differentiable_products(unet: nn.Module) -> Iterator[None]:
+    """Context in which quantised layers multiply in the dtype that the model computes in.
+
+    Where a GPU multiplies in fp8 the host's layers do, and such a product has no gradient.
+    """
+    layers = [*unet.modules()]
+    mixed = [layer for layer in layers if getattr(layer, "_full_precision_mm", None) is False]
+    changed = "forward_comfy_cast_weights"  # by the context outside, where this stands in one
+    scaled = [one for one in layers if one._parameters.get("scale_weight") is not None and changed not in vars(one)]
+    with ExitStack() as stack:
+        for layer in mixed:
+            layer._full_precision_mm = True
+            stack.callback(setattr, layer, "_full_precision_mm", False)
+        if scaled and hasattr(comfy.ops, "scaled_fp8_ops"):  # newer hosts keep such checkpoints as mixed
+            product = comfy.ops.scaled_fp8_ops(fp8_matrix_mult=False).Linear.forward_comfy_cast_weights
+            for layer in scaled:
+                setattr(layer, changed, MethodType(product, layer))
+                stack.callback(delattr, layer, changed)
+        yield
 
 
 def require_differentiable(unet: nn.Module) -> None:
