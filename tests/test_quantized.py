@@ -95,6 +95,27 @@ def test_training_goes_through_and_leaves_the_model_as_it_was(quantized, loaded,
     assert losses == pytest.approx(expected, rel=0.1)
 
 
+@pytest.mark.parametrize("suffix", ["scale_weight", "weight_scale"])
+def test_training_goes_through_where_the_device_multiplies_in_fp8(comfy, monkeypatch, suffix):
+    """Its layers then give products without a gradient; they do so again after the training."""
+    from fmn_core.erasure.config import ForgetSettings
+    from fmn_core.erasure.forget import forget
+    from fmn_core.hosts.comfy.model import ComfyHost
+
+    monkeypatch.setattr(comfy.model_management, "supports_fp8_compute", lambda device=None: True)
+    weights, metadata = scaled(suffix)
+    with torch.inference_mode():
+        options = {"fp8_optimizations": True}
+        loaded = comfy.sd.load_state_dict_guess_config(weights, metadata=metadata, model_options=options)[:3]
+    settings = ForgetSettings(preset="paper", steps=1, num_pictures=1, sampling_steps=1, resolution=64)
+    layers = [*loaded[0].model.diffusion_model.modules()]
+    before = [getattr(layer, "_full_precision_mm", None) for layer in layers]
+    _, losses = forget(ComfyHost(*loaded), "cat", settings)
+    assert torch.tensor(losses).isfinite().all()
+    assert [getattr(layer, "_full_precision_mm", None) for layer in layers] == before
+    assert not any("forward_comfy_cast_weights" in vars(layer) for layer in layers)
+
+
 def test_a_layer_computes_its_weight_and_the_patch_exactly(quantized, patch):
     """To rounding in fp32, where the host's merge into fp8 rounds the whole matrix."""
     from fmn_core.hosts.comfy.apply import LoRABeside, factors
