@@ -118,7 +118,9 @@ def read_picture(source: Path | bytes, mode: str, most: int) -> tuple[Image.Imag
         try:
             if scale < 1:
                 picture.draft(None, small)  # a JPEG is decoded at a half, a quarter or an eighth
-            plain = picture.convert(mode)
+            plain = picture if scale < 1 and picture.mode == mode else picture.convert(mode)
+            if plain is not picture:
+                picture.close()  # two in full size take twice the memory
             if scale < 1:
                 plain = plain.resize(small, Image.Resampling.LANCZOS, reducing_gap=2.0)
             turned = plain.getexif().get(ORIENTATION, 1) > 4  # by a quarter, one way or the other
