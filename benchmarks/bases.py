@@ -49,7 +49,7 @@ def gouache(pictures):
 def lessons(host):
     """The model's own pictures of all objects, as latents in that other hand, and their prompts."""
     prompts = [with_article(name) for name in OBJECTS]
-    made = [sample(host, prompts[i : i + BATCH], range(i, i + BATCH)) for i in range(0, len(prompts), BATCH)]
+    made = [sample(host, prompts[i : i + BATCH], range(len(prompts))[i : i + BATCH]) for i in range(0, len(prompts), BATCH)]
     return host.encode_images(gouache(torch.cat(made))), prompts
 
 
