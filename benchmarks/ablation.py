@@ -14,14 +14,15 @@ from benchmarks.quality import add_arguments, benchmark, jobs_of, show_groups, s
 from fmn_core.erasure import closed_form as fast
 from fmn_core.erasure import resteering
 from fmn_core.text import features as paraphrases
-from fmn_core.text.features import NEAR_TEMPLATES, Place, pair
+from fmn_core.text.templates import NEAR_TEMPLATES
+from fmn_core.text.features import TokenSpan, pair
 
 JOBS = [("object", ("cat",)), ("object", ("rose",)), ("style", ("neon",)), ("identity", ("ada",))]
 
 
 def mention_alone(ours, theirs):
     """`pair` of the name's own columns, and none of those after it."""
-    return pair(Place(ours.mention, ours.after[:0]), Place(theirs.mention, theirs.after[:0]))
+    return pair(TokenSpan(ours.name, ours.suffix[:0]), TokenSpan(theirs.name, theirs.suffix[:0]))
 
 
 def already_there(edit, x, y):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from demo.evaluate import GUIDANCE
 from demo.vocabulary import OBJECTS, PEOPLE, STYLES
-from fmn_core.attention.capture import tapped
+from fmn_core.attention.capture import capture_attention_maps
 from fmn_core.host import linear_name
 from fmn_core.lora.layers import LoRAs
 from fmn_core.text.concept import concept_columns, make_concepts
@@ -140,15 +140,15 @@ def forget_me_not(host, kind, names, rate, steps=35, pooler=True, whole=True):
     rows = [i % len(texts) for i in range(count)]
     with host.training((count, *host.latent_shape())):
         noise = torch.randn(count, *host.latent_shape(), generator=generator)
-        latents = sample_ddim(host, noise, prompts.take(rows), empty.take([0] * count), 20, GUIDANCE)
+        latents = sample_ddim(host, noise, prompts[rows], empty[[0] * count], 20, GUIDANCE)
 
         def train(parameters):
             optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=1e-2)
             for _ in range(steps):
                 [shown] = draw(count, 1, generator)
                 x_t, t = add_noise(host, latents[[shown]], generator)
-                with tapped(layers) as maps:
-                    host.predict(x_t, t, prompts.take([rows[shown]]))
+                with capture_attention_maps(layers) as maps:
+                    host.predict(x_t, t, prompts[[rows[shown]]])
                 loss = torch.cat([A[..., columns[rows[shown]]].flatten() for A in maps.values()]).norm()
                 # Their code clips where it trains the cross-attention alone; otherwise its parameters are used up.
                 step_of(optimizer, loss, [] if whole else parameters)
@@ -170,7 +170,7 @@ def esd(host, kind, names, rate, steps, eta=2.0, rank=4, full=False):
         optimizer = torch.optim.AdamW(lora.parameters(), lr=rate)
         for _ in range(steps):
             row = 1 + draw(len(prompts) - 1, 1, generator)[0]
-            asked, both = prompts.take([row]), prompts.take([0, row])
+            asked, both = prompts[[row]], prompts[[0, row]]
             until = draw(SAMPLING_STEPS, 1, generator)[0]
             noise = torch.randn(1, *host.latent_shape(), generator=generator)
             with torch.no_grad():

@@ -59,7 +59,7 @@ def train(host, parameters, steps, rate, latents, prompts, generator):
     for _ in range(steps):
         rows = draw(len(latents), TRAINED_AT_ONCE, generator)
         x_t, t, noise = diffuse(host, latents[rows], generator)
-        step_of(optimizer, F.mse_loss(host.predict(x_t, t, prompts.take(rows)), noise), parameters)
+        step_of(optimizer, F.mse_loss(host.predict(x_t, t, prompts[rows]), noise), parameters)
 
 
 def user_lora(host, latents, texts):
@@ -195,7 +195,7 @@ def picture_adapter(host, judge):
             asked = [len(texts) if without else row % len(texts) for row, without in zip(rows, blank, strict=True)]
             x_t, t, noise = diffuse(host, latents[rows], generator)
             with adapter.attached(adapter.tokens(features[rows])):
-                loss = F.mse_loss(host.predict(x_t, t, prompts.take(asked)), noise)
+                loss = F.mse_loss(host.predict(x_t, t, prompts[asked]), noise)
             step_of(optimizer, loss, adapter.parameters())
     return adapter.requires_grad_(False)
 

@@ -9,10 +9,13 @@ import torch
 from einops import rearrange
 
 from benchmarks.baselines import half_bytes, weight_name
-from fmn_core.erasure.closed_form import ERASED, EXACT, MOST_SCALE, NEIGHBOURS, kept_moment
+from fmn_core.erasure.closed_form import ERASED, EXACT, MOST_SCALE
+from fmn_core.erasure.plan import NEIGHBOURS
+from fmn_core.erasure.targets import kept_moment
 from fmn_core.erasure.config import ForgetSettings
-from fmn_core.erasure.solve import Erasure, leading_directions, second_moment, solve
-from fmn_core.text.features import NEAR_TEMPLATES, TEMPLATES, Lexicon, plain
+from fmn_core.erasure.solve import EditObjective, leading_directions, second_moment, solve
+from fmn_core.text.templates import NEAR_TEMPLATES, TEMPLATES, plain_prompt
+from fmn_core.text.features import VocabularyIndex
 from fmn_core.training.sampling import sample_ddim
 
 MASS = 0.01  # what a concept's column should keep of the start token's attention
@@ -30,7 +33,7 @@ def k_resteering(host, kind, names):
     spread too far for any one key (|S^-1/2 m| < SEPARABLE) stay as they are. dW = E[(k* - W c) c^T] (E[c c^T] + A)^-1
     with `fast`'s A and null space.
     """
-    lexicon = Lexicon(host)
+    lexicon = VocabularyIndex(host)
     likeness = lexicon.likeness(names, kind)
     every = [*names, *sorted(lexicon.same(likeness) - set(names))]
     columns = torch.cat([lexicon.columns(TEMPLATES[kind], name) for name in every])
@@ -48,7 +51,7 @@ def k_resteering(host, kind, names):
             -1, heads, len(W) // heads
         )
         shift = (shift * separability(queries)[:, None].ge(SEPARABLE)).flatten(1)
-        up, down = solve(Erasure(second_moment(columns), shift.T @ columns / len(columns)), kept, fixed, rank)
+        up, down = solve(EditObjective(second_moment(columns), shift.T @ columns / len(columns)), kept, fixed, rank)
         done = ((columns @ down.T @ up.T) * shift).sum() / shift.square().sum().clamp(min=1e-12)
         up = up * min(ERASED / done.item(), MOST_SCALE) if done > 0 else up
         weights[weight_name(layer, "to_k")] = (up @ down).float()

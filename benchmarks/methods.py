@@ -11,7 +11,7 @@ from demo.vocabulary import OBJECTS, PEOPLE, STYLES
 from fmn_core.erasure.config import ForgetSettings
 from fmn_core.erasure.forget import forget
 from fmn_core.patch.apply import patch_factors
-from fmn_core.patch.patch import serialize
+from fmn_core.patch.file import serialize
 from fmn_core.text import features as paraphrases
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fmn_core.attention.capture import tapped
+from fmn_core.attention.capture import capture_attention_maps
 from fmn_core.lora.layers import LoRAs
 
 PROMPT, COLUMNS = "a photo of a cat", [5]  # start, a, photo, of, a, cat
@@ -40,7 +40,7 @@ def forget_me_not_step(pipeline, host, side: int) -> Callable[[], None]:
             embeddings = pipeline.text_encoder(tokens)[0]
         noise = torch.randn(latents.shape, generator=generator).to(latents)
         t = torch.randint(1000, (1,), generator=generator).to(latents.device)
-        with tapped(layers) as maps:
+        with capture_attention_maps(layers) as maps:
             unet(pipeline.scheduler.add_noise(latents, noise, t), t, embeddings)
         torch.cat([A[..., COLUMNS].flatten() for A in maps.values()]).norm().backward()
         optimizer.step()

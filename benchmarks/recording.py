@@ -60,7 +60,7 @@ def measure_all(turns: int, small: bool) -> list[dict]:
         torch.set_num_threads(1)  # so that the work is that of one core, whatever else the machine does
     comfy = import_comfyui(comfyui_folder(), cpu=not gpu)
     from benchmarks.architectures import CONTEXT, make_model
-    from fmn_core.attention.recorder import RecordingSettings
+    from fmn_core.attention.recorder import RecordingConfig
     from fmn_core.hosts.comfy.attention import record_attention
 
     rows = []
@@ -75,7 +75,7 @@ def measure_all(turns: int, small: bool) -> list[dict]:
             jobs.append(("SD1.5, 512 px", model, wide[0], sampler(comfy, *wide, 64, 20 if gpu else 1)))
         for what, model, positive, sample in jobs:
             for keep in ("heads", "steps", "mean"):
-                watched, recording = record_attention(model, clip, PROMPT, RecordingSettings(keep=keep), positive)
+                watched, recording = record_attention(model, clip, PROMPT, RecordingConfig(keep=keep), positive)
                 row = {"what": what, "keep": keep, **measure(sample, model, watched, turns)}
                 row["kept_bytes"] = recording.bytes()
                 rows.append(row)

@@ -8,7 +8,7 @@ from benchmarks.baselines import applied
 from benchmarks.prompts import HEAD
 from demo.evaluate import GUIDANCE, STEPS, sample
 from fmn_core.evaluation.recovery import LEARNING_RATE, text_cosine
-from fmn_core.inversion.config import InvertSettings
+from fmn_core.inversion.config import InversionConfig
 from fmn_core.inversion.textual_inversion import invert
 from fmn_core.text.concept import TEMPLATES
 from fmn_core.training.sampling import sample_ddim
@@ -32,13 +32,13 @@ def learned_back(host, weights, kind, names, judge, steps=300):
         return {"m_score": None, "recovery": None}
     name, template = names[0], TEMPLATES[kind]
     latents = anchors(host, kind, name)
-    settings = InvertSettings(concept_type=kind, initializers="<rand-1>|<rand-1>", steps=steps, learning_rate=LEARNING_RATE)
+    settings = InversionConfig(concept_type=kind, initializers="<rand-1>|<rand-1>", steps=steps, learning_rate=LEARNING_RATE)
     named, empty = host.encode([template.replace("{}", name)]), host.encode([""])
     noise = torch.randn(SHOWN, *latents.shape[1:], generator=torch.Generator().manual_seed(1))
     with applied(host, weights):
         vectors = invert(host, latents, settings).vectors
         with host.training(noise.shape, text=True), torch.no_grad():
-            words = host.encode_vectors(template, vectors)
-            made = sample_ddim(host, noise, words.take([0] * SHOWN), empty.take([0] * SHOWN), STEPS, GUIDANCE)
+            words = host.encode_with_embeddings(template, vectors)
+            made = sample_ddim(host, noise, words[[0] * SHOWN], empty[[0] * SHOWN], STEPS, GUIDANCE)
     seen = judge.names(HEAD[kind], judge.features(host.decode(made)))
     return {"m_score": text_cosine(words, named), "recovery": seen.count(name) / SHOWN}

@@ -34,12 +34,12 @@ from fmn_core.erasure.forget import forget
 from fmn_core.erasure.unrelated import latents_shape, unrelated_drift, unrelated_prompts
 from fmn_core.host import Prompts
 from fmn_core.lora.layers import CrossAttentionLoRA
-from fmn_core.patch.patch import serialize
+from fmn_core.patch.file import serialize
 from fmn_core.text import features as paraphrases
 from fmn_core.text.vocabulary import NOUNS
 from fmn_core.training.checkpoint import Checkpoint
 from fmn_core.training.loop import Descent
-from fmn_core.training.memory import Economy
+from fmn_core.training.memory import AdaptiveCheckpointing
 
 ORIGINAL = "original's step"
 PRESETS = {
@@ -195,13 +195,13 @@ def fast_rows(family: str, counts: list[int], machine: Machine, device: str) -> 
     """`fast` from names to file, for so many concepts at once; the first also reads the common words."""
     pipeline = make_pipeline(family, device=device)
     host, columns = TimedHost(pipeline), [0]
-    contexts = host.contexts
+    encode_prefix = host.encode_prefix
 
     def counted(texts, length):
         columns[0] += len(texts) * length
-        return contexts(texts, length)
+        return encode_prefix(texts, length)
 
-    host.contexts = counted
+    host.encode_prefix = counted
     look = unrelated_floor(host, machine)  # which warms threads and buffers too
     encoders = [getattr(pipeline, name) for name in PARTS[2:] if hasattr(pipeline, name)]
     operations = 2 * sum(
@@ -312,7 +312,7 @@ def imagined_paper(host, prompts, latents, gradient: str = "whole", again: bool 
     columns = torch.zeros(2, 77, dtype=torch.bool)
     with lora.attached():
         pictures = resteering.Pictures(latents, [[0, 1]], None, None)
-        resteering.resteer(host, state, prompts, columns, pictures, settings, Economy(host, again), Checkpoint())
+        resteering.resteer(host, state, prompts, columns, pictures, settings, AdaptiveCheckpointing(host, again), Checkpoint())
 
 
 def imagined_balanced(host, prompts, latents, again: bool = False) -> None:
@@ -321,13 +321,13 @@ def imagined_balanced(host, prompts, latents, again: bool = False) -> None:
     generator = torch.Generator()
     lora = CrossAttentionLoRA(host.cross_attentions(), ("to_k", "to_v"), settings.rank, generator)
     state = balanced.training_state(lora, settings, 1.0, generator)
-    one, t = prompts.take([0]), torch.zeros(1, dtype=torch.long)
+    one, t = prompts[[0]], torch.zeros(1, dtype=torch.long)
     with torch.no_grad():
         target = host.predict(latents, t, one)
         kept = host.predict(latents, t, one)
     batch = hybrid.Batch(latents, t, [0], [0], one, target, latents, t, one, kept)
     texts = SimpleNamespace(columns=torch.zeros(2, 77, dtype=torch.bool))
-    descent = Descent(Economy(host, again), state)
+    descent = Descent(AdaptiveCheckpointing(host, again), state)
     hybrid.train_step(host, lora, descent, texts, SimpleNamespace(mask=None), batch)
 
 

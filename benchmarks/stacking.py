@@ -21,9 +21,9 @@ from fmn_core.erasure.config import ForgetSettings
 from fmn_core.erasure.forget import forget
 from fmn_core.evaluation.metrics import noise_estimates, noised
 from fmn_core.patch.conflicts import conflict_lines, conflicts
-from fmn_core.patch.patch import serialize
+from fmn_core.patch.file import serialize
 from fmn_core.patch.stack import stack
-from fmn_core.patch.weighted import Member
+from fmn_core.patch.weighted import WeightedPatch
 
 LIKE = ("cat", "lion", "tiger", "dog", "fox", "wolf", "bear", "panda", "rabbit", "mouse")
 
@@ -35,7 +35,7 @@ def alone(host, kind, names, preset):
 
 def stacked(host, kind, names, preset):
     """Each alone, stacked."""
-    patch = stack([Member(patch) for patch in alone(host, kind, names, preset)])
+    patch = stack([WeightedPatch(patch) for patch in alone(host, kind, names, preset)])
     return changes(host, patch), len(serialize(patch, "stack"))
 
 
@@ -105,7 +105,7 @@ def main():
     show_groups(rows, methods)
     host, _ = model()
     for preset in dict.fromkeys(name.split(",")[0] for name in methods):
-        members = [Member(patch) for patch in alone(host, "object", names, preset)]
+        members = [WeightedPatch(patch) for patch in alone(host, "object", names, preset)]
         print(f"\n{preset}: {conflict_lines(stack(members).info['report'])[-1]}")
         pairs = damage(host, members)
         rho = spearman([pair["share"] for pair in pairs], [pair["damage"] for pair in pairs])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -17,7 +18,7 @@ from .log import Progress
 
 MATRICES = ("to_q", "to_k", "to_v", "to_out")
 ENCODED_AT_ONCE = 64  # prompts
-DECODED_AT_ONCE = 4  # pictures: what a consumer GPU holds at SDXL's size
+IMAGES_AT_ONCE = 4  # that are sampled or decoded: what a consumer GPU holds at SDXL's size
 SAMPLES = 1024  # values of each weight that tell models apart
 
 # Family of a model -> (ss_base_model_version, modelspec.architecture): what LoRA loaders sort files by.
@@ -29,7 +30,7 @@ FAMILIES = {
 }
 
 
-WordVectors = dict[str, Tensor]  # text encoder (`clip_l`, `clip_g`, `clip_h`) -> vectors [n, D] that stand for n tokens
+TokenEmbeddings = dict[str, Tensor]  # text encoder (`clip_l`, `clip_g`, `clip_h`) -> vectors [n, D] that stand for n tokens
 EMBEDDING_CALL = re.compile(r"(?<![^\s(])embedding:([^\s,()]*)")  # as ComfyUI spells it, which no plain word is
 PLACEHOLDERS = ("x", "y")  # each one token of CLIP's vocabulary, wherever spaces surround it
 CANNOT_INVERT = "This host cannot learn words: invert the concept in ComfyUI or on the command line, and use the file here."
@@ -47,7 +48,7 @@ class CrossAttention:
     name: str
     module: nn.Module
     heads: int
-    place: str
+    unet_block: str
 
     def linear(self, matrix: str) -> nn.Module:
         """The projection called `matrix` (one of MATRICES)."""
@@ -73,33 +74,64 @@ class Prompts:
     """Encoded prompts: embeddings [B, T, D], pooled embeddings [B, P] or None, and T tokens for each prompt."""
 
     texts: tuple[str, ...]
-    embeddings: Tensor
-    pooled: Tensor | None
+    prompt_embeds: Tensor
+    pooled_prompt_embeds: Tensor | None
     tokens: tuple[tuple[Token, ...], ...]
 
     def __len__(self) -> int:
         return len(self.texts)
 
-    def take(self, rows: list[int]) -> Prompts:
+    def __getitem__(self, rows: int | list[int]) -> Prompts:
         """The prompts at these row numbers, repeats allowed."""
+        rows = [rows] if isinstance(rows, int) else rows
         return replace(
             self,
             texts=tuple(self.texts[r] for r in rows),
-            embeddings=self.embeddings[rows],
-            pooled=None if self.pooled is None else self.pooled[rows],
+            prompt_embeds=self.prompt_embeds[rows],
+            pooled_prompt_embeds=None if self.pooled_prompt_embeds is None else self.pooled_prompt_embeds[rows],
             tokens=tuple(self.tokens[r] for r in rows),
         )
 
     def expand(self, count: int) -> Prompts:
-        """A single prompt, so many times; unlike that of `take`, its gradient is the same from run to run on any number of
+        """A single prompt, so many times; unlike that of indexing, its gradient is the same from run to run on any number of
         threads."""
         return replace(
             self,
             texts=self.texts * count,
-            embeddings=self.embeddings.expand(count, -1, -1),
-            pooled=None if self.pooled is None else self.pooled.expand(count, -1),
+            prompt_embeds=self.prompt_embeds.expand(count, -1, -1),
+            pooled_prompt_embeds=None if self.pooled_prompt_embeds is None else self.pooled_prompt_embeds.expand(count, -1),
             tokens=self.tokens * count,
         )
+
+    @classmethod
+    def cat(cls, batches: Sequence[Prompts]) -> Prompts:
+        """Batches of prompts as one, tiled to a common length where they differ, as hosts do."""
+        pooled = [batch.pooled_prompt_embeds for batch in batches]
+        length = math.lcm(*(batch.prompt_embeds.shape[1] for batch in batches))
+        return cls(
+            texts=tuple(text for batch in batches for text in batch.texts),
+            prompt_embeds=torch.cat([tile(batch.prompt_embeds, length) for batch in batches]),
+            pooled_prompt_embeds=None if pooled[0] is None else torch.cat(pooled),
+            tokens=tuple(row * (length // len(row)) for batch in batches for row in batch.tokens),
+        )
+
+    def mean(self) -> Prompts:
+        """What the prompts have in common, as one prompt: the mean of those that are as long as most."""
+        ends = [[token.kind for token in tokens].index("end") for tokens in self.tokens]
+        common = statistics.mode(ends)
+        alike = self[[row for row, end in enumerate(ends) if end == common]]
+        pooled = alike.pooled_prompt_embeds
+        return replace(
+            alike[0],
+            prompt_embeds=alike.prompt_embeds.mean(0, keepdim=True),
+            pooled_prompt_embeds=None if pooled is None else pooled.mean(0, keepdim=True),
+        )
+
+
+def tile(tokens: Tensor, length: int) -> Tensor:
+    """A mask [T] or embeddings [B, T, D] of tokens, repeated to this length."""
+    times = length // tokens.shape[-1 if tokens.ndim == 1 else 1]
+    return tokens.repeat(times) if tokens.ndim == 1 else tokens.repeat(1, times, 1)
 
 
 def placeholder_texts(template: str, count: int) -> list[str]:
@@ -176,24 +208,25 @@ class DiffusionHost(Progress):
             self.prompts_read = outer
 
     @abstractmethod
-    def contexts(self, texts: list[str], columns: int) -> Tensor:
-        """The first columns of many prompts [B, columns, D], as `encode` gives them; what is left out is not computed."""
+    def encode_prefix(self, texts: list[str], num_tokens: int) -> Tensor:
+        """The first tokens' embeddings of many prompts [B, num_tokens, D], as `encode` gives them; what is left out is not
+        computed."""
 
     @abstractmethod
     def missing_embeddings(self, text: str) -> dict[str, str]:
         """What in a prompt calls for an embedding (learned words) that this host does not have, by its own spelling or by
         ComfyUI's -> a sentence that says what to do."""
 
-    def word_vectors(self, text: str) -> WordVectors:
+    def token_embeddings(self, text: str) -> TokenEmbeddings:
         """The text encoders' input vectors of every token in `text`, special tokens left out."""
         raise ForgetError(CANNOT_INVERT)
 
-    def token_vectors(self, id: int) -> WordVectors:
+    def token_embedding(self, id: int) -> TokenEmbeddings:
         """The text encoders' input vector [1, D] of the token with this number in the tokenizer's vocabulary; raises
         ForgetError where there is none."""
         raise ForgetError(f"This host finds no tokens by number: write the word of the token {id} in its place.")
 
-    def encode_vectors(self, template: str, vectors: WordVectors) -> Prompts:
+    def encode_with_embeddings(self, template: str, vectors: TokenEmbeddings) -> Prompts:
         """One encoded prompt: `template` with vectors in the place of `{}`, differentiable by them.
 
         Only inside `training(shape, text=True)`.
@@ -210,7 +243,7 @@ class DiffusionHost(Progress):
 
     def decode(self, latents: Tensor) -> Tensor | None:
         """Images [B, H, W, 3] in 0..1, on the CPU, a few decoded at a time; None where the host was given no VAE."""
-        parts = [self.decode_few(few) for few in latents.split(DECODED_AT_ONCE)]
+        parts = [self.decode_few(few) for few in latents.split(IMAGES_AT_ONCE)]
         return None if parts[0] is None else torch.cat([part.float().cpu() for part in parts])
 
     @abstractmethod

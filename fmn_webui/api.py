@@ -15,8 +15,8 @@ from modules import shared
 
 from fmn_core.erasure.config import ForgetSettings
 from fmn_core.errors import ForgetError, brief
-from fmn_core.evaluation.config import EvaluateSettings
-from fmn_core.patch.patch import read_patch
+from fmn_core.evaluation.config import EvaluationConfig
+from fmn_core.patch.file import read_patch
 
 from .escaping import plain
 from .forms import converted, decoded, members_of, settings_of
@@ -138,7 +138,7 @@ def post_evaluate(body: dict) -> dict:
     """Queues the measuring of a patch: `patch`, and by choice `save_as`, `images` (base64), any setting."""
     taken = {key: converted(key, body.pop(key, ""), "") for key in ("patch", "save_as")}
     sources = decoded(body.pop("images", []), "`images`")
-    settings = settings_of(EvaluateSettings, body)
+    settings = settings_of(EvaluationConfig, body)
     return job_json(submit_evaluate(taken["patch"], settings, pictures_for(settings, sources)[0], taken["save_as"]))
 
 

@@ -11,7 +11,8 @@ from modules import shared
 
 from fmn_core.errors import ForgetError
 from fmn_core.hosts.webui.model import adapt
-from fmn_core.patch.patch import Patch, check_fits, model_shapes, read_patch
+from fmn_core.patch.patch import Patch, check_fits, model_shapes
+from fmn_core.patch.file import read_patch
 
 from .infotext import Wanted
 from .models import made_elsewhere

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fmn_core.attention.heatmap import chosen_phrases
 from fmn_core.attention.recorder import AttentionRecording
-from fmn_core.attention.visualize import ViewSettings, visualize
+from fmn_core.attention.visualize import ViewConfig, visualize
 from fmn_core.errors import ForgetError
 from fmn_core.files.names import slug
 
@@ -46,7 +46,7 @@ def heat_pictures(
     if not recording.layers:
         raise ForgetError("No attention was recorded: heat maps need SD1.x, SD2.x or SDXL, and a sampler that ran.")
     phrases = chosen_phrases(recording, words)
-    view = ViewSettings(words=words, view=wanted.layout, opacity=wanted.opacity, color_map=wanted.colours)
+    view = ViewConfig(words=words, view=wanted.layout, opacity=wanted.opacity, color_map=wanted.colours)
     drawn, _, _ = visualize(recording, pictures, view)
     text = recording.text if several else ""
     if wanted.layout == "contact sheet":

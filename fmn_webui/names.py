@@ -11,7 +11,7 @@ from pathlib import Path
 from fmn_core.errors import ForgetError
 from fmn_core.files.names import DEVICES, slug
 from fmn_core.files.names import MOST as BYTES
-from fmn_core.patch.patch import is_patch
+from fmn_core.patch.file import is_patch
 
 # A prompt calls a LoRA `<lora:NAME:WEIGHT>`, where `=` is for named weights; lists have commas; Windows refuses the others.
 UNFIT = re.compile(r'[<>:="/\\|?*,\x00-\x1f\x7f]')
@@ -125,7 +125,7 @@ def free_files(folder: Path, stem: str) -> Iterator[Path]:
 
 
 def is_free(folder: Path) -> Callable[[str], bool]:
-    """What tells whether no LoRA has a name, nor its card or its `-rest`."""
+    """What tells whether no LoRA has a name, nor its card or its `-unet`."""
     taken = {other.lower() for other in lora_files(folder)}
     taken |= {path.stem.lower() for path in folder.glob("*") if path.suffix in BESIDE}  # of a LoRA that is gone
-    return lambda stem: stem.lower() not in taken and f"{stem}-rest".lower() not in taken
+    return lambda stem: stem.lower() not in taken and f"{stem}-unet".lower() not in taken

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from fmn_core.errors import ForgetError
-from fmn_core.evaluation.config import EvaluateSettings
+from fmn_core.evaluation.config import EvaluationConfig
 
 from .forms import settings_of
 from .jobs import Job
@@ -20,9 +20,9 @@ def evaluate_panel() -> Submit:
     """Builds the panel; to be called inside Blocks."""
     patch = patch_dropdown("Patch", "evaluate_patch", "It is compared with the model without it, at equal seeds.")
     refresh_button([patch], "evaluate")
-    settings = components(EvaluateSettings, "evaluate", advanced=False)
+    settings = components(EvaluationConfig, "evaluate", advanced=False)
     with gr.Accordion("Advanced", open=False):
-        settings |= components(EvaluateSettings, "evaluate", advanced=True)
+        settings |= components(EvaluationConfig, "evaluate", advanced=True)
         files = gr.File(
             label="Pictures of the concept, for the inversion", file_count="multiple", file_types=["image"],
             elem_id="fmn_evaluate_files",
@@ -43,6 +43,6 @@ def asked_of(patch: str, files, save_as: str, **settings) -> Job:
     """A job from the panel's values; raises ForgetError for those that cannot work."""
     if patch in (None, "", NONE):
         raise ForgetError("There is no patch to evaluate: choose one.")
-    chosen = settings_of(EvaluateSettings, settings)
+    chosen = settings_of(EvaluationConfig, settings)
     images, _ = pictures_for(chosen, [path_of(file) for file in files or []])
     return submit_evaluate(patch, chosen, images, save_as)

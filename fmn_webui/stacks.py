@@ -13,8 +13,8 @@ from modules import shared
 
 from fmn_core.files.atomic import NameTakenError
 from fmn_core.files.header import tensor_hash
-from fmn_core.patch.patch import save_patch
-from fmn_core.patch.report import summary
+from fmn_core.patch.file import save_patch
+from fmn_core.patch.summary import summary
 from fmn_core.patch.stack import stack
 
 from . import webui

@@ -13,15 +13,16 @@ from torch import Tensor
 from fmn_core.erasure.config import ForgetSettings
 from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
-from fmn_core.evaluation.config import EvaluateSettings
+from fmn_core.evaluation.config import EvaluationConfig
 from fmn_core.evaluation.evaluate import evaluate, with_evaluation
 from fmn_core.evaluation.plot import draw_report
 from fmn_core.files.atomic import save_under_next
-from fmn_core.patch.patch import Patch, read_patch, save_patch
-from fmn_core.patch.report import summary
+from fmn_core.patch.patch import Patch
+from fmn_core.patch.file import read_patch, save_patch
+from fmn_core.patch.summary import summary
 from fmn_core.patch.stack import stack
-from fmn_core.patch.weighted import Member
-from fmn_core.text.concept import called, make_concepts
+from fmn_core.patch.weighted import WeightedPatch
+from fmn_core.text.concept import joint_name, make_concepts
 from fmn_core.training.checkpoint import Checkpoint
 from fmn_core.training.images import check_pictures
 
@@ -56,10 +57,10 @@ def find_patches(names: Iterable[str]) -> list[Path]:
     return found
 
 
-def members_in(rows: Sequence[tuple[str, float]]) -> Iterator[Member]:
+def members_in(rows: Sequence[tuple[str, float]]) -> Iterator[WeightedPatch]:
     """The patches of rows of a name and a strength, read when they are asked for."""
     paths = find_patches(name for name, _ in rows)
-    return (Member(read_patch(path), strength) for path, (_, strength) in zip(paths, rows, strict=True))
+    return (WeightedPatch(read_patch(path), strength) for path, (_, strength) in zip(paths, rows, strict=True))
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,12 @@ class Asked:
 
 
 def pictures_for(
-    settings: ForgetSettings | EvaluateSettings, sources: Sequence[Path | bytes], masks: Sequence[Path | bytes] = ()
+    settings: ForgetSettings | EvaluationConfig, sources: Sequence[Path | bytes], masks: Sequence[Path | bytes] = ()
 ) -> tuple[Tensor | None, Tensor | None]:
     """Pictures and masks for a job with these settings, None where it needs none; raises ForgetError as `given_pictures`
     does, and where the queue is full."""
     JOBS.require_room()
-    needed = settings.inversion if isinstance(settings, EvaluateSettings) else settings.preset != "fast"
+    needed = settings.inversion if isinstance(settings, EvaluationConfig) else settings.preset != "fast"
     return given_pictures(sources, masks, settings.resolution, needed)
 
 
@@ -94,7 +95,7 @@ def submit_forget(asked: Asked) -> Job:
     """Queues the making of a patch; raises ForgetError at once for what cannot work."""
     concepts = make_concepts(asked.concept, asked.settings.concept_type, asked.settings.template)
     check_pictures(asked.images, asked.mask)
-    named = called(concepts)
+    named = joint_name(concepts)
     new_file(webui.lora_folder(), asked.name, named)
 
     def work(job: Job) -> Outcome:
@@ -158,7 +159,7 @@ def add_picture(outcome: Outcome, host, patch: Patch) -> None:
         outcome.lines.append("The card has no picture: it could not be drawn, or was interrupted.")
 
 
-def submit_evaluate(name: str, settings: EvaluateSettings, images: Tensor | None = None, save_as: str = "") -> Job:
+def submit_evaluate(name: str, settings: EvaluationConfig, images: Tensor | None = None, save_as: str = "") -> Job:
     """Queues the measuring of a patch; `save_as` names a copy with the report in it."""
     read_patch(find_patch(name))
     check_pictures(images, None)

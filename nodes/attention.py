@@ -8,12 +8,12 @@ import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
-from ..fmn_core.attention.compare import CompareSettings, compare, draw_comparison
+from ..fmn_core.attention.compare import CompareConfig, compare, draw_comparison
 from ..fmn_core.attention.export import as_json, as_npz
-from ..fmn_core.attention.from_image import LookSettings, record_pictures
+from ..fmn_core.attention.from_image import FromImageConfig, record_pictures
 from ..fmn_core.attention.heatmap import told_of_others
-from ..fmn_core.attention.recorder import AttentionRecording, RecordingSettings
-from ..fmn_core.attention.visualize import ViewSettings, visualize
+from ..fmn_core.attention.recorder import AttentionRecording, RecordingConfig
+from ..fmn_core.attention.visualize import ViewConfig, visualize
 from ..fmn_core.files.atomic import describe, save_under_next, write_new
 from ..fmn_core.hosts.comfy.attention import record_attention
 from ..fmn_core.hosts.comfy.graph import recording_of
@@ -48,7 +48,7 @@ class RecordTokenAttention(io.ComfyNode):
                     default="",
                     tooltip="The positive prompt, word for word as the sampler gets it. Best wired from the same text.",
                 ),
-                *settings_inputs(RecordingSettings),
+                *settings_inputs(RecordingConfig),
                 io.Conditioning.Input(
                     "conditioning",
                     optional=True,
@@ -67,7 +67,7 @@ class RecordTokenAttention(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, text, conditioning=None, **settings) -> io.NodeOutput:
-        return io.NodeOutput(*record_attention(model, clip, text, RecordingSettings(**settings), conditioning))
+        return io.NodeOutput(*record_attention(model, clip, text, RecordingConfig(**settings), conditioning))
 
 
 class RecordPictureAttention(io.ComfyNode):
@@ -85,8 +85,8 @@ class RecordPictureAttention(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
                 io.Image.Input("image", tooltip="The pictures to look at."),
                 io.String.Input("text", multiline=True, default="", tooltip="What to look for: a prompt for the pictures."),
-                *settings_inputs(LookSettings),
-                *(i for i in settings_inputs(RecordingSettings) if not i.id.endswith("_percent")),
+                *settings_inputs(FromImageConfig),
+                *(i for i in settings_inputs(RecordingConfig) if not i.id.endswith("_percent")),
             ],
             outputs=[
                 Recording.Output(display_name="recording", tooltip="For Visualize, Compare and Save Token Attention."),
@@ -98,8 +98,8 @@ class RecordPictureAttention(io.ComfyNode):
     def execute(cls, model, clip, vae, image, text, keep, layers, memory, **look) -> io.NodeOutput:
         with torch.inference_mode(False):
             host = ComfyHost(model, clip, vae)
-            recorded = RecordingSettings(keep=keep, layers=layers, memory=memory)
-            return io.NodeOutput(record_pictures(host, image[..., :3].clone(), text, LookSettings(**look), recorded), image)
+            recorded = RecordingConfig(keep=keep, layers=layers, memory=memory)
+            return io.NodeOutput(record_pictures(host, image[..., :3].clone(), text, FromImageConfig(**look), recorded), image)
 
 
 class VisualizeTokenAttention(io.ComfyNode):
@@ -115,7 +115,7 @@ class VisualizeTokenAttention(io.ComfyNode):
             inputs=[
                 Recording.Input("recording", tooltip="From Record Token Attention."),
                 io.Image.Input("image", tooltip=OWN_PICTURE),
-                *settings_inputs(ViewSettings),
+                *settings_inputs(ViewConfig),
             ],
             outputs=[
                 io.Image.Output(
@@ -137,7 +137,7 @@ class VisualizeTokenAttention(io.ComfyNode):
     @classmethod
     def execute(cls, recording, image, **settings) -> io.NodeOutput:
         recording, told = own(cls, recording, "image")
-        seen = visualize(recording, image, ViewSettings(**settings), progress_bar())
+        seen = visualize(recording, image, ViewConfig(**settings), progress_bar())
         return io.NodeOutput(*seen, ui=ui.PreviewText(f"{told} {told_of_others(recording)}".strip()))
 
 
@@ -154,7 +154,7 @@ class CompareTokenAttention(io.ComfyNode):
             inputs=[
                 Recording.Input("first", tooltip="From Record Token Attention: before, say."),
                 Recording.Input("second", tooltip="From another Record Token Attention: after, say."),
-                *settings_inputs(CompareSettings),
+                *settings_inputs(CompareConfig),
                 # Nothing of a recording is there before its sampler has run: the pictures make this node wait.
                 io.Image.Input("first_image", tooltip="The pictures of the first recording."),
                 io.Image.Input("second_image", tooltip="The pictures of the second recording."),
@@ -169,7 +169,7 @@ class CompareTokenAttention(io.ComfyNode):
     @classmethod
     def execute(cls, first, second, first_image, second_image, **settings) -> io.NodeOutput:
         (first, one), (second, two) = own(cls, first, "first_image"), own(cls, second, "second_image")
-        chosen = CompareSettings(**settings)
+        chosen = CompareConfig(**settings)
         comparison = compare(first, second, chosen.words, *first_image.shape[1:3], progress_bar())
         report = comparison.report((chosen.first_title, chosen.second_title))
         sheets = draw_comparison(comparison, (first_image, second_image), chosen, progress_bar())

@@ -7,13 +7,13 @@ import logging
 import torch
 from comfy_api.latest import io, ui
 
-from ..fmn_core.convert.config import ImportSettings
+from ..fmn_core.convert.config import ImportConfig
 from ..fmn_core.convert.exporter import FORMATS, save_as
 from ..fmn_core.convert.importer import import_patch
 from ..fmn_core.files.atomic import save_under_next
 from ..fmn_core.hosts.comfy.model import ComfyHost
 from ..fmn_core.log import displayable
-from ..fmn_core.patch.report import summary
+from ..fmn_core.patch.summary import summary
 from .patch import as_patch, listed, lora_name, new_paths, require_file, written_at
 from .schema import LoraModel, schema, settings_inputs
 
@@ -51,7 +51,7 @@ class ImportPatch(io.ComfyNode):
                     tooltip="The name of what it forgets; other names of the same after commas, one concept a line. "
                     "Empty: the patch goes by the file's name, and cannot be evaluated.",
                 ),
-                *settings_inputs(ImportSettings),
+                *settings_inputs(ImportConfig),
                 io.Combo.Input(
                     "base",
                     options=[FROM_MODEL, *checkpoints],
@@ -63,7 +63,7 @@ class ImportPatch(io.ComfyNode):
                     display_name="lora", tooltip="The patch: for Apply FMN Patch, Save Forget Patch and all others."
                 ),
                 LoraModel.Output(
-                    display_name="rest",
+                    display_name="unet_lora",
                     tooltip="What a LoRA changes outside the cross-attention: an ordinary LoRA, for Load LoRA Model, beside "
                     "the patch. Save Forget Patch writes it too. Else it is empty.",
                 ),
@@ -85,7 +85,7 @@ class ImportPatch(io.ComfyNode):
             host = ComfyHost(model, clip)
             found = (
                 require_file(*place(file)),
-                ImportSettings(**settings),
+                ImportConfig(**settings),
                 concept,
                 None if own else require_file(*place(base)),
             )
@@ -93,7 +93,7 @@ class ImportPatch(io.ComfyNode):
         text = summary(patch)
         if patch.info["report"]["warnings"]:
             logging.warning("Import Forget Patch: %s", displayable(text))
-        return io.NodeOutput(patch, patch.rest, text, ui=ui.PreviewText(text))
+        return io.NodeOutput(patch, patch.unet_lora, text, ui=ui.PreviewText(text))
 
 
 class ExportPatch(io.ComfyNode):

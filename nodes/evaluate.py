@@ -8,7 +8,7 @@ import logging
 import torch
 from comfy_api.latest import io, ui
 
-from ..fmn_core.evaluation.config import EvaluateSettings
+from ..fmn_core.evaluation.config import EvaluationConfig
 from ..fmn_core.evaluation.evaluate import evaluate, with_evaluation
 from ..fmn_core.evaluation.plot import draw_report
 from ..fmn_core.hosts.comfy.clip import clip_scorer
@@ -32,7 +32,7 @@ class EvaluatePatch(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model without the patch. It is left as it is."),
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
                 LoraModel.Input("lora", tooltip="The patch that Forget Concept made."),
-                *settings_inputs(EvaluateSettings),
+                *settings_inputs(EvaluationConfig),
                 io.Vae.Input("vae", optional=True, tooltip="Without it there are figures, but no pictures."),
                 io.ClipVision.Input(
                     "clip_vision",
@@ -66,7 +66,7 @@ class EvaluatePatch(io.ComfyNode):
         with torch.inference_mode(False):  # the graph runs in inference mode, whose tensors autograd refuses
             images = None if images is None else images.clone()
             host = ComfyHost(model, clip, vae)
-            evaluation = evaluate(host, patch, EvaluateSettings(**settings), clip=scorer, images=images)
+            evaluation = evaluate(host, patch, EvaluationConfig(**settings), clip=scorer, images=images)
         text = evaluation.report["summary"]
         if evaluation.report["warnings"]:
             logging.warning("Evaluate Forget Patch: %s", displayable(text))

@@ -11,8 +11,9 @@ from ..fmn_core.erasure.config import CONCEPT_HELP, ForgetSettings
 from ..fmn_core.erasure.forget import forget
 from ..fmn_core.files.atomic import save_under_next
 from ..fmn_core.hosts.comfy.model import ComfyHost
-from ..fmn_core.patch.patch import Patch, save_patch
-from ..fmn_core.patch.report import summary
+from ..fmn_core.patch.patch import Patch
+from ..fmn_core.patch.file import save_patch
+from ..fmn_core.patch.summary import summary
 from .patch import new_paths
 from .schema import LoraModel, LossMap, schema, settings_inputs
 from .unfinished import checkpoint_for
@@ -61,7 +62,7 @@ class ForgetConcept(io.ComfyNode):
                 ),
                 LossMap.Output(display_name="loss_map", tooltip="The loss of each step, for Plot Loss Graph."),
                 LoraModel.Output(
-                    display_name="rest",
+                    display_name="unet_lora",
                     tooltip="What `layers: whole unet` trains outside the cross-attention: an ordinary LoRA, for Load LoRA "
                     "Model, beside the patch. Save Forget Patch writes it too. Else it is empty.",
                 ),
@@ -75,7 +76,7 @@ class ForgetConcept(io.ComfyNode):
             host = ComfyHost(model, clip, vae)
             with checkpoint_for(cls, save_unfinished) as checkpoint:
                 patch, losses = forget(host, concept, ForgetSettings(**settings), images, mask, checkpoint)
-        return io.NodeOutput(patch, {"loss": losses}, patch.rest, ui=ui.PreviewText(summary(patch)))
+        return io.NodeOutput(patch, {"loss": losses}, patch.unet_lora, ui=ui.PreviewText(summary(patch)))
 
 
 def save_unfinished(patch: Patch) -> Path:

@@ -14,7 +14,7 @@ from comfy_api.latest import io, ui
 from ..fmn_core.files.atomic import save_under_next
 from ..fmn_core.files.names import slug
 from ..fmn_core.hosts.comfy.model import ComfyHost
-from ..fmn_core.inversion.config import InvertSettings
+from ..fmn_core.inversion.config import InversionConfig
 from ..fmn_core.inversion.embedding import save_embedding
 from ..fmn_core.inversion.textual_inversion import Inversion, invert_pictures
 from .schema import LossMap, schema, settings_inputs
@@ -40,7 +40,7 @@ class InvertConcept(io.ComfyNode):
                     default="cat",
                     tooltip="What the file is named after, and what the model makes pictures of where none are connected.",
                 ),
-                *settings_inputs(InvertSettings),
+                *settings_inputs(InversionConfig),
                 io.Image.Input(
                     "images",
                     optional=True,
@@ -67,7 +67,7 @@ class InvertConcept(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, concept, images=None, mask=None, vae=None, **settings) -> io.NodeOutput:
-        settings = InvertSettings(**settings)
+        settings = InversionConfig(**settings)
         with torch.inference_mode(False):  # the graph runs in inference mode, whose tensors autograd refuses
             images, mask = (None if x is None else x.clone() for x in (images, mask))
             host = ComfyHost(model, clip, vae)

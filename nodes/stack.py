@@ -8,10 +8,10 @@ from comfy_api.latest import io, ui
 
 from ..fmn_core.errors import ForgetError
 from ..fmn_core.hosts.comfy.apply import apply_patch
-from ..fmn_core.patch.patch import is_patch, read_patch
-from ..fmn_core.patch.report import summary
+from ..fmn_core.patch.file import is_patch, read_patch
+from ..fmn_core.patch.summary import summary
 from ..fmn_core.patch.stack import stack
-from ..fmn_core.patch.weighted import Member
+from ..fmn_core.patch.weighted import WeightedPatch
 from .patch import FROM_INPUT, as_patch, changed_at, listed, require_file
 from .schema import LoraModel, schema
 
@@ -94,14 +94,14 @@ class StackPatches(io.ComfyNode):
     @classmethod
     def execute(cls, model=None, clip=None, lora_stack=None, **inputs) -> io.NodeOutput:
         rows = [[inputs.get(f"{key}_{row}") for key in ("patch", "strength", "on", "lora")] for row in range(1, ROWS + 1)]
-        members = [Member(as_patch(lora), s) for name, s, on, lora in rows if on and name == FROM_INPUT and lora is not None]
+        members = [WeightedPatch(as_patch(lora), s) for name, s, on, lora in rows if on and name == FROM_INPUT and lora is not None]
         chosen = [(name, strength, 0.0) for name, strength, on, _ in rows if on and name != FROM_INPUT]
-        members += [Member(read_patch(require_file(name)), strength) for name, strength, _ in chosen]
+        members += [WeightedPatch(read_patch(require_file(name)), strength) for name, strength, _ in chosen]
         given = entries(lora_stack)
         for name, strength, strength_clip in given:
             path = require_file(name)
             if is_patch(path):
-                members.append(Member(read_patch(path), strength))
+                members.append(WeightedPatch(read_patch(path), strength))
             elif model is not None or clip is not None:
                 lora = comfy.utils.load_torch_file(str(path), safe_load=True)
                 model, clip = comfy.sd.load_lora_for_models(model, clip, lora, strength, strength_clip)

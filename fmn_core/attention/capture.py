@@ -59,12 +59,12 @@ def projections(layers: dict[str, CrossAttention], take: Callable[[str, Tensor, 
         yield
 
 
-class AllTaken(Exception):
+class StopForward(Exception):
     """Every map is there, and nobody asked for more."""
 
 
 @contextmanager
-def tapped(
+def capture_attention_maps(
     layers: dict[str, CrossAttention], columns: Tensor | None = None, stop: bool = False
 ) -> Iterator[dict[str, Tensor]]:
     """Context whose dict holds, after a forward, each layer's map [B, heads, N, T], with its graph, or of it the `columns`
@@ -89,10 +89,16 @@ def tapped(
         if name not in maps:
             maps[name], calls[name] = A, call
             if stop and len(maps) == len(layers):
-                raise AllTaken
+                raise StopForward
 
     with projections(layers, take):
         yield maps
+
+
+def used_tokens(token_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The token indices [n] that a mask [B, T] has for any row, and the mask of these [B, n]."""
+    indices = token_mask.any(0).nonzero()[:, 0]
+    return indices, token_mask[:, indices]
 
 
 @contextmanager

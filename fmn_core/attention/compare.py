@@ -27,7 +27,7 @@ HEAD = EDGE + 28  # and the titles
 
 
 @dataclass(frozen=True)
-class CompareSettings:
+class CompareConfig:
     """Which words of two recordings are compared, and how they are shown."""
 
     words: str = setting(
@@ -152,7 +152,7 @@ def pair_of(recordings, masses: tuple[Tensor, Tensor], names, height: int, width
 
 
 def draw_comparison(
-    comparison: Comparison, images: tuple[Tensor, Tensor], settings: CompareSettings, tell: Tell | None = None
+    comparison: Comparison, images: tuple[Tensor, Tensor], settings: CompareConfig, tell: Tell | None = None
 ) -> Tensor:
     """A picture for each pair of pictures, [B, H', W', 3]: a row for each phrase with its two heat maps on one scale, the
     difference, and bars of its shares; `images` [B, H, W, 3] are what the maps lie over. `tell` hears of each row before it
@@ -198,7 +198,7 @@ def size_of_sheet(height: int, width: int, pairs: int) -> tuple[int, int]:
     return EDGE + 3 * (width + GAP) + 2 * SIDE + COLUMN_BARS + EDGE, HEAD + height_of_row(height) * pairs + EDGE
 
 
-def draw_sheet(comparison, images, i: int, highest: float, most: float, settings: CompareSettings, work: Work) -> Tensor:
+def draw_sheet(comparison, images, i: int, highest: float, most: float, settings: CompareConfig, work: Work) -> Tensor:
     """The rows of one pair of pictures."""
     pairs = comparison.pairs
     size = pairs[0].maps[0].shape[1:]

@@ -11,11 +11,11 @@ from ..config import setting
 from ..errors import ForgetError
 from ..host import DiffusionHost
 from .capture import layer_size, projections
-from .recorder import AttentionRecording, RecordingSettings
+from .recorder import AttentionRecording, RecordingConfig
 
 
 @dataclass(frozen=True)
-class LookSettings:
+class FromImageConfig:
     """How a picture is looked at."""
 
     noise: float = setting(
@@ -30,12 +30,12 @@ def record_pictures(
     host: DiffusionHost,
     images: Tensor,
     text: str,
-    settings: LookSettings | None = None,
-    recorded: RecordingSettings | None = None,
+    settings: FromImageConfig | None = None,
+    recorded: RecordingConfig | None = None,
 ) -> AttentionRecording:
     """The attention of a prompt's words on pictures [B, H, W, 3] in 0..1, at x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise
     (Ho et al., arXiv 2006.11239, eq. 4); each noise is a step of the recording. Raises ForgetError without a VAE."""
-    settings, recorded = settings or LookSettings(), recorded or RecordingSettings()
+    settings, recorded = settings or FromImageConfig(), recorded or RecordingConfig()
     latents = host.encode_images(images)
     prompts = host.encode([text])
     recording = AttentionRecording(text, prompts.tokens[0], recorded)

@@ -23,7 +23,7 @@ FLOAT = 4  # bytes
 
 
 @dataclass(frozen=True)
-class RecordingSettings:
+class RecordingConfig:
     """What of the attention is recorded, and in how much memory."""
 
     keep: str = setting(
@@ -52,7 +52,7 @@ class RecordingSettings:
 
     def chosen(self, layers: dict[str, CrossAttention]) -> dict[str, CrossAttention]:
         """Those of the layers that are recorded."""
-        return {name: layer for name, layer in layers.items() if self.layers in ("all", layer.place)}
+        return {name: layer for name, layer in layers.items() if self.layers in ("all", layer.unet_block)}
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class AttentionRecording:
 
     text: str
     tokens: tuple[Token, ...]
-    settings: RecordingSettings = field(default_factory=RecordingSettings)
+    settings: RecordingConfig = field(default_factory=RecordingConfig)
     frames: list[Frame] = field(default_factory=list)
     sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     halved: dict[str, int] = field(default_factory=dict)

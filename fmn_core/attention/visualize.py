@@ -27,7 +27,7 @@ MOST_OVERLAID = 2_000_000_000  # of all pictures of the overlay, and as many mas
 
 
 @dataclass(frozen=True)
-class ViewSettings:
+class ViewConfig:
     """How a recording is shown."""
 
     words: str = setting(
@@ -58,7 +58,7 @@ class ViewSettings:
 
 
 def visualize(
-    recording: AttentionRecording, image: Tensor, settings: ViewSettings | None = None, tell: Tell | None = None
+    recording: AttentionRecording, image: Tensor, settings: ViewConfig | None = None, tell: Tell | None = None
 ) -> tuple[Tensor, Tensor, float]:
     """The view's pictures [N, H', W', 3], the words' masks [W * B, H, W] in 0..1, and the share that is brightest.
 
@@ -66,7 +66,7 @@ def visualize(
     next. `tell` hears of each map and each tile before it is made, and may raise to stop. Raises ForgetError for a word that
     is not in the prompt, a recording of other pictures, a view of what was not kept, and one too large for a host to hold.
     """
-    settings = settings or ViewSettings()
+    settings = settings or ViewConfig()
     require_recorded(recording)
     phrases = chosen_phrases(recording, settings.words)
     image = image[..., :3].float().cpu()
@@ -102,7 +102,7 @@ def require_room(view: str, count: int, height: int, width: int, most: int) -> N
         )
 
 
-def scale(settings: ViewSettings, *heats: Tensor) -> float:
+def scale(settings: ViewConfig, *heats: Tensor) -> float:
     """The share that gets the brightest colour: what was asked for, or the highest."""
     return settings.maximum or min(max(max(heat.max().item() for heat in heats), 1e-12), 1.0)
 
@@ -110,7 +110,7 @@ def scale(settings: ViewSettings, *heats: Tensor) -> float:
 class View:
     """Sheets of phrases' heat maps over pictures [B, H, W, 3], made at the size of a tile."""
 
-    def __init__(self, recording: AttentionRecording, image: Tensor, phrases: list[str], settings: ViewSettings):
+    def __init__(self, recording: AttentionRecording, image: Tensor, phrases: list[str], settings: ViewConfig):
         self.recording, self.phrases, self.settings = recording, phrases, settings
         height, width = image.shape[1:3]
         side = OF_A_HEAD if settings.view == "heads" else min(max(height, width, SMALLEST), LARGEST)
@@ -130,7 +130,7 @@ class View:
         """The sheets [N, H', W', 3] in 0..1, and the share that is brightest; each map and tile is a unit of the work."""
         self.work = work
         views = {
-            "side by side": self.side_by_side,
+            "side by side": self.concat_factors,
             "contact sheet": self.contact_sheets,
             "over steps": self.over_steps,
             "layers": self.layers,
@@ -158,7 +158,7 @@ class View:
             one[:] = sheet(title, several, maximum, self.settings.color_map, columns)
         return sheets
 
-    def side_by_side(self) -> tuple[Tensor, float]:
+    def concat_factors(self) -> tuple[Tensor, float]:
         heats = self.maps()
         maximum = scale(self.settings, heats)
 

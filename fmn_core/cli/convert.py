@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..convert.config import ImportSettings
+from ..convert.config import ImportConfig
 from ..convert.exporter import FORMATS, PER_LEVEL, merge, save_as
 from ..convert.importer import import_patch
 from ..errors import ForgetError
@@ -13,8 +13,9 @@ from ..files.atomic import describe, require_new
 from ..files.safetensors import open_weights
 from ..log import say
 from ..lora.keys import blocks_per_level
-from ..patch.patch import Patch, model_shapes, read_patch, save_patch
-from ..patch.report import summary
+from ..patch.file import read_patch, save_patch
+from ..patch.patch import Patch, model_shapes
+from ..patch.summary import summary
 from .model import add_device, add_embeddings, open_host
 
 TARGETS = ("patch", *FORMATS, "checkpoint")
@@ -45,7 +46,7 @@ def add_convert(commands, add_settings) -> None:
     command.add_argument("--strength", type=float, default=1.0, help="of the patch in the checkpoint (default: 1.0)")
     command.add_argument("--out", type=Path, required=True, help="the file to write; a name in use is never taken over")
     add_device(command)
-    add_settings(command, ImportSettings)
+    add_settings(command, ImportConfig)
     command.set_defaults(run=run_convert)
 
 
@@ -60,7 +61,7 @@ def run_convert(options: argparse.Namespace) -> None:
         files = save_patch(patch, options.out)
     elif options.to == "checkpoint":
         files = [merge(options.base, patch, options.strength, options.out)]
-        if patch.rest:
+        if patch.unet_lora:
             say("What FILE changes outside the cross-attention is not in the checkpoint.")
     else:
         files = save_as(patch, options.to, options.out, per_level)
@@ -78,6 +79,6 @@ def take_patch(options: argparse.Namespace) -> tuple[Patch, int]:
     if not options.model:
         raise ForgetError(f"{options.file.name} is no forget patch yet: name the model that it was made for with --model.")
     host = open_host(options)
-    settings = ImportSettings(options.concept_type, options.rank, options.energy)
+    settings = ImportConfig(options.concept_type, options.rank, options.energy)
     patch = import_patch(host, options.file, settings, options.concept, options.base)
     return patch, blocks_per_level([*model_shapes(host), *host.other_layers()])

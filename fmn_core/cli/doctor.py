@@ -20,7 +20,8 @@ from ..errors import ForgetError
 from ..files.atomic import write_new
 from ..files.libraries import take_from
 from ..host import DiffusionHost
-from ..patch.patch import fingerprint, serialize
+from ..patch.file import serialize
+from ..patch.patch import fingerprint
 
 COMMANDS_TAKE = {
     "transformers": ("CLIPModel", "CLIPTokenizer"),

@@ -16,17 +16,17 @@ from pathlib import Path
 from ..erasure.config import ForgetSettings
 from ..erasure.forget import forget
 from ..errors import ForgetError
-from ..evaluation.config import EvaluateSettings
+from ..evaluation.config import EvaluationConfig
 from ..files.atomic import describe, require_new, write_new
 from ..files.names import distinct, slug
-from ..inversion.config import InvertSettings
+from ..inversion.config import InversionConfig
 from ..inversion.embedding import embedding_token, save_embedding
 from ..inversion.textual_inversion import invert_pictures
 from ..log import say
-from ..patch.patch import read_patch, save_patch
-from ..patch.report import summary
+from ..patch.file import read_patch, save_patch
 from ..patch.stack import stack, unstack
-from ..patch.weighted import Member
+from ..patch.summary import summary
+from ..patch.weighted import WeightedPatch
 from ..text.concept import make_concepts
 from ..training.checkpoint import beside
 from ..training.images import read_folders, read_images
@@ -80,7 +80,7 @@ def run_forget(options: argparse.Namespace) -> None:
 
 
 def run_invert(options: argparse.Namespace) -> None:
-    settings = take_settings(options, InvertSettings)
+    settings = take_settings(options, InversionConfig)
     require_new(options.out)
     images = read_images(options.images, settings.resolution) if options.images else None
     host = open_host(options)
@@ -101,7 +101,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
     from ..evaluation.evaluate import evaluate, with_evaluation
     from ..evaluation.plot import draw_report
 
-    settings, patch = take_settings(options, EvaluateSettings), read_patch(options.file)
+    settings, patch = take_settings(options, EvaluationConfig), read_patch(options.file)
     for path in (options.out, options.json, options.picture):
         if path:
             require_new(path)
@@ -136,18 +136,18 @@ def run_stack(options: argparse.Namespace) -> None:
     say(summary(patch), *map(describe, save_patch(patch, options.out)))
 
 
-def read_member(text: str) -> Member:
+def read_member(text: str) -> WeightedPatch:
     """A patch and its strength from FILE or FILE=STRENGTH."""
     name, equals, strength = text.rpartition("=")
     if not equals or Path(text).exists():
-        return Member(read_patch(Path(text)))
+        return WeightedPatch(read_patch(Path(text)))
     try:
         value = float(strength)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
         raise ForgetError(f"`{strength}` is no strength: write FILE=0.5, or the file alone for 1.")
-    return Member(read_patch(Path(name)), value)
+    return WeightedPatch(read_patch(Path(name)), value)
 
 
 def run_unstack(options: argparse.Namespace) -> None:
@@ -220,7 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--out", type=Path, required=True, help="the embedding's file, e.g. my-cat.safetensors")
     add_embeddings(command, "a file of learned words that --concept or --template calls by <NAME>")
     add_device(command)
-    add_settings(command, InvertSettings)
+    add_settings(command, InversionConfig)
     command.set_defaults(run=run_invert)
     command = commands.add_parser("run", help="do what an attn.yaml or ti.yaml of the original Forget-Me-Not says")
     command.add_argument("file", type=Path)
@@ -237,7 +237,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--images", type=Path, help="a folder of pictures of the concept, for `--inversion`")
     add_embeddings(command, "a file of learned words that the patch forgets or keeps by")
     add_device(command)
-    add_settings(command, EvaluateSettings)
+    add_settings(command, EvaluationConfig)
     command.set_defaults(run=run_evaluate)
     command = commands.add_parser("stack", help="make one patch of several, in which each does what it does alone")
     command.add_argument("files", nargs="+", metavar="FILE[=STRENGTH]", help="patches; strength 1 where none is given")

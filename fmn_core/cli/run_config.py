@@ -17,12 +17,12 @@ from ..errors import ForgetError, brief
 from ..files.atomic import Saved, describe, save_under_next
 from ..files.names import slug
 from ..host import DiffusionHost
-from ..inversion.config import InvertSettings
+from ..inversion.config import InversionConfig
 from ..inversion.embedding import add_embedding, save_embedding
 from ..inversion.textual_inversion import invert_pictures
 from ..log import say
-from ..patch.patch import save_patch
-from ..patch.report import summary
+from ..patch.file import save_patch
+from ..patch.summary import summary
 from ..text.concept import Concept, make_concepts
 from ..training.checkpoint import beside
 from ..training.images import read_folders, read_images
@@ -81,7 +81,7 @@ def parse_yaml(file: Path) -> object:
     return PlainLoader(raw.decode()).get_single_data()
 
 
-def inversion_settings(config: dict) -> InvertSettings:
+def inversion_settings(config: dict) -> InversionConfig:
     """The settings that `Ti` means; raises ForgetError for what is not there any more."""
     template = config["use_template"]
     if template not in ("object", "style"):
@@ -94,15 +94,15 @@ def inversion_settings(config: dict) -> InvertSettings:
         raise ForgetError(
             f"There are {len(words)} placeholder_tokens and {len(initializers)} initializer_tokens: give one for each."
         )
-    return InvertSettings(
+    return InversionConfig(
         concept_type=template,
         initializers="|".join(f"<id-{word}>" if word.isnumeric() else word for word in initializers),
-        steps=number(config, "max_train_steps_ti", InvertSettings, "steps"),
-        learning_rate=number(config, "learning_rate_ti", InvertSettings, "learning_rate"),
-        seed=number(config, "seed", InvertSettings, "seed"),
-        batch_size=number(config, "train_batch_size", InvertSettings, "batch_size"),
+        steps=number(config, "max_train_steps_ti", InversionConfig, "steps"),
+        learning_rate=number(config, "learning_rate_ti", InversionConfig, "learning_rate"),
+        seed=number(config, "seed", InversionConfig, "seed"),
+        batch_size=number(config, "train_batch_size", InversionConfig, "batch_size"),
         norm_decay=flag(config, "clip_ti_decay"),
-        resolution=number(config, "resolution", InvertSettings, "resolution"),
+        resolution=number(config, "resolution", InversionConfig, "resolution"),
     )
 
 
@@ -219,8 +219,8 @@ def run_forgetting(config: dict, model: str | None, device: str | None) -> None:
     say(told(config, settings))
     concepts: tuple[Concept, ...] = ()
     for name, type in listed:
-        called = add_embedding(host, name, embeddings[name]) if embeddings else name.replace("-", " ")
-        concepts += make_concepts(called, type)
+        joint_name = add_embedding(host, name, embeddings[name]) if embeddings else name.replace("-", " ")
+        concepts += make_concepts(joint_name, type)
     with beside(path, save_patch) as checkpoint:
         patch, _ = forget_concepts(host, concepts, settings, images, checkpoint=checkpoint, concept_of=concept_of)
         files = save_beside(path, lambda path: save_patch(patch, path))

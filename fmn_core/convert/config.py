@@ -9,7 +9,7 @@ from ..text.concept import TEMPLATES
 
 
 @dataclass(frozen=True)
-class ImportSettings:
+class ImportConfig:
     """How a LoRA, or a change of full weights, becomes a patch."""
 
     concept_type: str = setting(

@@ -17,7 +17,8 @@ from ..files.header import read_header
 from ..files.safetensors import open_weights
 from ..files.streamed import write_half
 from ..lora.keys import blocks_per_level, dotted, of_text_encoder, one_name, split_key
-from ..patch.patch import ALPHA, DOWN, UP, Patch, check_strength, metadata
+from ..patch.file import metadata
+from ..patch.patch import ALPHA, DOWN, UP, Patch, check_strength
 
 PER_LEVEL = 3  # of SD1, SD2 and SDXL
 FORMATS = ("peft", "diff")
@@ -59,11 +60,11 @@ def modules_of(tensors: Iterable[str]) -> list[str]:
 
 
 def save_as(patch: Patch, format: str, path: Path, per_level: int = PER_LEVEL) -> list[Path]:
-    """Writes a patch in one of FORMATS, and its rest, if it has one, beside it as `<name>-rest`; returns the files.
+    """Writes a patch in one of FORMATS, and its UNet LoRA, if it has one, beside it as `<name>-unet`; returns the files.
 
     Raises ForgetError where a name is taken or a file cannot be written.
     """
-    sources = {path: dict(patch)} | ({path.with_stem(f"{path.stem}-rest"): patch.rest} if patch.rest else {})
+    sources = {path: dict(patch)} | ({path.with_stem(f"{path.stem}-unet"): patch.unet_lora} if patch.unet_lora else {})
 
     def write(file: BinaryIO, name: str, tensors: dict[str, Tensor]) -> None:
         if format == "peft":

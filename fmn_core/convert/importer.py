@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..erasure.closed_form import word_moments
-from ..erasure.config import ForgetSettings
+from ..erasure.closed_form import word_statistics
+from ..erasure.config import ClosedFormConfig
 from ..errors import ForgetError
 from ..files.header import one_line
 from ..files.safetensors import WeightsFile, open_weights
@@ -20,9 +20,10 @@ from ..host import DiffusionHost
 from ..inversion.embedding import require_embeddings
 from ..lora.decompose import Factors, OneRank, least_rank, of_one_rank, spectrum, truncated
 from ..patch.patch import ALPHA, DOWN, UP, Patch, make_patch, require_finite
+from ..patch.report import ImportReport, PatchReport
 from ..text.concept import make_concepts
 from . import lora_file as adapter
-from .config import ImportSettings
+from .config import ImportConfig
 from .file_kinds import extension, part_of_model
 from .full_weights import TunedWeights
 from .inventory import Contents, Layers
@@ -35,10 +36,10 @@ NAMED = 6  # layers that a sentence names before it counts
 
 @torch.no_grad()
 def import_patch(
-    host: DiffusionHost, file: Path, settings: ImportSettings, concept: str = "", base: Path | None = None
+    host: DiffusionHost, file: Path, settings: ImportConfig, concept: str = "", base: Path | None = None
 ) -> Patch:
     """A forget patch for the host's model from a .safetensors file: a LoRA, or weights of which the host's own, or those of
-    the file `base`, are taken away. What it changes outside the cross-attention as a LoRA becomes the patch's `rest`.
+    the file `base`, are taken away. What it changes outside the cross-attention becomes the patch's `unet_lora`.
 
     `concept` names what it forgets, one concept a line; without it the patch goes by the file's name and knows no words.
     Raises ForgetError for files that are damaged, of an unknown kind or made for another architecture.
@@ -50,10 +51,10 @@ def import_patch(
         require_no_extension(weights)
         contents = Contents(weights, layers)
         kind = require_kind(weights, contents)
-        rest, lost, given = {}, 0.0, None
+        unet_lora, lost, given, unknown = {}, 0.0, None, []
         if kind != FULL:
             source = adapter.Adapter(weights)
-            rest, warnings, lost = take_rest(host, source, contents, layers, settings)
+            unet_lora, warnings, lost = take_unet_lora(host, source, contents, layers, settings)
             named = [name for name, parts in contents.cross.items() if adapter.forms_of(parts)]
             if adapter.forms_of(contents.kinds) == {"LoRA"}:
                 given = {name: source.factors(name, contents.cross[name], layers.shapes[name]) for name in named}
@@ -70,25 +71,29 @@ def import_patch(
         given = one_rank(weights, given, lambda name: min(layers.shapes[name]))
         require_half(weights, given)
         factors = OneRank({layers.targets[name]: pair for name, pair in given.factors.items()})
-        report = {"imported": {"file": weights.path.name, "kind": kind, "rest": len(rest) // 3}, "warnings": warnings}
-        if lost:
-            report["imported"]["rest_error"] = lost
-        moments, unknown = None, []
+        statistics = None
         if concepts:
-            moments, unknown = word_moments(host, concepts, ForgetSettings(concept_type=settings.concept_type))
-        warnings += unknown
+            statistics, unknown = word_statistics(host, concepts, ClosedFormConfig(concept_type=settings.concept_type))
         how = {"preset": "imported"} | asdict(settings)
-        patch = make_patch(host, factors, concepts, how, report, moments)
+        patch = make_patch(host, factors, concepts, how, PatchReport(), statistics)
         patch.info["concept"] = patch.info["concept"] or one_line(weights.path.stem)
-        patch.rest = rest
-        report["imported"] |= {"rank": patch.rank, "projections": len(patch.modules)} | errors(
-            weights, patch, layers, named, delta
+        patch.unet_lora = unet_lora
+        imported = ImportReport(
+            file=weights.path.name,
+            kind=kind,
+            rank=patch.rank,
+            projections=len(patch.modules),
+            unet_layers=len(unet_lora) // 3,
+            unet_error=lost,
+            **errors(weights, patch, layers, named, delta),
         )
-    if report["imported"]["error"] > MUCH:
+    warnings += unknown
+    if imported.error > MUCH:
         warnings.append(
-            f"The patch leaves out much of what {weights.path.name} changes, {report['imported']['error']:.0%}: raise "
+            f"The patch leaves out much of what {weights.path.name} changes, {imported.error:.0%}: raise "
             f"`{'rank' if settings.rank else 'energy'}`."
         )
+    patch.info["report"] = PatchReport(imported=imported, warnings=warnings).plain()
     return patch
 
 
@@ -124,8 +129,8 @@ def require_kind(weights: WeightsFile, contents: Contents) -> str:
     )
 
 
-def take_rest(
-    host: DiffusionHost, source: adapter.Adapter, contents: Contents, layers: Layers, settings: ImportSettings
+def take_unet_lora(
+    host: DiffusionHost, source: adapter.Adapter, contents: Contents, layers: Layers, settings: ImportConfig
 ) -> tuple[dict[str, Tensor], list[str], float]:
     """An ordinary LoRA, by kohya's names, of the layers outside the cross-attention, a sentence for each kind of thing that
     is left out, and the relative error of those layers that the file does not have in factors. No layer refuses a file,
@@ -157,17 +162,17 @@ def take_rest(
         nearest = low_rank(host, whole, delta, settings)
         lost = relative_error(delta, nearest)
         factors |= nearest
-    rest = {}
+    unet_lora = {}
     if factors:
         factors = one_rank(source.weights, factors, lambda name: least_side(shape_of(layers.others[name][1])))
         require_half(source.weights, factors)
         for name, (up, down) in factors.items():
             key, module = layers.others[name]
             out, *inner = shape_of(module)
-            rest[key + DOWN] = down.reshape(-1, *inner).half().contiguous()
-            rest[key + UP] = up.reshape(out, -1, *[1] * (len(inner) - 1)).half().contiguous()
-            rest[key + ALPHA] = torch.tensor(float(len(down)), dtype=torch.float16)
-        require_finite(*rest.values())
+            unet_lora[key + DOWN] = down.reshape(-1, *inner).half().contiguous()
+            unet_lora[key + UP] = up.reshape(out, -1, *[1] * (len(inner) - 1)).half().contiguous()
+            unet_lora[key + ALPHA] = torch.tensor(float(len(down)), dtype=torch.float16)
+        require_finite(*unet_lora.values())
     full = dict.fromkeys(name for name, parts in contents.cross.items() if {"weight", "bias"} & {*parts})
     left = {
         "Of the text encoders": contents.text,
@@ -175,7 +180,7 @@ def take_rest(
         "Biases of": biases,
         "Full weights beside the LoRA, of": full,
     }
-    return rest, [f"{what}, {several(names)} left out." for what, names in left.items() if names], lost
+    return unet_lora, [f"{what}, {listed(names)} left out." for what, names in left.items() if names], lost
 
 
 def one_rank(weights: WeightsFile, factors: dict[str, Factors], most: Callable[[str], int]) -> OneRank:
@@ -186,7 +191,7 @@ def one_rank(weights: WeightsFile, factors: dict[str, Factors], most: Callable[[
         raise ForgetError(f"{weights.path.name} cannot be imported: {error}. Bring it to one rank first.") from None
 
 
-def several(names: dict[str, str | None]) -> str:
+def listed(names: dict[str, str | None]) -> str:
     """The first names, each with what is said of it, how many there are beyond, and the verb."""
     first = ", ".join(name[:120] + (f" ({said})" if said else "") for name, said in list(names.items())[:NAMED])
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
@@ -206,11 +211,11 @@ def require_half(weights: WeightsFile, factors: Mapping[str, Factors]) -> None:
     """Raises ForgetError where half precision cannot hold a layer's factors."""
     for name, (up, down) in factors.items():
         if not max(up.norm() * down.norm(), up.abs().max(), down.abs().max()) < LARGEST:
-            raise ForgetError(f"{weights.path.name} has values at {name} too large for a patch: it is damaged; get it anew.")
+            raise ForgetError(f"{weights.path.name} has values at {name} too large for a patch: it is damaged; get it again.")
 
 
 def low_rank(
-    host: DiffusionHost, names: list[str], delta: Callable[[str], Tensor], settings: ImportSettings
+    host: DiffusionHost, names: list[str], delta: Callable[[str], Tensor], settings: ImportConfig
 ) -> dict[str, Factors]:
     """The best factors of every layer's change at the chosen rank, or at the least that keeps the chosen energy."""
     rank = settings.rank
@@ -256,4 +261,4 @@ def errors(weights: WeightsFile, patch: Patch, layers: Layers, names: list[str],
         worst = max(worst, (key, math.sqrt(lost / size) if size else 0.0), key=lambda one: one[1])
     if not whole:
         raise ForgetError(f"{weights.path.name} changes nothing, all its differences are zero: choose another file.")
-    return {"error": math.sqrt(missing / whole), "worst": {"projection": worst[0], "error": worst[1]}}
+    return {"error": math.sqrt(missing / whole), "worst_projection": worst[0], "worst_error": worst[1]}

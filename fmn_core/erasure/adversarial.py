@@ -8,174 +8,131 @@ al., arXiv 2408.16807). Unlike the closed form, queries and outputs see the pict
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..errors import ForgetError
-from ..host import MATRICES, DiffusionHost, Token, WordVectors, placeholder_texts
-from ..inversion.config import InvertSettings
+from ..host import MATRICES, DiffusionHost, Prompts, Token, TokenEmbeddings, placeholder_texts
+from ..inversion.config import InversionConfig
 from ..inversion.textual_inversion import invert
 from ..log import phase
 from ..lora.layers import CrossAttentionLoRA
 from ..patch.patch import Patch
-from ..text.concept import Concept, find_tokens
-from ..training.checkpoint import Checkpoint
-from ..training.loop import Descent, diverged, settled
+from ..text.concept import find_tokens
+from ..training.loop import Descent, TrainingLoop, TrainingRun, diverged, settled
 from ..training.sampling import sampling_calls
 from ..training.state import State
-from .closed_form import Edit, edit_factors, make_edit
-from .config import ForgetSettings
-from .hybrid import (
-    Pictures,
-    Texts,
-    batch_preview,
-    finish,
-    gather,
-    gather_calls,
-    make_batch,
-    make_economy,
-    make_probe,
-    sample,
-    train_step,
-    unfinished_patch,
-)
-from .plan import Task
+from .closed_form import LinearEdit, edit_factors, make_edit
+from .hybrid import HybridTraining
+from .training_data import PromptSet, images_steps, make_images, sample
 
 WORDS, LEARNED_STEPS, LEARNED_RATE, LEARNED_BATCH = 2, 120, 1e-2, 2  # of an attack
 NEAR = 12  # pictures of near words
-ETA = 1.0  # how far beyond what stands in its place the concept's estimate should go
+ETA = 1.0  # how far beyond its target the concept's estimate should go
 
 
-def forget_robust(
-    host: DiffusionHost,
-    concepts: tuple[Concept, ...],
-    settings: ForgetSettings,
-    images: Tensor | None = None,
-    mask: Tensor | None = None,
-    checkpoint: Checkpoint | None = None,
-    concept_of: Sequence[int] | None = None,
-) -> tuple[Patch, list[float]]:
+def forget_robust(run: TrainingRun) -> tuple[Patch, list[float]]:
     """A patch in closed form, trained on pictures in rounds against learned words; returns it and the loss of each step.
-
-    Arguments as for `forget`. Raises ForgetError in the mode `correct`, where the concept itself stays.
-    """
-    if settings.mode == "correct":
-        raise ForgetError("The preset `robust` removes or replaces, it cannot correct: choose `fast` or `balanced`.")
-    host.word_vectors("a")  # a host that cannot learn words says so now
-    generator = torch.Generator().manual_seed(settings.seed)
-    edit = make_edit(host, concepts, settings)
-    texts = Texts.of(host, edit.task)
-    near = texts.near.take([*range(min(NEAR, len(texts.near)))])
-    calls = gather_calls(texts, settings, images) + sampling_calls(len(near), settings.sampling_steps)
-    attacks = settings.rounds * texts.concepts * LEARNED_STEPS
-    with host.one_bar(calls + attacks + settings.steps * (settings.rounds + 1)):
-        pictures = gather(host, texts, settings, images, mask, generator, concept_of)
-        shape = pictures.latents.shape[1:]
-        pictures = replace(pictures, near=sample(host, near, texts.empty, settings, generator, shape))
-        shape = (3 * settings.batch_size, *shape)  # the concept's prompts, near ones on its pictures and on their own
-        steps = settings.steps * (settings.rounds + 1)
+    Raises ForgetError for inputs that cannot work."""
+    host, config = run.host, run.config
+    host.token_embeddings("a")  # a host that cannot learn words says so now
+    generator = torch.Generator().manual_seed(config.seed)
+    edit = make_edit(host, run.concepts, config)
+    prompts = PromptSet.of(host, edit.plan)
+    near = prompts.near[[*range(min(NEAR, len(prompts.near)))]]
+    sampling = images_steps(run, prompts.concepts) + sampling_calls(len(near), config.num_inference_steps)
+    attacks = config.attack_rounds * prompts.concepts * LEARNED_STEPS
+    steps = config.steps * (config.attack_rounds + 1)
+    with host.one_bar(sampling + attacks + steps):
+        images = make_images(run, prompts, generator)
+        shape = images.latents.shape[1:]
+        images = replace(images, near=sample(host, near, prompts.empty, config, generator, shape))
+        shape = (3 * config.batch_size, *shape)  # the concept's prompts, near ones on its pictures and on their own
         with host.training(shape):
-            lora = start(host, edit, settings, generator)
-            probe = make_probe(host, lora, texts, pictures, settings, ETA, generator)
-            readings = {"before": probe(0.0), "fast": probe(1.0)}
-            economy = make_economy(host, texts, pictures, shape[0], steps)
-        state, checkpoint = training_state(lora, settings, generator), checkpoint or Checkpoint()
-        losses, errors, descent, taken = state.losses, state.figures["errors"], Descent(economy, state), True
-        checkpoint.resume(state, lambda: unfinished_patch(host, lora, concepts, settings, edit, losses, steps))
+            lora = start(host, edit, config.rank, generator)
+            training = HybridTraining(run, edit, lora, prompts, images, generator, ETA)
+            probe = training.make_probe()
+            results = {"before": probe(0.0), "fast": probe(1.0)}
+            checkpointing = training.checkpointing(shape[0], steps)
+        state = training_state(lora, config.learning_rate, generator)
+        losses, errors = state.losses, state.figures["errors"]
+        loop, finite = TrainingLoop(run, Descent(checkpointing, state), steps), True
+        run.checkpoint.resume(state, lambda: training.unfinished_patch(losses, steps))
         host.skip(len(losses) + len(errors) * LEARNED_STEPS)
-        for round in range(settings.rounds + 1):
-            if round:
-                texts = attack(host, lora, edit.task, texts, pictures, round, settings, state, checkpoint)
-            with host.training(shape), phase("forget.train", preset="robust", round=round) as told:
-                while len(losses) < settings.steps * (round + 1):
-                    host.check_interrupt()
-                    batch = make_batch(host, texts, pictures, settings, settings.batch_size, ETA, generator)
-                    taken = train_step(host, lora, descent, texts, pictures, batch)
-                    if taken is None:
-                        break
-                    loss, maps = taken
-                    losses.append(loss)
-                    checkpoint.keep()
-                    host.progress(len(losses), steps, partial(batch_preview, maps, texts, pictures, batch))
-                told["steps"] = len(losses)
-            if taken is None:
+        for number in range(config.attack_rounds + 1):
+            if number:
+                attack(training, state, number)
+            with host.training(shape), phase("forget.train", preset="robust", round=number) as info:
+                finite = loop.take_steps(config.steps * (number + 1), training.next_step)
+                info["steps"] = len(losses)
+            if not finite:
                 break
         with host.training(shape):
-            readings["after"], well = settled(state, lambda: probe(1.0), taken is not None)
-            found = [] if well else [diverged(len(losses), steps)]
-            rounds = torch.tensor(errors, dtype=torch.float64).reshape(-1, texts.concepts).mean(1).tolist()
-            edit = replace(edit, report=edit.report | {"error with learned words": rounds})
-            return finish(host, lora, concepts, settings, edit, texts, readings, 1.0, losses, found), losses
+            results["after"], finite = settled(state, lambda: probe(1.0), finite)
+            warnings = [] if finite else [diverged(len(losses), steps)]
+            rounds = torch.tensor(errors, dtype=torch.float64).reshape(-1, prompts.concepts).mean(1).tolist()
+            return training.finish(results, 1.0, losses, warnings, learned_word_errors=rounds), losses
 
 
-def training_state(lora: CrossAttentionLoRA, settings: ForgetSettings, generator: torch.Generator) -> State:
+def training_state(lora: CrossAttentionLoRA, learning_rate: float, generator: torch.Generator) -> State:
     """The state of a training that has not begun: `words` learned in attacks, an encoder's after another's, and the `errors`
     of the noise estimates with them."""
     parameters = [*lora.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0)
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0)
     return State(parameters, optimizer, generator, figures={"errors": []}, tensors={"words": []})
 
 
-def start(host: DiffusionHost, edit: Edit, settings: ForgetSettings, generator: torch.Generator) -> CrossAttentionLoRA:
-    """A LoRA on all projections, the edit on K and V, with room for `rank` more."""
+def start(host: DiffusionHost, edit: LinearEdit, room: int, generator: torch.Generator) -> CrossAttentionLoRA:
+    """A LoRA on all projections, the edit on K and V, with room for so many ranks more."""
     rank = edit.up.shape[1]
-    lora = CrossAttentionLoRA(host.cross_attentions(), MATRICES, rank + settings.rank, generator).to(host.device)
+    lora = CrossAttentionLoRA(host.cross_attentions(), MATRICES, rank + room, generator).to(host.device)
     with torch.no_grad():
-        for target, (up, down) in edit_factors(host, edit, replace(settings, matrices="k v")).items():
+        for target, (up, down) in edit_factors(host, edit, ("to_k", "to_v")).items():
             lora.adapter(*target).up[:, :rank] = up
             lora.adapter(*target).down[:rank] = down
     return lora
 
 
-def attack(
-    host: DiffusionHost,
-    lora: CrossAttentionLoRA,
-    task: Task,
-    texts: Texts,
-    pictures: Pictures,
-    round: int,
-    settings: ForgetSettings,
-    state: State,
-    checkpoint: Checkpoint,
-) -> Texts:
-    """The prompts with words learned for each concept, in every template, on the patched model. The words and the mean
-    errors of its noise estimates with them go into the state; those that an earlier run has learned are taken from it."""
-    inverting = InvertSettings(
-        concept_type=task.type,
-        initializers="|".join(["<rand-1>"] * WORDS),
+def attack(training: HybridTraining, state: State, number: int) -> None:
+    """Learns words for each concept on the patched model, and adds them, in every template, to the training's prompts. The
+    words and the mean errors of its noise estimates with them go into the state; those that an earlier run has learned are
+    taken from it."""
+    host, config, plan = training.run.host, training.run.config, training.edit.plan
+    settings = InversionConfig(
+        concept_type=plan.type,
+        init_tokens="|".join(["<rand-1>"] * WORDS),
         steps=LEARNED_STEPS,
         learning_rate=LEARNED_RATE,
         batch_size=LEARNED_BATCH,
-        seed=(settings.seed + round) % 2**64,
+        seed=(config.seed + number) % 2**64,
     )
-    sought = host.tokenize(placeholder_texts("{}", WORDS)[0])
-    words, errors, encoders = state.tensors["words"], state.figures["errors"], sorted(host.word_vectors("a"))
-    for concept in range(len(task.names)):
-        number = (round - 1) * len(task.names) + concept
-        if number == len(errors):
-            with lora.attached(), phase("forget.attack", round=round, concept=concept) as told:
-                inversion = invert(host, pictures.of(concept), inverting)
-                told["error"] = inversion.after
+    words, errors, encoders = state.tensors["words"], state.figures["errors"], sorted(host.token_embeddings("a"))
+    for concept in range(len(plan.names)):
+        attacks = (number - 1) * len(plan.names) + concept
+        if attacks == len(errors):
+            with training.lora.attached(), phase("forget.attack", round=number, concept=concept) as info:
+                inversion = invert(TrainingRun(host, settings), training.images.of(concept))
+                info["error"] = inversion.after
             words += [inversion.vectors[name] for name in encoders]
             errors.append(inversion.after)
-            checkpoint.keep(now=True)
-        own = words[number * len(encoders) : (number + 1) * len(encoders)]
-        texts = with_words(host, texts, task, dict(zip(encoders, own, strict=True)), concept, sought)
-    return texts
+            training.run.checkpoint.keep(now=True)
+        own = words[attacks * len(encoders) : (attacks + 1) * len(encoders)]
+        add_words(training, dict(zip(encoders, own, strict=True)), concept)
 
 
-def with_words(
-    host: DiffusionHost, texts: Texts, task: Task, vectors: WordVectors, concept: int, sought: tuple[Token, ...]
-) -> Texts:
-    """The prompts with those of a concept's learned words in every template."""
+def add_words(training: HybridTraining, embeddings: TokenEmbeddings, concept: int) -> None:
+    """Adds a concept's learned words, in every template, to the training's prompts."""
+    host = training.run.host
+    phrase = host.tokenize(placeholder_texts("{}", WORDS)[0])
     with host.training((1, *host.latent_shape()), text=True), torch.no_grad():
-        for index, template in enumerate(task.asked):
-            prompt = host.encode_vectors(template, vectors)
-            columns = torch.zeros(prompt.embeddings.shape[1], dtype=torch.bool)
-            columns[find_tokens(prompt.tokens[0], sought)[0]] = True
-            texts = texts.with_row(prompt, columns, concept, index)
-    return texts
+        for index, template in enumerate(training.edit.plan.prompts):
+            prompt = host.encode_with_embeddings(template, embeddings)
+            training.prompts = training.prompts.with_row(prompt, learned_mask(prompt, phrase), concept, index)
+
+
+def learned_mask(prompt: Prompts, phrase: tuple[Token, ...]) -> Tensor:
+    """The mask [T] of the learned words in an encoded prompt."""
+    mask = torch.zeros(prompt.prompt_embeds.shape[1], dtype=torch.bool)
+    mask[find_tokens(prompt.tokens[0], phrase)[0]] = True
+    return mask

@@ -9,35 +9,35 @@ import torch
 from torch import Tensor
 
 
-def second_moment(columns: Tensor) -> Tensor:
-    """E[x x^T] of columns [N, D]."""
-    return columns.T @ columns / len(columns)
+def second_moment(embeds: Tensor) -> Tensor:
+    """E[x x^T] of embeddings [N, D]."""
+    return embeds.T @ embeds / len(embeds)
 
 
-def leading_directions(columns: Tensor, tolerance: float) -> Tensor:
-    """An orthonormal basis [D, n] of columns [N, D], but for directions whose singular value is below `tolerance` of
+def leading_directions(embeds: Tensor, tolerance: float) -> Tensor:
+    """An orthonormal basis [D, n] of embeddings [N, D], but for directions whose singular value is below `tolerance` of
     the largest."""
-    directions, values, _ = torch.linalg.svd(columns.T, full_matrices=False)
+    directions, values, _ = torch.linalg.svd(embeds.T, full_matrices=False)
     return directions[:, values > tolerance * values[0]]
 
 
 @dataclass(frozen=True)
-class Erasure:
-    """What an edit should do to a concept, as second moments [D, D]: E[x x^T] and E[(y - x) x^T] of its columns x and
+class EditObjective:
+    """What an edit should do to a concept, as second moments [D, D]: E[x x^T] and E[(y - x) x^T] of its embeddings x and
     their targets y, summed over concepts."""
 
     gram: Tensor
     cross: Tensor
 
     @classmethod
-    def of(cls, concepts: Sequence[tuple[Tensor, Tensor]]) -> Erasure:
-        """Of concepts' columns [N, D] and targets [N, D], each concept at the same weight."""
-        x = torch.cat([columns / len(columns) ** 0.5 for columns, _ in concepts])
+    def of(cls, concepts: Sequence[tuple[Tensor, Tensor]]) -> EditObjective:
+        """Of concepts' embeddings [N, D] and targets [N, D], each concept at the same weight."""
+        x = torch.cat([embeds / len(embeds) ** 0.5 for embeds, _ in concepts])
         y = torch.cat([targets / len(targets) ** 0.5 for _, targets in concepts])
         return cls(x.T @ x, (y - x).T @ x)
 
 
-def solve(erasure: Erasure, kept: Tensor, fixed: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def solve(objective: EditObjective, kept: Tensor, fixed: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """The edit x -> x + M x as factors of M: up [D, r], down [r, D].
 
     Of all M of this rank it minimises E|x + M x - y|^2 over the concept, plus tr(M A M^T) for `kept` A [D, D], with M
@@ -48,7 +48,7 @@ def solve(erasure: Erasure, kept: Tensor, fixed: Tensor, rank: int) -> tuple[Ten
     cut off afterwards.
     """
     free = torch.linalg.qr(fixed, mode="complete")[0][:, fixed.shape[1] :]  # a basis of the complement
-    gram = free.T @ (erasure.gram + kept) @ free
-    M = torch.linalg.solve(gram, free.T @ erasure.cross.T).T  # [D, D - n]
+    gram = free.T @ (objective.gram + kept) @ free
+    M = torch.linalg.solve(gram, free.T @ objective.cross.T).T  # [D, D - n]
     directions = torch.linalg.eigh(M @ gram @ M.T)[1].flip(1)[:, :rank]
     return directions, directions.T @ M @ free.T

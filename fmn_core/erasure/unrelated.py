@@ -12,26 +12,26 @@ from ..host import DiffusionHost, Prompts
 from ..text.concept import find_tokens
 from ..text.vocabulary import CAPTIONS
 from ..training.losses import predicted_x0
-from ..training.noise import noise_drift
+from ..training.noise import noise_drift, noised
 
 PROMPTS = 4
-SIDE = 16  # of the latents: small, since `fast` takes seconds in all; it is what the embedded model was made for
+SIDE = 16  # of the latents: small, since `fast` takes seconds in all; it is what the demo model was made for
 LEVEL = 0.7  # of the schedule, from clean to noise, at which they are compared
-# Of the estimates' energy: more is worth a warning. On the embedded model patches that keep other pictures lie well below,
+# Of the estimates' energy: more is worth a warning. On the demo model patches that keep other pictures lie well below,
 # and those that draw them as something else above it; of other models nothing is known.
 MUCH = 0.02
 
 
 def unrelated_prompts(host: DiffusionHost, names: Iterable[str]) -> Prompts:
     """A few encoded captions in which none of the names occurs."""
-    sought = [host.tokenize(name) for name in names]
-    free = [caption for caption in CAPTIONS if not any(find_tokens(host.tokenize(caption), name) for name in sought)]
+    phrases = [host.tokenize(name) for name in names]
+    free = [caption for caption in CAPTIONS if not any(find_tokens(host.tokenize(caption), phrase) for phrase in phrases)]
     captions = free or CAPTIONS
     return host.encode([*captions[:: -(-len(captions) // PROMPTS)]])
 
 
 class NotFinite(ForgetError):
-    """A patch with which the model's estimates are no numbers."""
+    """A patch with which the model's estimates are not finite."""
 
 
 def latents_shape(host: DiffusionHost) -> tuple[int, ...]:
@@ -54,7 +54,7 @@ def unrelated_drift(host: DiffusionHost, prompts: Prompts, *patches: AbstractCon
     first, t = (torch.full((len(prompts),), at, device=noise.device) for at in (last, round(LEVEL * last)))
     alphas = host.alphas_cumprod.to(noise)
     x0, a = predicted_x0(noise, host.predict(noise, first, prompts), alphas[first]), alphas[t[0]]
-    x_t = a.sqrt() * x0 + (1 - a).sqrt() * noise
+    x_t = noised(x0, a, noise)
     before = host.predict(x_t, t, prompts)
     with ExitStack() as stack:
         for patch in patches:

@@ -8,17 +8,17 @@ from ..config import check, setting
 
 
 @dataclass(frozen=True)
-class EvaluateSettings:
+class EvaluationConfig:
     """How a patch is measured, against the model without it and at equal seeds."""
 
-    keep: str = setting(
+    preserve: str = setting(
         "",
-        "Words to look at one by one, separated by commas or lines, beside those that the patch was made to keep; near "
+        "Words to look at one by one, separated by commas or lines, beside those that the patch was made to preserve; near "
         "words and unrelated prompts are found without it.",
         multiline=True,
     )
     prompts: int = setting(4, "How many prompts of the concept, near words and unrelated prompts to measure.", min=1, max=32)
-    pictures: int = setting(1, "Pictures of each prompt, before and after; more make the figures surer.", min=1, max=16)
+    images_per_prompt: int = setting(1, "Pictures of each prompt, before and after; more make the figures surer.", min=1, max=16)
     seed: int = setting(
         0, "Seed of the first picture; the others follow it. The same inputs and seed give the same report.",
         min=0, max=0xFFFFFFFF,
@@ -29,8 +29,8 @@ class EvaluateSettings:
         "Also try to get the concept back through the patch, by learning words for it from the model's own pictures; "
         "takes longer than all the rest.",
     )
-    steps: int = setting(20, "Steps to sample each picture.", min=1, max=150, advanced=True)
-    guidance: float = setting(5.0, "Guidance scale (CFG) of the pictures.", min=1.0, max=30.0, step=0.1, advanced=True)
+    num_inference_steps: int = setting(20, "Steps to sample each picture.", min=1, max=150, advanced=True)
+    guidance_scale: float = setting(5.0, "Guidance scale (CFG) of the pictures.", min=1.0, max=30.0, step=0.1, advanced=True)
     resolution: int = setting(
         0, "Width and height of the pictures. 0: what the model was made for.", min=0, max=2048, step=64,
         auto=True, advanced=True,

@@ -13,23 +13,24 @@ from ..host import DiffusionHost
 from ..inversion.embedding import require_embeddings
 from ..patch.apply import applied, patch_factors
 from ..patch.patch import Patch, check_fits, model_shapes
-from ..text.features import Lexicon
+from ..text.features import VocabularyIndex
 from ..training.noise import noise_drift
 from ..training.sampling import AT_ONCE, sample_pictures, sampling_calls
-from .config import EvaluateSettings
-from .findings import verdict
+from .config import EvaluationConfig
+from .findings import findings
 from .metrics import (
+    Factors,
     adversarial_token,
     attention_to,
     clip_scores,
     kv_drift,
+    noise_at_levels,
     noise_estimates,
-    noised,
     picture_change,
     prompt_drift,
     unlearn_canvas,
 )
-from .prompts import GROUPS, Probe, Subjects, concept_masks, find_probes, probe_columns, subjects_of
+from .prompts import GROUPS, Probe, Subjects, find_probes, probe_embeds, probe_masks, subjects_of
 from .recovery import recover, recover_calls
 
 
@@ -50,7 +51,7 @@ class Evaluation:
 def evaluate(
     host: DiffusionHost,
     patch: Patch,
-    settings: EvaluateSettings,
+    settings: EvaluationConfig,
     clip: Callable[[Tensor, list[str]], Tensor] | None = None,
     classifier: Callable[[Tensor], list] | None = None,
     images: Tensor | None = None,
@@ -62,15 +63,15 @@ def evaluate(
     the concept, for the inversion; without them the model makes its own. Raises ForgetError where the patch
     does not fit the model or does not say what it forgets.
     """
-    subjects = subjects_of(patch, settings.keep)
+    subjects = subjects_of(patch, settings.preserve)
     check_fits(patch, model_shapes(host), host.model_name())
-    require_embeddings(host, *subjects.every, *subjects.keep)
-    lexicon = Lexicon(host)
-    probes = find_probes(host, lexicon, patch, subjects, settings.prompts)
+    require_embeddings(host, *subjects.every, *subjects.preserve)
+    vocabulary = VocabularyIndex(host)
+    probes = find_probes(host, vocabulary, patch, subjects, settings.prompts)
     factors = {target: (up * settings.strength, down) for target, (up, down) in patch_factors(host, patch).items()}
-    columns = probe_columns(lexicon, probes, subjects)
-    drawn = [probe for probe in probes if probe.group != "empty" for _ in range(settings.pictures)]
-    calls = 2 * sampling_calls(len(drawn), settings.steps) + (recover_calls(settings, images) if settings.inversion else 0)
+    embeds = probe_embeds(vocabulary, probes, subjects)
+    drawn = [probe for probe in probes if probe.group != "empty" for _ in range(settings.images_per_prompt)]
+    calls = 2 * sampling_calls(len(drawn), settings.num_inference_steps) + (recover_calls(settings, images) if settings.inversion else 0)
     with host.sized(settings.resolution), host.one_bar(calls):
         measured = measure(host, patch, probes, settings)
         inverted = recover(host, patch, subjects, settings, images) if settings.inversion else None
@@ -89,9 +90,9 @@ def evaluate(
         "attention": measured.attention,
         "noise_drift": by_group(measured.rows, drift),
         "prompt_drift": by_group(measured.rows[:n], effect),
-        "kv_drift": drift_of_columns(host, factors, columns),
+        "kv_drift": drift_by_group(host, factors, embeds),
         "picture_change": None,
-        "adversarial_token": adversarial_token(host, factors, torch.cat([*columns["concept"].values()])),
+        "adversarial_token": adversarial_token(host, factors, torch.cat([*embeds["concept"].values()])),
     }
     if pictures is not None:
         report["picture_change"] = by_group(drawn, picture_change(*pictures))
@@ -105,8 +106,8 @@ def evaluate(
         recovered = host.decode(latents)
         if recovered is not None and classifier is not None:
             report["inversion"]["recognised"] = recognised(classifier, recovered, subjects.every)
-    report, held = rounded(report), subjects_of(patch).keep
-    return Evaluation(report | verdict(report, held), probes, measured.latents, pictures, measured.heat, recovered)
+    report, preserved = rounded(report), subjects_of(patch).preserve
+    return Evaluation(report | findings(report, preserved), probes, measured.latents, pictures, measured.heat, recovered)
 
 
 @dataclass(frozen=True)
@@ -121,13 +122,13 @@ class Measured:
     heat: tuple[Tensor, Tensor]
 
 
-def measure(host: DiffusionHost, patch: Patch, probes: list[Probe], settings: EvaluateSettings) -> Measured:
+def measure(host: DiffusionHost, patch: Patch, probes: list[Probe], settings: EvaluationConfig) -> Measured:
     """Samples pictures of every prompt, and reads noise estimates and attention on the base model's, noised."""
-    drawn = [row for row, probe in enumerate(probes) if probe.group != "empty" for _ in range(settings.pictures)]
-    first = drawn[:: settings.pictures]
+    drawn = [row for row, probe in enumerate(probes) if probe.group != "empty" for _ in range(settings.images_per_prompt)]
+    first = drawn[:: settings.images_per_prompt]
     prompts, empty = host.encode([probe.prompt for probe in probes]), host.encode([""])
     about = [row for row in first if probes[row].group == "concept"]
-    masks = concept_masks(host, [probes[row] for row in about], prompts.embeddings.shape[1])
+    masks = probe_masks(host, [probes[row] for row in about], prompts)
     seeds = range(settings.seed, settings.seed + len(drawn))
     shape = host.latent_shape()
     noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
@@ -135,24 +136,24 @@ def measure(host: DiffusionHost, patch: Patch, probes: list[Probe], settings: Ev
     with host.training((AT_ONCE, *shape)), torch.no_grad():
 
         def sample() -> Tensor:
-            asked = prompts.take(drawn)
-            return sample_pictures(host, noise, asked, empty, settings.steps, settings.guidance)
+            asked = prompts[drawn]
+            return sample_pictures(host, noise, asked, empty, settings.num_inference_steps, settings.guidance_scale)
 
         before = sample()
-        x_t, t, _ = noised(host, before[:: settings.pictures], settings.seed)
+        x_t, t, _ = noise_at_levels(host, before[:: settings.images_per_prompt], settings.seed)
         # Each prompt on its own picture, and the empty one on all of them.
         rows = [*first, *[len(probes) - 1] * len(first)]
 
         def read() -> tuple[Tensor, dict, Tensor]:
-            estimates = noise_estimates(host, torch.cat([x_t, x_t]), t, prompts.take(rows))
-            return estimates, *attention_to(host, x_t[: len(about)], t, prompts.take(about), masks)
+            estimates = noise_estimates(host, torch.cat([x_t, x_t]), t, prompts[rows])
+            return estimates, *attention_to(host, x_t[: len(about)], t, prompts[about], masks)
 
         estimates, mass, heat = read()
         with applied(host, patch, settings.strength):
             after = sample()
             estimates_after, mass_after, heat_after = read()
     if not estimates_after.isfinite().all():
-        raise ForgetError("The patched model's noise estimates are not numbers: lower the strength, or forget anew.")
+        raise ForgetError("The patched model's noise estimates are not finite: lower the strength, or forget again.")
     attention = {name: {"before": mass[name], "after": mass_after[name]} for name in mass}
     return Measured(
         (before, after), [probes[row] for row in rows], (estimates, estimates_after), attention, (heat, heat_after)
@@ -169,19 +170,19 @@ def by_group(probes: list[Probe], values: Tensor) -> dict:
     found: dict[str, dict[str, list[float]]] = {}
     for probe, value in zip(probes, values.tolist(), strict=True):
         found.setdefault(probe.group, {}).setdefault(probe.word or probe.prompt, []).append(value)
-    return {group: grouped({word: sum(v) / len(v) for word, v in several.items()}) for group, several in found.items()}
+    return {group: grouped({word: sum(v) / len(v) for word, v in words.items()}) for group, words in found.items()}
 
 
-def grouped(several: dict[str, float]) -> dict:
-    ordered = dict(sorted(several.items(), key=lambda item: -item[1]))
-    return {"mean": sum(several.values()) / len(several), "each": ordered}
+def grouped(values: dict[str, float]) -> dict:
+    ordered = dict(sorted(values.items(), key=lambda item: -item[1]))
+    return {"mean": sum(values.values()) / len(values), "each": ordered}
 
 
-def drift_of_columns(host: DiffusionHost, factors, columns: dict[str, dict[str, Tensor]]) -> dict:
+def drift_by_group(host: DiffusionHost, factors: Factors, embeds: dict[str, dict[str, Tensor]]) -> dict:
     """kv_drift of every group that has words."""
-    flat = {(group, word): several for group, words in columns.items() for word, several in words.items()}
+    flat = {(group, word): own for group, words in embeds.items() for word, own in words.items()}
     drift = kv_drift(host, factors, flat)
-    return {group: grouped({word: drift[group, word] for word in words}) for group, words in columns.items() if words}
+    return {group: grouped({word: drift[group, word] for word in words}) for group, words in embeds.items() if words}
 
 
 def classified(classifier: Callable, pictures: Tensor, drawn: list[Probe], subjects: Subjects) -> dict:
@@ -207,11 +208,11 @@ def clip_figures(scorer: Callable, pictures: Tensor, drawn: list[Probe]) -> dict
     """CLIP score and accuracy of every group."""
     prompts = [probe.prompt for probe in drawn]
     scores, right = clip_scores(scorer, pictures, prompts, prompts)
-    return {
-        group: {"score": scores[mine].mean().item(), "accuracy": right[mine].float().mean().item()}
-        for group in dict.fromkeys(probe.group for probe in drawn)
-        for mine in [torch.tensor([probe.group == group for probe in drawn])]
-    }
+    found = {}
+    for group in dict.fromkeys(probe.group for probe in drawn):
+        own = torch.tensor([probe.group == group for probe in drawn])
+        found[group] = {"score": scores[own].mean().item(), "accuracy": right[own].float().mean().item()}
+    return found
 
 
 def rounded(value):
@@ -225,4 +226,4 @@ def rounded(value):
 
 def with_evaluation(patch: Patch, report: dict) -> Patch:
     """The same patch with the report in its metadata, in place of an earlier one."""
-    return Patch(dict(patch), patch.info | {"report": patch.info["report"] | {"evaluation": report}}, patch.rest)
+    return Patch(dict(patch), patch.info | {"report": patch.info["report"] | {"evaluation": report}}, patch.unet_lora)

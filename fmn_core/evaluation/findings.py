@@ -11,17 +11,17 @@ RECOVERED = 0.5  # and so is this much of the concept brought back by learned wo
 TITLES = {"near": "near words", "kept": "kept words", "unrelated": "unrelated prompts"}
 
 
-def verdict(report: dict, held: Collection[str] = ()) -> dict:
-    """`warnings`, a sentence for each figure above its limit; `limits`, what the figures do not promise; `summary`. `held`
-    are the words that the patch was made to keep."""
-    found, bounds = warnings(report, held), limits(report)
+def findings(report: dict, preserved: Collection[str] = ()) -> dict:
+    """`warnings`, a sentence for each figure above its limit; `limits`, what the figures do not promise; `summary`. `preserved`
+    are the words that the patch was made to preserve."""
+    found, bounds = warnings(report, preserved), limits(report)
     return {"warnings": found, "limits": bounds, "summary": "\n".join([*found, *effects(report), *bounds])}
 
 
-def warnings(report: dict, held: Collection[str] = ()) -> list[str]:
+def warnings(report: dict, preserved: Collection[str] = ()) -> list[str]:
     """A sentence for each figure that says the patch does little, or harms, or lets the concept be recovered."""
     found = [
-        f"Little effect: what prompts of `{name}` do changes by {portion(part)}. Forget it anew with another preset, or "
+        f"Little effect: what prompts of `{name}` do changes by {portion(part)}. Forget it again with another preset, or "
         "apply the patch more strongly."
         for name, part in report["prompt_drift"]["concept"]["each"].items()
         if part < LITTLE
@@ -29,9 +29,9 @@ def warnings(report: dict, held: Collection[str] = ()) -> list[str]:
     for group, title in TITLES.items():
         harmed = {word: part for word, part in each(report, "prompt_drift", group).items() if part > MUCH}
         if harmed:
-            several = ", ".join(f"`{word}` {portion(part)}" for word, part in harmed.items())
-            advice = remedy(group, harmed, held)
-            found.append(f"Harmed {title}, by how much what their prompts do changes: {several}.{advice}")
+            words = ", ".join(f"`{word}` {portion(part)}" for word, part in harmed.items())
+            advice = remedy(group, harmed, preserved)
+            found.append(f"Harmed {title}, by how much what their prompts do changes: {words}.{advice}")
     empty = report["noise_drift"]["empty"]["mean"]
     if empty > EMPTY:
         found.append(f"The empty prompt's noise estimate changes by {empty:.1%}, and with it every picture.")
@@ -41,13 +41,13 @@ def warnings(report: dict, held: Collection[str] = ()) -> list[str]:
     return found
 
 
-def remedy(group: str, harmed: Collection[str], held: Collection[str]) -> str:
+def remedy(group: str, harmed: Collection[str], preserved: Collection[str]) -> str:
     """What keeps these words from harm."""
     if group == "unrelated":
         return ""
-    if all(word in held for word in harmed):
-        return " They are in the patch's `keep` already: apply it less strongly."
-    return " Forget anew with them in `keep`; `paper` keeps nothing."
+    if all(word in preserved for word in harmed):
+        return " They are in the patch's `preserve` already: apply it less strongly."
+    return " Forget again with them in `preserve`; `paper` preserves nothing."
 
 
 def effects(report: dict) -> list[str]:
@@ -55,7 +55,7 @@ def effects(report: dict) -> list[str]:
     lines = []
     for name, part in report["prompt_drift"]["concept"]["each"].items():
         lines.append(f"`{name}`: what its prompts do changes by {portion(part)}{pictures_of(report, name)}.")
-    mass = report["attention"]["own tokens"]
+    mass = report["attention"]["own_tokens"]
     lines.append(f"Attention to it: {mass['before']:.4f} before, {mass['after']:.4f} after.")
     kept = [
         f"{title} {portion(report['prompt_drift'][group]['mean'])} (`{word}` most, {portion(part)})"

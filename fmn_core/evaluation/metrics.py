@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..attention.capture import concept_mass, layer_size, tapped
+from ..attention.capture import capture_attention_maps, concept_mass, layer_size
 from ..host import DiffusionHost, Prompts
-from ..training.noise import energy
+from ..training.noise import energy, noised
 from ..training.sampling import AT_ONCE
 
 NOISE_LEVELS = (0.2, 0.4, 0.6, 0.8)  # of the schedule, from clean to noise, at which estimates and attention are read
@@ -23,14 +23,13 @@ RIDGE = 1e-3  # of sum W^T W's mean eigenvalue: the attacker's lambda, small, si
 Factors = dict[tuple[str, str], tuple[Tensor, Tensor]]  # (layer, matrix) -> (up [out, r], down [r, in])
 
 
-def noised(host: DiffusionHost, latents: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def noise_at_levels(host: DiffusionHost, latents: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Each latent of [B, C, h, w] at each of NOISE_LEVELS, with noise of its own that depends on the seed alone: x_t
     [B, levels, C, h, w], t [levels], and the noise."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(latents), len(NOISE_LEVELS), *latents.shape[1:], generator=generator).to(latents)
     t = torch.tensor([round(level * (len(host.alphas_cumprod) - 1)) for level in NOISE_LEVELS], device=latents.device)
-    a = host.alphas_cumprod.to(latents)[t][:, None, None, None]
-    return a.sqrt() * latents[:, None] + (1 - a).sqrt() * noise, t, noise
+    return noised(latents[:, None], host.alphas_cumprod.to(latents)[t], noise), t, noise
 
 
 @torch.no_grad()
@@ -39,7 +38,7 @@ def noise_estimates(host: DiffusionHost, x_t: Tensor, t: Tensor, prompts: Prompt
     estimates = []
     for row, x in enumerate(x_t):
         host.check_interrupt()
-        estimates.append(host.predict(x, t, prompts.take([row] * len(x))))
+        estimates.append(host.predict(x, t, prompts[[row] * len(x)]))
     return torch.stack(estimates)
 
 
@@ -51,43 +50,43 @@ def prompt_drift(after: Tensor, before: Tensor, empty: Tensor) -> Tensor:
 
 @torch.no_grad()
 def attention_to(
-    host: DiffusionHost, x_t: Tensor, t: Tensor, prompts: Prompts, columns: dict[str, Tensor]
+    host: DiffusionHost, x_t: Tensor, t: Tensor, prompts: Prompts, token_masks: dict[str, Tensor]
 ) -> tuple[dict[str, float], Tensor]:
-    """Attention mass on several sets of columns, name -> [B, T], a mean over layers, heads, pixels and noise levels
+    """Attention mass on several sets of tokens, name -> [B, T], a mean over layers, heads, pixels and noise levels
     (what Forget-Me-Not's Algorithm 1 lowers), and heat maps [B, H, W] of the first set at the pictures' size (DAAM's
     mean over layers, Tang et al., arXiv 2210.04885)."""
     layers, height, width = host.cross_attentions(), x_t.shape[-2] * 8, x_t.shape[-1] * 8
-    masses: dict[str, list[Tensor]] = {name: [] for name in columns}
-    first, heats = next(iter(columns.values())), []
+    masses: dict[str, list[Tensor]] = {name: [] for name in token_masks}
+    first, heats = next(iter(token_masks.values())), []
     for row in range(len(x_t)):
         heat = torch.zeros(1, 1, height, width)
         for x, step in zip(x_t[row, :, None], t[:, None], strict=True):  # one at a time: SDXL's maps are large
             host.check_interrupt()
-            with tapped(layers) as maps:
-                host.predict(x, step, prompts.take([row]))
-            for name, mask in columns.items():
+            with capture_attention_maps(layers) as maps:
+                host.predict(x, step, prompts[[row]])
+            for name, mask in token_masks.items():
                 masses[name].append(concept_mass(maps, mask[[row]]))
             for A in maps.values():
                 h, w = layer_size(*x.shape[-2:], A.shape[2])
                 mean = rearrange((A * first[row]).sum(-1).mean(1), "1 (h w) -> 1 1 h w", h=h, w=w)
                 heat += F.interpolate(mean.cpu(), (height, width), mode="bicubic").clamp(min=0) / len(maps) / len(t)
         heats.append(heat[0, 0])
-    return {name: torch.stack(several).mean().item() for name, several in masses.items()}, torch.stack(heats)
+    return {name: torch.stack(own).mean().item() for name, own in masses.items()}, torch.stack(heats)
 
 
 @torch.no_grad()
-def kv_drift(host: DiffusionHost, factors: Factors, columns: dict[str, Tensor]) -> dict[str, float]:
-    """K/V drift |dW c| / |W c|, a mean over the columns [N, D] of each group, over layers, and over K and V: exact,
+def kv_drift(host: DiffusionHost, factors: Factors, embeds: dict[str, Tensor]) -> dict[str, float]:
+    """K/V drift |dW c| / |W c|, a mean over the embeddings [N, D] of each group, over layers, and over K and V: exact,
     from the patch's factors and the model's weights, without the UNet."""
-    every = torch.cat([several.float() for several in columns.values()])
+    every = torch.cat([own.float() for own in embeds.values()])
     total, targets = torch.zeros(len(every)), kv_targets(host)
     for layer, matrix in targets:
         if (layer, matrix) in factors:
             up, down = factors[layer, matrix]
             W = host.weight(layer, matrix).detach().float().cpu()
             total += (every @ down.T @ up.T).norm(dim=1) / (every @ W.T).norm(dim=1) / len(targets)
-    parts = total.split([len(several) for several in columns.values()])
-    return {name: part.mean().item() for name, part in zip(columns, parts, strict=True)}
+    parts = total.split([len(own) for own in embeds.values()])
+    return {name: part.mean().item() for name, part in zip(embeds, parts, strict=True)}
 
 
 def kv_targets(host: DiffusionHost) -> list[tuple[str, str]]:
@@ -96,16 +95,16 @@ def kv_targets(host: DiffusionHost) -> list[tuple[str, str]]:
 
 
 @torch.no_grad()
-def adversarial_token(host: DiffusionHost, factors: Factors, columns: Tensor, ridge: float = RIDGE) -> dict[str, float]:
+def adversarial_token(host: DiffusionHost, factors: Factors, embeds: Tensor, ridge: float = RIDGE) -> dict[str, float]:
     """How much of the concept's K/V response the best embedding gets back through the patch.
 
     RECE's closed form (Gong et al., arXiv 2407.12383), c' = (sum W'^T W' + lambda I)^-1 (sum W'^T W) c over all
-    K and V, for each of the concept's columns c [N, D]. `recovered`: 1 - sum |W' c' - W c|^2 / sum |W' c - W c|^2, the
+    K and V, for each of the concept's embeddings c [N, D]. `recovered`: 1 - sum |W' c' - W c|^2 / sum |W' c - W c|^2, the
     share of what the patch takes away that c' brings back, 1 where it takes nothing; lambda is `ridge` of sum W^T W's mean
     eigenvalue; `length`: |c'| / |c|, and
     `moved`: |c' - c| / |c|, how far c' is from any word.
     """
-    c = columns.double()
+    c = embeds.double()
     size = c.shape[1]
     patched_squares, cross, squares = torch.zeros(3, size, size, dtype=torch.double)  # sums of W'^T W', W'^T W, W^T W
     for layer, matrix in kv_targets(host):

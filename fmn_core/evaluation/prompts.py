@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..errors import ForgetError
-from ..host import DiffusionHost
+from ..host import DiffusionHost, Prompts
 from ..patch.patch import Patch
 from ..patch.weighted import kept_words, moved_concepts
 from ..text import vocabulary as words
-from ..text.concept import concept_columns, find_tokens, split_names
-from ..text.features import NEAR_TEMPLATES, PROBES, WORDS, Lexicon, fill, plain
+from ..text.concept import concept_masks, find_tokens, split_names
+from ..text.features import VocabularyIndex
 from ..text.name_words import words_inside
+from ..text.templates import NEAR_TEMPLATES, PROBES, WORDS, fill, plain_prompt
 
 GROUPS = ("concept", "near", "kept", "unrelated", "empty")
 
@@ -33,10 +33,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class Subjects:
-    """What a patch forgets: name -> all its names, and what it was made to keep; `kind` and `templates` of prompts."""
+    """What a patch forgets: name -> all its names, and what it was made to preserve; `kind` and `templates` of prompts."""
 
     names: dict[str, tuple[str, ...]]
-    keep: tuple[str, ...]
+    preserve: tuple[str, ...]
     kind: str
     templates: tuple[str, ...]
 
@@ -45,8 +45,8 @@ class Subjects:
         return tuple(name for several in self.names.values() for name in several)
 
 
-def subjects_of(patch: Patch, keep: str = "") -> Subjects:
-    """What a patch says that it forgets and keeps, with more to keep, one a line or between commas.
+def subjects_of(patch: Patch, preserve: str = "") -> Subjects:
+    """What a patch says that it forgets and keeps, with more to preserve, one a line or between commas.
 
     Raises ForgetError where the patch does not say it.
     """
@@ -56,25 +56,25 @@ def subjects_of(patch: Patch, keep: str = "") -> Subjects:
         kind, templates = concepts[0]["type"], tuple(concepts[0]["templates"])
     except (KeyError, IndexError, TypeError):
         raise ForgetError("The patch does not say what it forgets: forget the concept anew, and evaluate that.") from None
-    asked = [name for line in keep.splitlines() for name in split_names(line)]
+    asked = [name for line in preserve.splitlines() for name in split_names(line)]
     forgotten = {name.lower() for several in names.values() for name in several}
     for word in asked:
         if word.lower() in forgotten:
-            raise ForgetError(f"`{word}` is what the patch forgets: take it off `keep`.")
+            raise ForgetError(f"`{word}` is what the patch forgets: take it off `preserve`.")
     known = PROBES.get(kind)
     own = (NEAR_TEMPLATES[kind][0], *known) if known else templates
     return Subjects(names, tuple(dict.fromkeys(kept + asked)), kind if known else "object", own)
 
 
-def find_probes(host: DiffusionHost, lexicon: Lexicon, patch: Patch, subjects: Subjects, most: int) -> list[Probe]:
+def find_probes(host: DiffusionHost, vocabulary: VocabularyIndex, patch: Patch, subjects: Subjects, most: int) -> list[Probe]:
     """The prompts, `most` of the concept, of near words, those inside names first, and of unrelated ones, all of the kept
     words, and the empty one.
 
     The concept's are the plain prompt and those that `fast` checks itself on, and not those that it is made from.
     """
-    likeness = lexicon.likeness(subjects.every, subjects.kind)
-    known = {*subjects.every, *subjects.keep, *patch.info["report"].get("also", ())}
-    near = [*words_inside(lexicon, subjects.every, subjects.kind), *lexicon.neighbours(likeness, most + len(known))]
+    likeness = vocabulary.likeness(subjects.every, subjects.kind)
+    known = {*subjects.every, *subjects.preserve, *patch.info["report"].get("synonyms", ())}
+    near = [*words_inside(vocabulary, subjects.every, subjects.kind), *vocabulary.neighbours(likeness, most + len(known))]
     near = [word for word in dict.fromkeys(near) if word not in known][:most]
     sought = [host.tokenize(name) for name in subjects.every]
     captions = [caption for caption in words.CAPTIONS if not mentions(host, caption, sought)]
@@ -89,10 +89,10 @@ def find_probes(host: DiffusionHost, lexicon: Lexicon, patch: Patch, subjects: S
         # The plain prompt of every name first, then the first name's others.
         several.sort(key=lambda probe: probe.prompt not in [fill(subjects.templates[0], other) for other in names])
         probes += several[:share]
-    for group, several in (("near", near), ("kept", subjects.keep)):
+    for group, several in (("near", near), ("kept", subjects.preserve)):
         for word in several:
             kind = kind_of(word, subjects.kind)
-            probes.append(Probe(group, plain(kind, word), word, (word,), kind))
+            probes.append(Probe(group, plain_prompt(kind, word), word, (word,), kind))
     probes += [Probe("unrelated", caption) for caption in captions[:: max(1, len(captions) // most)][:most]]
     return [*probes, Probe("empty", "")]
 
@@ -108,31 +108,28 @@ def mentions(host: DiffusionHost, text: str, sought: Sequence) -> bool:
     return any(find_tokens(tokens, name) for name in sought)
 
 
-def concept_masks(host: DiffusionHost, probes: Sequence[Probe], length: int) -> dict[str, Tensor]:
-    """Boolean masks [B, length] of the concept's own tokens in each prompt, and of every column from there on."""
+def probe_masks(host: DiffusionHost, probes: Sequence[Probe], prompts: Prompts) -> dict[str, Tensor]:
+    """Boolean masks [B, T] of the concept's own tokens in each prompt, and of every token from there on."""
 
-    def mask(probe: Probe, tokens: str) -> Tensor:
-        name = next(name for name in sorted(probe.names, key=len, reverse=True) if name in probe.prompt)
-        columns = concept_columns(host, name, probe.prompt, tokens)
-        return columns.repeat(length // len(columns))
+    def name_in(probe: Probe) -> str:
+        return next(name for name in sorted(probe.names, key=len, reverse=True) if name in probe.prompt)
 
-    return {
-        name: torch.stack([mask(probe, tokens) for probe in probes]).to(host.device)
-        for name, tokens in (("own tokens", "concept"), ("from there on", "concept onward"))
-    }
+    rows = [(name_in(probe), probe.prompt) for probe in probes]
+    kinds = {"own_tokens": "concept", "from_there_on": "concept_onward"}
+    return {kind: concept_masks(host, rows, tokens, prompts) for kind, tokens in kinds.items()}
 
 
-def probe_columns(lexicon: Lexicon, probes: Sequence[Probe], subjects: Subjects) -> dict[str, dict[str, Tensor]]:
-    """The text encoder's columns [N, D], group -> word -> from the word on in several prompts; of the captions all but
+def probe_embeds(vocabulary: VocabularyIndex, probes: Sequence[Probe], subjects: Subjects) -> dict[str, dict[str, Tensor]]:
+    """The text encoder's embeddings [N, D], group -> word -> from the word on in several prompts; of the captions all but
     the start token, and of the empty prompt all."""
     found: dict[str, dict[str, Tensor]] = {group: {} for group in GROUPS}
     for probe in probes:
         if probe.group == "concept":
-            found["concept"][probe.word] = lexicon.columns(subjects.templates, probe.word)
+            found["concept"][probe.word] = vocabulary.embeds(subjects.templates, probe.word)
         elif probe.word:
-            found[probe.group][probe.word] = lexicon.columns(NEAR_TEMPLATES[probe.kind], probe.word)
+            found[probe.group][probe.word] = vocabulary.embeds(NEAR_TEMPLATES[probe.kind], probe.word)
     unrelated = [probe.prompt for probe in probes if probe.group == "unrelated"]
-    for caption, reading in zip(unrelated, lexicon.read(unrelated), strict=True):
-        found["unrelated"][caption] = reading.columns[1:].double()
-    found["empty"][""] = lexicon.host.contexts([""], len(lexicon.host.tokenize("")))[0].cpu().double()
+    for caption, features in zip(unrelated, vocabulary.read(unrelated), strict=True):
+        found["unrelated"][caption] = features.token_embeds[1:].double()
+    found["empty"][""] = vocabulary.host.encode_prefix([""], len(vocabulary.host.tokenize("")))[0].cpu().double()
     return found

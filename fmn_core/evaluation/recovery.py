@@ -7,15 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..host import DiffusionHost, Prompts
-from ..inversion.config import InvertSettings
+from ..inversion.config import InversionConfig
 from ..inversion.textual_inversion import invert
 from ..patch.apply import applied
 from ..patch.patch import Patch
 from ..text.concept import TEMPLATES
 from ..training.images import prepare_pictures
 from ..training.sampling import sample_pictures, sampling_calls
-from .config import EvaluateSettings
-from .metrics import noise_estimates, noised
+from .config import EvaluationConfig
+from .metrics import noise_at_levels, noise_estimates
 from .prompts import Subjects
 
 ANCHORS = 8  # pictures the model makes of the concept: words are learned from one half and judged on the other
@@ -24,7 +24,7 @@ SHOWN = 4  # pictures drawn with the learned words
 
 
 def recover(
-    host: DiffusionHost, patch: Patch, subjects: Subjects, settings: EvaluateSettings, images: Tensor | None = None
+    host: DiffusionHost, patch: Patch, subjects: Subjects, settings: EvaluationConfig, images: Tensor | None = None
 ) -> tuple[dict, Tensor]:
     """Learns words for the first of a patch's concepts on the base and on the patched model, from the same pictures:
     figures, and latents [SHOWN, C, h, w] of pictures that the words learned through the patch draw.
@@ -37,9 +37,9 @@ def recover(
     """
     name = next(iter(subjects.names))
     template = TEMPLATES[subjects.kind]
-    inverting = InvertSettings(
+    inverting = InversionConfig(
         concept_type=subjects.kind,
-        initializers="|".join(["<rand-1>"] * settings.inversion_vectors),
+        init_tokens="|".join(["<rand-1>"] * settings.inversion_vectors),
         steps=settings.inversion_steps,
         learning_rate=LEARNING_RATE,
         seed=settings.seed,
@@ -51,7 +51,7 @@ def recover(
     with applied(host, patch, settings.strength):
         after = invert(host, learned, inverting).vectors
     with host.training((SHOWN, *latents.shape[1:]), text=True), torch.no_grad():
-        with_before, with_after = (host.encode_vectors(template, v) for v in (before, after))
+        with_before, with_after = (host.encode_with_embeddings(template, v) for v in (before, after))
         scores = [text_cosine(words, prompts) for words in (with_before, with_after)]
         losses = {"base, name": denoising_loss(host, judged, prompts, settings.seed)}
         losses["base, learned"] = denoising_loss(host, judged, with_before, settings.seed)
@@ -60,7 +60,7 @@ def recover(
         with applied(host, patch, settings.strength):
             losses["patched, name"] = denoising_loss(host, judged, prompts, settings.seed)
             losses["patched, learned"] = denoising_loss(host, judged, with_after, settings.seed)
-            drawn = sample_pictures(host, noise, with_after.take([0] * SHOWN), empty, settings.steps, settings.guidance)
+            drawn = sample_pictures(host, noise, with_after[[0] * SHOWN], empty, settings.num_inference_steps, settings.guidance_scale)
     taken = losses["patched, name"] - losses["base, name"]
     back = losses["patched, name"] - losses["patched, learned"]
     figures = {
@@ -72,14 +72,14 @@ def recover(
     return figures, drawn
 
 
-def recover_calls(settings: EvaluateSettings, images: Tensor | None) -> int:
+def recover_calls(settings: EvaluationConfig, images: Tensor | None) -> int:
     """How many steps `recover` tells the host of."""
     pictures = sampling_calls(SHOWN, settings.steps) + (sampling_calls(ANCHORS, settings.steps) if images is None else 0)
     return pictures + 2 * settings.inversion_steps
 
 
 def anchors(
-    host: DiffusionHost, prompts: Prompts, empty: Prompts, settings: EvaluateSettings, images: Tensor | None
+    host: DiffusionHost, prompts: Prompts, empty: Prompts, settings: EvaluationConfig, images: Tensor | None
 ) -> Tensor:
     """Latents [P, C, h, w] of pictures of the concept: those given, or ANCHORS that the model makes."""
     channels, height, width = host.latent_shape()
@@ -88,16 +88,16 @@ def anchors(
     generator = torch.Generator().manual_seed(settings.seed)
     noise = torch.randn(ANCHORS, channels, height, width, generator=generator).to(host.device)
     with host.training((SHOWN, channels, height, width)):
-        return sample_pictures(host, noise, prompts.take([0] * ANCHORS), empty, settings.steps, settings.guidance)
+        return sample_pictures(host, noise, prompts[[0] * ANCHORS], empty, settings.num_inference_steps, settings.guidance_scale)
 
 
 def denoising_loss(host: DiffusionHost, latents: Tensor, prompts: Prompts, seed: int) -> float:
     """Mean squared error of the noise estimate on latents [B, C, h, w] at fixed noise, with one prompt for all."""
-    x_t, t, noise = noised(host, latents, seed)
-    return (noise_estimates(host, x_t, t, prompts.take([0] * len(latents))) - noise).square().mean().item()
+    x_t, t, noise = noise_at_levels(host, latents, seed)
+    return (noise_estimates(host, x_t, t, prompts[[0] * len(latents)]) - noise).square().mean().item()
 
 
 def text_cosine(words: Prompts, named: Prompts) -> float:
     """The cosine of two prompts' text embeddings, the end token's, at which CLIP's text encoder pools."""
-    ends = [p.embeddings[0, [token.kind for token in p.tokens[0]].index("end")].float() for p in (words, named)]
+    ends = [p.prompt_embeds[0, [token.kind for token in p.tokens[0]].index("end")].float() for p in (words, named)]
     return F.cosine_similarity(*ends, dim=0).item()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import textwrap
 
-from ..erasure.config import LEARNING_RATES, ForgetSettings
+from ..erasure.config import PRESETS
 from ..errors import ForgetError
 from ..files.header import tensor_hash
 from ..patch.patch import ALPHA, Patch
-from ..patch.report import MOST_TOLD, summary, texts
+from ..patch.report import PatchReport, texts
+from ..patch.summary import MOST_LISTED, report_lines
 from ..patch.weighted import stored_parts
 from .inspect import Change, Inspection
 
 LETTERS = {"to_k": "K", "to_v": "V", "to_q": "Q", "to_out": "out"}
-READ_BY_FAST = {"replacement", "keep", "strict", "rank", "matrices", "template"}  # `fast` takes no steps and no pictures
 SHOWN, MOST_LETTERS = 8, 160  # near words; letters of a setting
 
 
@@ -33,9 +33,9 @@ def purpose(patch: Patch) -> str:
     """What a patch is for, as the end of a sentence."""
     info, settings = patch.info, patch.info["settings"]
     if settings.get("mode") == "correct":
-        return f"lets the other meaning of {settings.get('replacement')} through, which {info['concept']} overshadows."
+        return f"lets the other meaning of {settings.get('target')} through, which {info['concept']} overshadows."
     if settings.get("mode") == "replace":
-        return f"forgets {info['concept']}; {settings.get('replacement')} stands in its place."
+        return f"forgets {info['concept']}; {settings.get('target')} stands in its place."
     return f"forgets {info['concept']}."
 
 
@@ -48,11 +48,11 @@ def made(patch: Patch) -> list[str]:
         f"`{first}` also as {', '.join(f'`{name}`' for name in others)}."
         for first, *others in (texts(c.get("names")) or [""] for c in concepts)
         if others
-    ][:MOST_TOLD]
+    ][:MOST_LISTED]
     preset, by = preset_of(settings), f"Forget-Me-Not {info.get('version', '')}".strip()
-    if "members" in info:
+    if "patches" in info:
         return [*lines, f"It was stacked by {by} of {parts_of(patch)}."]
-    if preset in LEARNING_RATES:
+    if preset in PRESETS:
         start = f"It was made by the preset {preset} of {by}"
     elif preset:
         start = f"It is {preset}: made by no preset of {by}"
@@ -63,7 +63,7 @@ def made(patch: Patch) -> list[str]:
     lines.append(", ".join([start, *facts, *kinds]) + ".")
     own = own_settings(settings)
     if own:
-        title = "Settings unlike the preset's" if preset in LEARNING_RATES else "Settings"
+        title = "Settings unlike the preset's" if preset in PRESETS else "Settings"
         lines.append(f"{title}: {'; '.join(own)}.")
     return lines
 
@@ -88,13 +88,12 @@ def preset_of(settings: dict) -> str:
 def own_settings(settings: dict) -> list[str]:
     """The settings that are not the preset's defaults and that it reads, each as `name value`."""
     preset = preset_of(settings)
-    known = preset in LEARNING_RATES
-    default = vars(ForgetSettings(preset=preset).resolved()) if known else {}
-    told = {"preset", "mode", "replacement", "seed", "concept_type"}
+    defaults = PRESETS[preset]().resolved().plain() if preset in PRESETS else {}
+    elsewhere = {"preset", "mode", "target", "seed", "concept_type"}
     return [
         f"{key} {textwrap.shorten(', '.join(str(value).split(chr(10))), MOST_LETTERS, placeholder=' ...')}"
         for key, value in settings.items()
-        if key not in told and value not in ("", default.get(key)) and (preset != "fast" or key in READ_BY_FAST)
+        if key not in elsewhere and value not in ("", defaults.get(key)) and (not defaults or key in defaults)
     ]
 
 
@@ -109,15 +108,15 @@ def base(inspection: Inspection) -> list[str]:
 
 def file_facts(inspection: Inspection) -> list[str]:
     """Rank, projections, bytes and hash."""
-    patch, layers = inspection.patch, {(c.place, c.block, c.depth) for c in inspection.changes}
+    patch, layers = inspection.patch, {(c.unet_block, c.block, c.depth) for c in inspection.changes}
     matrices = [letter for matrix, letter in LETTERS.items() if any(c.matrix == matrix for c in inspection.changes)]
     lines = [
         f"Rank {patch.rank}, {len(patch.modules)} projections ({', '.join(matrices)}) in {len(layers)} layers, "
         f"{inspection.size:,} bytes{'' if inspection.file else ' of weights, not saved yet'}.",
         f"sha256 of the weights: {tensor_hash(dict(patch))}",
     ]
-    if patch.rest:
-        count = sum(key.endswith(ALPHA) for key in patch.rest)
+    if patch.unet_lora:
+        count = sum(key.endswith(ALPHA) for key in patch.unet_lora)
         lines.append(f"Beside it {count} layers outside the cross-attention: an ordinary LoRA, in a file of its own.")
     return lines
 
@@ -125,20 +124,14 @@ def file_facts(inspection: Inspection) -> list[str]:
 def own_words(inspection: Inspection) -> list[str]:
     """The patch's own report, with the near words that move most; an evaluation, if it has one, last."""
     report = inspection.report
-    lines = said(inspection.patch, {key: value for key, value in report.items() if key != "evaluation"})
-    if report.get("drift"):
-        most = ", ".join(f"`{word}` {way:.1%}" for word, way in [*report["drift"].items()][:SHOWN])
+    lines = report_lines(report.updated(evaluation={}))
+    if report.preserve_drift:
+        most = ", ".join(f"`{word}` {way:.1%}" for word, way in [*report.preserve_drift.items()][:SHOWN])
         lines.append(f"Near words by how far they move: {most}.")
-    if "empty prompt" in report:
-        lines.append(f"The empty prompt moves by {report['empty prompt']:.2%} of the way.")
-    if "evaluation" in report:
-        lines += said(inspection.patch, {"evaluation": report["evaluation"]})
+    if report.empty_prompt_drift is not None:
+        lines.append(f"The empty prompt moves by {report.empty_prompt_drift:.2%} of the way.")
+    lines += report_lines(PatchReport(evaluation=report.evaluation))
     return lines or ["It holds no figures."]
-
-
-def said(patch: Patch, report: dict) -> list[str]:
-    """The lines in which a patch says what is in this report."""
-    return summary(Patch(patch, patch.info | {"report": report})).splitlines()
 
 
 def measure_of(inspection: Inspection) -> str:
@@ -158,10 +151,10 @@ def strengths(changes: list[Change]) -> list[str]:
 
 
 def layer_label(change: Change, changes: list[Change]) -> str:
-    """A layer's place and numbers, without those that tell nothing: `down 1.0`, `mid`, `up 2.1.9` of deep blocks."""
+    """A layer's block and numbers, without those that tell nothing: `down 1.0`, `mid`, `up 2.1.9` of deep blocks."""
     deep = any(other.depth for other in changes)
-    block = () if change.place == "mid" else change.block
-    return f"{change.place} {'.'.join(map(str, (*block, *((change.depth,) if deep else ()))))}".strip()
+    block = () if change.unet_block == "mid" else change.block
+    return f"{change.unet_block} {'.'.join(map(str, (*block, *((change.depth,) if deep else ()))))}".strip()
 
 
 def figure(change: Change) -> str:

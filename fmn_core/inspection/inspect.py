@@ -12,11 +12,11 @@ from ..errors import ForgetError
 from ..files.header import tensor_hash
 from ..host import MATRICES, DiffusionHost
 from ..patch.patch import DOWN, UP, Patch, check_fits, fingerprint, model_shapes
-from ..patch.report import readable
+from ..patch.report import PatchReport
 
-# A layer's kohya name begins with diffusers' name of its place or, in SDXL, with sgm's.
-PLACE = re.compile(r"^lora_unet_(down|mid|up|input|middle|output)_")
-PLACES = {"down": "down", "input": "down", "mid": "mid", "middle": "mid", "up": "up", "output": "up", "": "other"}
+# A layer's kohya name begins with diffusers' name of its block or, in SDXL, with sgm's.
+BLOCK = re.compile(r"^lora_unet_(down|mid|up|input|middle|output)_")
+BLOCKS = {"down": "down", "input": "down", "mid": "mid", "middle": "mid", "up": "up", "output": "up", "": "other"}
 ORDER = ("down", "mid", "up", "other")
 SHOWN_FIRST = ("to_k", "to_v", "to_q", "to_out")  # K and V are what every preset changes
 
@@ -25,11 +25,11 @@ SHOWN_FIRST = ("to_k", "to_v", "to_q", "to_out")  # K and V are what every prese
 class Change:
     """How much one projection changes: |delta W| (Frobenius norm), and what part of |W| that is where the model is known.
 
-    `place` is `down`, `mid`, `up` or `other`, `block` its number there, `depth` that of the layer in the block.
+    `unet_block` is `down`, `mid`, `up` or `other`, `block` its number there, `depth` that of the layer in the block.
     """
 
     module: str
-    place: str
+    unet_block: str
     block: tuple[int, ...]
     depth: int
     matrix: str
@@ -57,7 +57,7 @@ class Inspection:
     model where there is one, and the bytes of its file or, where it has none yet, of its weights."""
 
     patch: Patch
-    report: dict
+    report: PatchReport
     changes: list[Change]
     fit: Fit | None
     file: Path | None
@@ -67,23 +67,23 @@ class Inspection:
     def warnings(self) -> list[str]:
         """What is wrong with the patch, by its own report, a measurement or the model."""
         unfit = [self.fit.sentence] if self.fit and not self.fit.fits else []
-        return [*unfit, *self.report["warnings"], *self.report.get("evaluation", {}).get("warnings", [])]
+        return [*unfit, *self.report.warnings, *self.report.evaluation.get("warnings", [])]
 
     def plain(self) -> dict:
         """For JSON: everything that the patch says of itself, and what was found."""
-        said = without_moments(self.patch.info)
-        return said | {
+        info = without_statistics(self.patch.info)
+        return info | {
             "file": {"bytes": self.size, "sha256": tensor_hash(dict(self.patch)), "rank": self.patch.rank},
             "model": self.fit and {"fits": self.fit.fits, "same": self.fit.same, "sentence": self.fit.sentence},
             "change": {change.module: {"norm": change.norm, "relative": change.relative} for change in self.changes},
         }
 
 
-def without_moments(value: object) -> object:
+def without_statistics(value: object) -> object:
     """JSON without the arrays that stacking needs, which are for no reader."""
     if isinstance(value, dict):
-        return {key: without_moments(each) for key, each in value.items() if key != "moments"}
-    return [without_moments(each) for each in value] if isinstance(value, list) else value
+        return {key: without_statistics(each) for key, each in value.items() if key != "statistics"}
+    return [without_statistics(each) for each in value] if isinstance(value, list) else value
 
 
 def inspect_patch(patch: Patch, host: DiffusionHost | None = None, file: Path | None = None) -> Inspection:
@@ -91,7 +91,7 @@ def inspect_patch(patch: Patch, host: DiffusionHost | None = None, file: Path | 
     fit = host and fit_to(patch, host)
     weights = base_norms(host) if fit and fit.fits else {}
     size = file.stat().st_size if file else sum(tensor.nbytes for tensor in patch.values())
-    return Inspection(patch, readable(patch.info.get("report")), changes_of(patch, weights), fit, file, size)
+    return Inspection(patch, PatchReport.read(patch.info.get("report")), changes_of(patch, weights), fit, file, size)
 
 
 def delta_norm(up: Tensor, down: Tensor) -> float:
@@ -117,13 +117,13 @@ def changes_of(patch: Patch, weights: dict[str, float]) -> list[Change]:
     found = []
     for module in patch.modules:
         layer, matrix = module.rsplit("_attn2_", 1)
-        place = PLACE.match(layer)
+        block_name = BLOCK.match(layer)
         *block, depth = map(int, re.findall(r"\d+", layer) or [0])
         norm = delta_norm(patch[module + UP], patch[module + DOWN])
         relative = norm / max(weights[module], 1e-12) if weights else None
-        place = PLACES[place[1] if place else ""]
-        found.append(Change(module, place, tuple(block), depth, matrix.removesuffix("_0"), norm, relative))
-    return sorted(found, key=lambda c: (ORDER.index(c.place), c.block, c.depth, SHOWN_FIRST.index(c.matrix)))
+        unet_block = BLOCKS[block_name[1] if block_name else ""]
+        found.append(Change(module, unet_block, tuple(block), depth, matrix.removesuffix("_0"), norm, relative))
+    return sorted(found, key=lambda c: (ORDER.index(c.unet_block), c.block, c.depth, SHOWN_FIRST.index(c.matrix)))
 
 
 def fit_to(patch: Patch, host: DiffusionHost) -> Fit:

@@ -12,8 +12,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..evaluation.plot import BAR, COLOURS, GAP, HIGHEST, MARGIN, TITLES
+from ..patch.report import PatchReport
+from ..patch.summary import report_lines
 from ..plots.canvas import FAINT, INK, MOST_LETTERS, PAPER, as_tensor, font, shortened, wrapped
-from .describe import LETTERS, SHOWN, base, file_facts, made, purpose, said
+from .describe import LETTERS, SHOWN, base, file_facts, made, purpose
 from .inspect import Inspection
 
 WIDTH, CHART_HEIGHT, AXIS = 1024, 210, 56  # pixels; the axis is what stands left of the bars
@@ -82,7 +84,7 @@ def draw_changes(pen: ImageDraw.ImageDraw, inspection: Inspection, y: int) -> in
         pen.line((left, height, WIDTH - MARGIN, height), LINE)
         name = f"{tick * 100:.3g} %" if known else f"{tick:.3g}"
         pen.text((left - 8, height), name, FAINT, font(12), anchor="rm")
-    layers = [list(of) for _, of in groupby(changes, lambda c: (c.place, c.block, c.depth))]
+    layers = [list(of) for _, of in groupby(changes, lambda c: (c.unet_block, c.block, c.depth))]
     slot = (WIDTH - MARGIN - left) / len(layers)
     bar = min(WIDEST, (slot - max(2, slot / 6)) / max(map(len, layers)))
     for number, layer in enumerate(layers):
@@ -94,8 +96,8 @@ def draw_changes(pen: ImageDraw.ImageDraw, inspection: Inspection, y: int) -> in
     bottom = top + CHART_HEIGHT
     pen.line((left, bottom, WIDTH - MARGIN, bottom), FAINT)
     firsts = [layer[0] for layer in layers]
-    draw_spans(pen, [(c.place, c.block) for c in firsts], block_name, left, slot, bottom + 14, 12)
-    draw_spans(pen, [c.place for c in firsts], str, left, slot, bottom + 34, 14, ruled=True)
+    draw_spans(pen, [(c.unet_block, c.block) for c in firsts], block_name, left, slot, bottom + 14, 12)
+    draw_spans(pen, [c.unet_block for c in firsts], str, left, slot, bottom + 34, 14, ruled=True)
     return bottom + 44
 
 
@@ -115,8 +117,8 @@ def draw_spans(
 
 def block_name(key: tuple[str, tuple[int, ...]]) -> str:
     """A block's number in its place; the one in the middle has none."""
-    place, block = key
-    return "" if place == "mid" else ".".join(map(str, block))
+    unet_block, block = key
+    return "" if unet_block == "mid" else ".".join(map(str, block))
 
 
 def draw_legend(pen: ImageDraw.ImageDraw, matrices: list[str], y: int) -> None:
@@ -137,35 +139,33 @@ def scale(highest: float) -> list[float]:
     return [step * number for number in range(math.ceil(highest / step - 1e-9) + 1)]
 
 
-def panels_of(report: dict) -> list[Panel]:
+def panels_of(report: PatchReport) -> list[Panel]:
     """The figures of a patch's own report, erased concepts and near words on one scale."""
     found, (red, amber, green, blue) = [], (COLOURS[key] for key in ("concept", "near", "kept", "unrelated"))
-    erased, drift = report.get("erased", {}), report.get("drift", {})
-    full = max([1.0, *erased.values(), *drift.values()])
-    if erased:
-        least = sorted(erased.items(), key=lambda item: item[1])[:SHOWN] if len(erased) > SHOWN else erased.items()
-        title = (
-            f"Erased, the least {SHOWN} of {len(erased)}" if len(erased) > SHOWN else "Erased: way to what takes its place"
-        )
+    erasure, drift = report.erasure, report.preserve_drift
+    full = max([1.0, *erasure.values(), *drift.values()])
+    if erasure:
+        least = sorted(erasure.items(), key=lambda item: item[1])[:SHOWN] if len(erasure) > SHOWN else erasure.items()
+        title = f"Erasure, the least {SHOWN} of {len(erasure)}" if len(erasure) > SHOWN else "Erasure: way to the target"
         found.append(Panel(title, [(name, way, green) for name, way in least], full, "{:.0%}".format))
     if drift:
         title = f"Drift of near words, the {SHOWN} of {len(drift)} that move most"
         title = title if len(drift) > SHOWN else "Drift of near words"
         found.append(Panel(title, [(word, way, amber) for word, way in [*drift.items()][:SHOWN]], full, "{:.1%}".format))
-    mass = report.get("attention_mass", {})
+    mass = report.attention_mass
     if mass:
         rows = [(when, share, blue) for when, share in mass.items()]
         found.append(Panel("Attention to the concept", rows, max(mass.values()), "{:.4f}".format))
-    distance = report.get("distance", {})
-    if distance:
-        rows = [(when, left, red) for when, left in distance.items()]
-        found.append(Panel("Noise estimates: distance left", rows, max(1.0, *distance.values()), "{:.0%}".format))
-    most = sorted(report.get("responses", []), key=lambda one: -one["added"])[: SHOWN // 2]
+    errors = report.target_error
+    if errors:
+        rows = [(when, left, red) for when, left in errors.items()]
+        found.append(Panel("Noise estimates: error left", rows, max(1.0, *errors.values()), "{:.0%}".format))
+    most = sorted(report.response_errors, key=lambda one: -one["added"])[: SHOWN // 2]
     if most:
         both = (("added", amber), ("jointly", green))
         rows = [(f"{one['concept']}, {how}", one[how], colour) for one in most for how, colour in both]
         found.append(Panel("What the others change, simply added and jointly", rows, 1.0, "{:.0%}".format))
-    measured = report.get("evaluation", {}).get("prompt_drift", {})
+    measured = report.evaluation.get("prompt_drift", {})
     if measured:
         rows = [(TITLES[group], measured[group], COLOURS[group]) for group in TITLES if group in measured]
         found.append(Panel("Measured change of prompts", rows, max(1.0, *measured.values()), "{:.1%}".format))
@@ -195,7 +195,7 @@ def draw_panels(pen: ImageDraw.ImageDraw, panels: list[Panel], y: int) -> int:
 
 def sentences(inspection: Inspection) -> list[str]:
     """The patch's own report in words, less its warnings, which stand at the top."""
-    lines = [line for line in said(inspection.patch, inspection.report) if line not in inspection.warnings]
+    lines = [line for line in report_lines(inspection.report) if line not in inspection.warnings]
     return [textwrap.shorten(line[:MOST_OF_A_LINE], 2 * MOST_LETTERS, placeholder=" ...") for line in lines] or [
         "It holds no figures of its own."
     ]

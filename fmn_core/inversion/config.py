@@ -9,14 +9,14 @@ from ..text.concept import TEMPLATES
 
 
 @dataclass(frozen=True)
-class InvertSettings:
+class InversionConfig:
     """How words are learned that call for what pictures show. Defaults: the original's configs/ti.yaml."""
 
     concept_type: str = setting(
         "object", "What the pictures show; it picks the prompt that the words are learned in. `custom` uses the template.",
         choices=tuple(TEMPLATES),
     )  # fmt: skip
-    initializers: str = setting(
+    init_tokens: str = setting(
         "<rand-1>|<rand-1>",
         "What each vector starts as, between `|`: a word of one token, `<rand-1>` for noise (1 is its size where the norm "
         "is left alone) or `<zero>`. As many words are learned as stand here; a word near the concept is learned soonest.",
@@ -33,23 +33,23 @@ class InvertSettings:
         min=0, max=0xFFFFFFFFFFFFFFFF,
     )  # fmt: skip
     template: str = setting(
-        "a photo of {}", "For the type `custom`: one prompt a line, {} where the learned words belong.", advanced=True,
+        "", "For the type `custom`: one prompt a line, {} where the learned words belong.", advanced=True,
         multiline=True,
     )  # fmt: skip
     batch_size: int = setting(1, "Pictures in each step; the original takes 1.", min=1, max=16, advanced=True)
-    flip: bool = setting(True, "Learn from the mirrored pictures as well, where pictures are given.", advanced=True)
+    horizontal_flip: bool = setting(True, "Learn from the mirrored pictures as well, where pictures are given.", advanced=True)
     norm_decay: bool = setting(
         True, "Draw the vectors' norms to that of the text encoder's own words, so that they mix with them.", advanced=True
     )
-    num_pictures: int = setting(
+    num_images: int = setting(
         4, "How many pictures the model makes for itself where none are given.", min=1, max=64, advanced=True
     )
     resolution: int = setting(
         0, "Width and height of these pictures, and about the size that given pictures are brought to. 0: what the model "
         "was made for.", min=0, max=2048, step=64, auto=True, advanced=True,
     )  # fmt: skip
-    sampling_steps: int = setting(20, "Steps to make each of these pictures.", min=1, max=150, advanced=True)
-    guidance: float = setting(
+    num_inference_steps: int = setting(20, "Steps to make each of these pictures.", min=1, max=150, advanced=True)
+    guidance_scale: float = setting(
         5.0, "Guidance scale (CFG) of these pictures.", min=1.0, max=30.0, step=0.1, advanced=True
     )  # fmt: skip
 

@@ -14,14 +14,14 @@ from ..errors import ForgetError, brief
 from ..files.atomic import write_new
 from ..files.header import with_sorted_header
 from ..files.safetensors import UNREADABLE, read_small
-from ..host import DiffusionHost, WordVectors
+from ..host import DiffusionHost, TokenEmbeddings
 
 ONE_ENCODER = "emb_params"  # the key of SD1 and SD2; SDXL's are the encoders' own names
 MOST_BYTES = 1 << 26  # of a file: 64 words of SDXL's take less than a million
 PLACEHOLDER = re.compile(r"<s(\d+)>")  # the original's files have one tensor for each of its tokens
 
 
-def save_embedding(vectors: WordVectors, path: Path, settings: dict) -> Path:
+def save_embedding(vectors: TokenEmbeddings, path: Path, settings: dict) -> Path:
     """Writes vectors under a name that must be new, with the settings that made them, whole or not at all; returns the file.
 
     Raises ForgetError where the name is taken or the file cannot be written.
@@ -34,7 +34,7 @@ def save_embedding(vectors: WordVectors, path: Path, settings: dict) -> Path:
     return write_new(with_sorted_header(save(tensors, metadata)), path)
 
 
-def read_embedding(path: Path, encoders: dict[str, int]) -> WordVectors:
+def read_embedding(path: Path, encoders: dict[str, int]) -> TokenEmbeddings:
     """The vectors in an embedding's file for these text encoders, name -> width; also of the original's files.
 
     Raises ForgetError for a file that is damaged or for another model.
@@ -82,7 +82,7 @@ def embedding_token(name: str) -> str:
 
 def add_embedding(host: DiffusionHost, name: str, file: Path) -> str:
     """Adds the words in an embedding's file to a host as one token, and returns it."""
-    encoders = {encoder: vectors.shape[1] for encoder, vectors in host.word_vectors("").items()}
+    encoders = {encoder: vectors.shape[1] for encoder, vectors in host.token_embeddings("").items()}
     token = embedding_token(name)
     host.learn(token, read_embedding(file, encoders))
     return token

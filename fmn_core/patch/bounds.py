@@ -34,8 +34,8 @@ def require_brief(info: dict) -> None:
 
 def parts_of(info: dict) -> list[dict]:
     """What a stacked patch remembers of those that it was made of; raises ValueError for too many."""
-    members = info.get("members")
-    members = members if isinstance(members, list) else []
-    if len(members) > MOST_PARTS:
-        raise ValueError(f"it was stacked of {len(members):,} patches, and {MOST_PARTS} are the most")
-    return [member["info"] for member in members if isinstance(member, dict) and isinstance(member.get("info"), dict)]
+    parts = info.get("patches")
+    parts = parts if isinstance(parts, list) else []
+    if len(parts) > MOST_PARTS:
+        raise ValueError(f"it was stacked of {len(parts):,} patches, and {MOST_PARTS} are the most")
+    return [part["info"] for part in parts if isinstance(part, dict) and isinstance(part.get("info"), dict)]

@@ -20,7 +20,7 @@ KEPT = 16  # leading directions of what is kept; the others count as alike
 
 
 @dataclass(frozen=True)
-class Moments:
+class TextStatistics:
     """E[x x^T] of the concept's columns as keys^T keys, keys [n, D], and that of what is kept, at its weight beside the
     concept's, as kept^T kept + tail I, kept [m, D]."""
 
@@ -29,7 +29,7 @@ class Moments:
     tail: float
 
     @classmethod
-    def of(cls, concept: Tensor, kept: Tensor, count: int) -> Moments:
+    def of(cls, concept: Tensor, kept: Tensor, count: int) -> TextStatistics:
         """From second moments [D, D] of so many concepts, and of what is kept."""
         keys, _ = leading(concept, min(KEYS * count, MOST_KEYS))
         kept, tail = leading(kept, KEPT)
@@ -40,7 +40,7 @@ class Moments:
         return {"keys": encode(self.keys), "kept": encode(self.kept), "tail": self.tail}
 
     @classmethod
-    def decoded(cls, stored: object) -> Moments:
+    def decoded(cls, stored: object) -> TextStatistics:
         """The inverse of `encoded`; raises ForgetError for anything else."""
         try:
             keys, kept, tail = decode(stored["keys"]), decode(stored["kept"]), float(stored["tail"])

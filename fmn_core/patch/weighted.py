@@ -12,11 +12,12 @@ from torch import Tensor
 from ..errors import ForgetError
 from ..text.concept import split_names
 from .bounds import MOST_PARTS
-from .patch import DOWN, UP, Patch, check_info
-from .statistics import Moments
+from .patch import DOWN, UP, Patch
+from .schema import check_info
+from .statistics import TextStatistics
 
 
-class Member(NamedTuple):
+class WeightedPatch(NamedTuple):
     """A patch and its strength."""
 
     patch: Patch
@@ -27,41 +28,42 @@ class Member(NamedTuple):
         return self.patch.info["concept"]
 
     @property
-    def moments(self) -> Moments | None:
+    def statistics(self) -> TextStatistics | None:
         """What the patch knows of its words, or None where it does not say."""
-        return Moments.decoded(self.patch.info["moments"]) if self.patch.info.get("moments") else None
+        return TextStatistics.decoded(self.patch.info["statistics"]) if self.patch.info.get("statistics") else None
 
 
 class Part(NamedTuple):
-    """What a stacked patch remembers of one that it was made of; `has`: which of the projections that one changes."""
+    """What a stacked patch remembers of one that it was made of; `modules`: a 1 or a 0 for each of its projections, whether
+    that one changes it."""
 
     info: dict
     rank: int
     strength: float
-    has: str
+    modules: str
 
 
 def stored_parts(info: dict) -> list[Part]:
     """What a stacked patch remembers of its parts; raises ForgetError for a patch that is no stack, or a damaged one."""
-    if "members" not in info:
-        raise ForgetError("This patch is not stacked of others: there is nothing to take apart.")
+    if "patches" not in info:
+        raise ForgetError("This patch is not a stack of others: there is nothing to take apart.")
     try:
-        parts = [Part(dict(m["info"]), int(m["rank"]), float(m["strength"]), str(m["has"])) for m in info["members"]]
+        parts = [Part(dict(p["info"]), int(p["rank"]), float(p["strength"]), str(p["modules"])) for p in info["patches"]]
         sound = len(parts) <= MOST_PARTS and all(
-            part.rank > 0 and 0 < abs(part.strength) < math.inf and "members" not in part.info for part in parts
+            part.rank > 0 and 0 < abs(part.strength) < math.inf and "patches" not in part.info for part in parts
         )
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError):
         parts, sound = [], False
     if not parts or not sound:
-        raise ForgetError("What the stacked patch says of its parts cannot be read: it is damaged; copy it anew.")
+        raise ForgetError("What the stacked patch says of its parts cannot be read: it is damaged; copy it again.")
     for part in parts:
         check_info(part.info, "A part of the stacked patch")
     return parts
 
 
-def modules_of(members: Sequence[Member]) -> list[str]:
+def modules_of(patches: Sequence[WeightedPatch]) -> list[str]:
     """The projections that any of the patches changes."""
-    return sorted({module for member in members for module in member.patch.modules})
+    return sorted({module for weighted in patches for module in weighted.patch.modules})
 
 
 def reads_text(module: str) -> bool:
@@ -69,12 +71,12 @@ def reads_text(module: str) -> bool:
     return module.endswith(("_to_k", "_to_v"))
 
 
-def side_by_side(members: Sequence[Member], module: str) -> tuple[Tensor, Tensor]:
-    """up [out, R] at the members' strengths and down [R, in] of a projection, zeros where a patch leaves it alone."""
-    there = next(member.patch for member in members if module + UP in member.patch)
+def concat_factors(patches: Sequence[WeightedPatch], module: str) -> tuple[Tensor, Tensor]:
+    """up [out, R] at the patches' strengths and down [R, in] of a projection, zeros where a patch leaves it alone."""
+    there = next(weighted.patch for weighted in patches if module + UP in weighted.patch)
     out, inner = len(there[module + UP]), there[module + DOWN].shape[1]
     ups, downs = [], []
-    for patch, strength in members:
+    for patch, strength in patches:
         has = module + UP in patch
         ups.append(patch[module + UP].double() * strength if has else torch.zeros(out, patch.rank).double())
         downs.append(patch[module + DOWN].double() if has else torch.zeros(patch.rank, inner).double())
@@ -91,19 +93,19 @@ def moved_concepts(patch: Patch) -> list[dict]:
     concepts = patch.info.get("concepts") or []
     if not corrects(patch):
         return concepts
-    word = " ".join(str(patch.info["settings"].get("replacement", "")).split())
+    word = " ".join(str(patch.info["settings"].get("target", "")).split())
     return [concept | {"names": [word]} for concept in concepts[:1] if word]
 
 
 def kept_words(patch: Patch) -> list[str]:
     """What a patch was told to keep, and the names of a concept that it corrects a word by."""
-    kept = [name for line in str(patch.info["settings"].get("keep", "")).splitlines() for name in split_names(line)]
+    kept = [name for line in str(patch.info["settings"].get("preserve", "")).splitlines() for name in split_names(line)]
     if corrects(patch):
         kept += (name for concept in patch.info.get("concepts") or [] for name in concept["names"])
     return kept
 
 
-def spoken(members: Sequence[Member]) -> set[str]:
+def forgotten_names(patches: Sequence[WeightedPatch]) -> set[str]:
     """Every name of every concept that is forgotten, in lower case."""
-    concepts = (concept for member in members for concept in moved_concepts(member.patch))
+    concepts = (concept for weighted in patches for concept in moved_concepts(weighted.patch))
     return {name.lower() for concept in concepts for name in concept["names"]}

@@ -11,7 +11,7 @@ MOST_CONCEPTS, MOST_NAMES = 1024, 256  # in a patch, and of a concept with its t
 MOST_LETTERS = 1000  # of a name; tokenizers read some 300
 MOST_SETTINGS = 256  # of a patch: two dozen
 MOST_SAID = 1 << 22  # letters of all texts of a patch, less those of its parts: a stack of a hundred has 600 thousand
-UNCOUNTED = ("members", "moments")  # parts are counted by themselves, moments by their shape
+UNCOUNTED = ("patches", "statistics")  # parts are counted by themselves, statistics by their shape
 
 
 def require_few(concepts: list) -> None:
@@ -37,7 +37,7 @@ def require_names(names: Iterable[object], most: int) -> None:
 
 
 def require_brief_texts(info: dict) -> None:
-    """Raises ValueError where a patch says too much of itself, its parts and moments left out."""
+    """Raises ValueError where a patch says too much of itself, its parts and statistics left out."""
     concepts, base, settings = (info.get(key) for key in ("concepts", "base", "settings"))
     if isinstance(settings, dict) and len(settings) > MOST_SETTINGS:
         raise ValueError(f"it has {len(settings):,} settings, and {MOST_SETTINGS} are the most")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..config import require_text
 from ..errors import ForgetError
-from ..host import DiffusionHost, Token
+from ..host import DiffusionHost, Prompts, Token, tile
 from .bounds import require_brief_texts
 
 # The original's templates (configs/attn.yaml, `concept_type`); identities used the object's there.
@@ -60,7 +61,7 @@ def make_concepts(text: str, type: str = "object", template: str = "") -> tuple[
         raise ForgetError("The concept is empty: type the name of what the model should forget, for example `cat`.")
     require_text(text, *templates)
     try:
-        require_brief_texts(described(concepts))
+        require_brief_texts(concept_metadata(concepts))
     except ValueError as error:
         raise ForgetError(f"The concept cannot be forgotten: {error}. Use fewer and shorter names.") from None
     for name, count in Counter(name.lower() for concept in concepts for name in concept.names).items():
@@ -75,15 +76,15 @@ def make_concepts(text: str, type: str = "object", template: str = "") -> tuple[
     return concepts
 
 
-def described(concepts: tuple[Concept, ...]) -> dict:
+def concept_metadata(concepts: tuple[Concept, ...]) -> dict:
     """What a patch remembers of its concepts, for JSON: what they are called together, and each one's own."""
     return {
-        "concept": called(concepts),
+        "concept": joint_name(concepts),
         "concepts": [{"names": [*c.names], "type": c.type, "templates": [*c.templates]} for c in concepts],
     }
 
 
-def called(concepts: tuple[Concept, ...]) -> str:
+def joint_name(concepts: tuple[Concept, ...]) -> str:
     """What several concepts are called together."""
     return ", ".join(concept.name for concept in concepts)
 
@@ -93,47 +94,57 @@ def split_names(line: str) -> tuple[str, ...]:
     return tuple(" ".join(name.split()) for name in line.split(",") if name.strip())
 
 
-def in_turn(several: list[list[int]], count: int) -> list[int]:
-    """So many members of several lists, one of each list before a second of any, each list from the start again at need."""
-    turns = (divmod(i, len(several)) for i in range(count))
-    return [(own := several[which])[turn % len(own)] for turn, which in turns]
+def round_robin(lists: list[list[int]], count: int) -> list[int]:
+    """`count` members of lists, one of each list before a second of any, each list from its start again where it ends."""
+    found = []
+    for i in range(count):
+        turn, which = divmod(i, len(lists))
+        found.append(lists[which][turn % len(lists[which])])
+    return found
 
 
-def find_tokens(tokens: tuple[Token, ...], sought: tuple[Token, ...]) -> list[list[int]]:
-    """Columns of every mention of `sought` in `tokens`, a list of columns each; special tokens are passed over.
+def find_tokens(tokens: tuple[Token, ...], phrase: tuple[Token, ...]) -> list[list[int]]:
+    """The token indices of every mention of `phrase` in `tokens`, a list each; special tokens are passed over.
 
     Reading on past special tokens finds a phrase that the tokenizer has split between two chunks of 77.
     """
-    columns = [column for column, token in enumerate(tokens) if token.kind == "word"]
-    ids = [tokens[column].id for column in columns]
-    wanted = [token.id for token in sought if token.kind == "word"]
+    indices = [index for index, token in enumerate(tokens) if token.kind == "word"]
+    ids = [tokens[index].id for index in indices]
+    wanted = [token.id for token in phrase if token.kind == "word"]
     starts = range(len(ids) - len(wanted) + 1) if wanted else ()
-    return [columns[start : start + len(wanted)] for start in starts if ids[start : start + len(wanted)] == wanted]
+    return [indices[start : start + len(wanted)] for start in starts if ids[start : start + len(wanted)] == wanted]
 
 
-def concept_columns(host: DiffusionHost, name: str, prompt: str, tokens: str) -> Tensor:
-    """Boolean mask [T] of the columns of `prompt` that are penalised.
+def concept_mask(host: DiffusionHost, name: str, prompt: str, tokens: str) -> Tensor:
+    """Boolean mask [T] of the tokens of `prompt` that count as a concept's.
 
-    `tokens`: `concept` (the name's own tokens, every mention), `concept and end` (and the end token, once) or
-    `concept onward` (every later column too: a causal text encoder leaks the concept into all of them).
+    `tokens`: `concept` (the name's own tokens, every mention), `concept_and_end` (and the end token, once) or
+    `concept_onward` (every later token too: a causal text encoder leaks the concept into all of them).
     Raises ForgetError where the tokenizer cuts the name off.
     """
-    columns = host.tokenize(prompt)
-    mentions = find_tokens(columns, host.tokenize(name))
+    found = host.tokenize(prompt)
+    mentions = find_tokens(found, host.tokenize(name))
     if not mentions:
         raise ForgetError(
-            f"No column of the attention stands for `{name}` in the prompt `{prompt}`: the tokenizer cuts it off, "
-            "joins it to a neighbour or drops it. Use a shorter name in words, with spaces around {} in the template."
+            f"No token of the prompt `{prompt}` stands for `{name}`: the tokenizer cuts it off, joins it to a neighbour or "
+            "drops it. Use a shorter name in words, with spaces around {} in the template."
         )
-    mask = torch.zeros(len(columns), dtype=torch.bool)
+    mask = torch.zeros(len(found), dtype=torch.bool)
     for mention in mentions:
         mask[mention] = True
-    if tokens == "concept and end":
-        ends = [column for column, token in enumerate(columns) if token.kind == "end"]
+    if tokens == "concept_and_end":
+        ends = [index for index, token in enumerate(found) if token.kind == "end"]
         mask[next(end for end in ends if end > mentions[-1][-1])] = True
-    elif tokens == "concept onward":
+    elif tokens == "concept_onward":
         mask[mentions[0][0] :] = True
-        mask &= torch.tensor([token.kind != "start" for token in columns])
+        mask &= torch.tensor([token.kind != "start" for token in found])
     elif tokens != "concept":
-        raise ForgetError(f"`{tokens}` is no choice of tokens: use `concept`, `concept and end` or `concept onward`.")
+        raise ForgetError(f"`{tokens}` is no choice of tokens: use `concept`, `concept_and_end` or `concept_onward`.")
     return mask
+
+
+def concept_masks(host: DiffusionHost, rows: Sequence[tuple[str, str]], tokens: str, prompts: Prompts) -> Tensor:
+    """As concept_mask, of several (name, prompt): [B, T] on the host's device, each tiled to the length of the encoded
+    prompts."""
+    length = prompts.prompt_embeds.shape[1]
+    return torch.stack([tile(concept_mask(host, name, text, tokens), length) for name, text in rows]).to(host.device)

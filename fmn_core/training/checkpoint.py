@@ -164,7 +164,7 @@ def arithmetic(device: torch.device) -> list[object]:
 def known_words(host: DiffusionHost, text: str) -> object:
     """What a text is to the model, beside its letters: the vectors of its words, learned ones among them."""
     try:
-        return host.word_vectors(text)
+        return host.token_embeddings(text)
     except ForgetError:  # a host without them
         return [token.id for token in host.tokenize(text)]
 

@@ -18,14 +18,14 @@ BLOCKS = ({"attn1", "attn2", "ff"}, {"in_layers", "out_layers"}, {"conv1", "conv
 
 
 @contextmanager
-def differentiated(unet: nn.Module, through: str) -> Iterator[None]:
-    """Context in which a UNet is differentiated through all of it (`whole`), or through its `residual stream` alone: what
-    blocks pass on, and the cross-attention, but not what convolutions, self-attention and feed-forward layers add.
+def gradient_path(unet: nn.Module, backprop: str) -> Iterator[None]:
+    """Context in which a UNet is differentiated through all of it (`full`), or through its `skip_connections` alone:
+    what blocks pass on, and the cross-attention, but not what convolutions, self-attention and feed-forward layers add.
 
     Estimates and attention stay as they are. The gradient is no longer the loss's own, and costs a fifth of the forward.
     """
     with ExitStack() as stack:
-        for name, module in unet.named_modules() if through == "residual stream" else ():
+        for name, module in unet.named_modules() if backprop == "skip_connections" else ():
             if BRANCH.search(name):
                 stack.callback(module.register_forward_hook(detach).remove)
         yield

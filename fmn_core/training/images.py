@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from ..attention.capture import layer_size
 from ..errors import ForgetError, brief
 from ..host import DiffusionHost
 
@@ -170,6 +172,13 @@ def concept_pictures(
     if len(shows) != len(images) or {*shows} != {*range(concepts)}:
         raise ForgetError(f"Each of {len(images)} pictures has to show one of {concepts} concepts, and none be left out.")
     return *prepare_pictures(host, images, mask, flip), shows * (2 if flip else 1)
+
+
+def region_of(mask: Tensor, indices: Sequence[int], pixels: int, x_t: Tensor) -> Tensor:
+    """The masks [1 or P, H, W] of these pictures at the resolution of a layer that has this many pixels: [B, pixels]."""
+    height, width = layer_size(*x_t.shape[-2:], pixels)
+    chosen = mask[[i % len(mask) for i in indices], None].to(x_t)
+    return rearrange(F.interpolate(chosen, (height, width), mode="area"), "b 1 h w -> b (h w)")
 
 
 def check_pictures(images: Tensor | None, mask: Tensor | None, concepts: int = 1) -> None:

@@ -1,22 +1,82 @@
-"""Steps down a loss in any precision: small gradients survive it, what overflows is taken again, what is no number never."""
+"""The one training loop, in any precision: small gradients survive it, overflowing steps are repeated, and a loss that is
+not finite ends it at the last good state."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import ForgetError
-from .memory import Economy
+from ..host import DiffusionHost
+from ..text.concept import Concept
+from .checkpoint import Checkpoint
+from .memory import AdaptiveCheckpointing
 from .state import State
 
 T = TypeVar("T")
 MAX_GRAD_NORM = 1.0  # the original's max_grad_norm
 HALVINGS = 16  # of the scale, at most
 STEADY = 20  # steps without an overflow after which a halved scale is doubled
+
+Differentiate = Callable[[Tensor], float]  # takes the gradient of a loss, and returns its value
+Preview = Callable[[], Tensor]  # makes a picture [H, W, 3] in 0..1
+Step = Callable[[Differentiate], "tuple[float, Preview | None]"]  # one forward: the loss to report, and a preview
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a training is given.
+
+    `images` [P, H, W, 3] in 0..1 show the concepts, each the one that `concept_of` has the number of, or each concept an
+    equal part of them, in order; without them the model makes its own. `mask` [1 or P, H, W] in 0..1 says where in them
+    the concept is. Inside a `checkpoint`, which the caller has entered, the training resumes an earlier run with the same
+    inputs.
+    """
+
+    host: DiffusionHost
+    config: Any
+    concepts: tuple[Concept, ...] = ()
+    images: Tensor | None = None
+    mask: Tensor | None = None
+    concept_of: Sequence[int] | None = None
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+
+
+class TrainingLoop:
+    """Steps of a training, each told to whoever watches: the checkpoint, and the host's progress bar with its preview.
+    `after_optimizer` may change the parameters after each of the optimiser's steps."""
+
+    def __init__(
+        self, run: TrainingRun, descent: Descent, steps: int, after_optimizer: Callable[[], None] | None = None
+    ):
+        self.host, self.checkpoint, self.descent, self.steps = run.host, run.checkpoint, descent, steps
+        self.losses, self.after_optimizer = descent.state.losses, after_optimizer
+
+    def take_steps(self, until: int, next_step: Callable[[], Step], after_step: Callable[[], bool] | None = None) -> bool:
+        """Takes steps until there are `until` losses or `after_step` returns True; returns whether all were finite.
+
+        `next_step` draws what the next step trains on. Raises the host's own exception where the user asks to stop.
+        """
+        while len(self.losses) < until:
+            self.host.check_interrupt()
+            taken = self.descent.take(next_step())
+            if taken is None:
+                return False
+            loss, preview = taken
+            if self.after_optimizer:
+                self.after_optimizer()
+            self.losses.append(loss)
+            self.checkpoint.keep()
+            stop = after_step() if after_step else False
+            self.host.progress(len(self.losses), self.steps, preview)
+            if stop:
+                break
+        return True
 
 
 class Descent:
@@ -27,8 +87,8 @@ class Descent:
     again with the same random numbers; it comes back to the state's `most_scale` when steps have been steady.
     """
 
-    def __init__(self, economy: Economy, state: State, max_norm: float | None = MAX_GRAD_NORM):
-        self.economy, self.state, self.max_norm = economy, state, max_norm
+    def __init__(self, checkpointing: AdaptiveCheckpointing, state: State, max_norm: float | None = MAX_GRAD_NORM):
+        self.checkpointing, self.state, self.max_norm = checkpointing, state, max_norm
         self.loss, self.gradients = math.nan, []
 
     def take(self, step: Callable[[Callable[[Tensor], float]], T]) -> T | None:
@@ -41,8 +101,8 @@ class Descent:
         generator, scale = self.state.generator, self.state.figures["scale"]
         before = generator.get_state()
         while True:
-            self.economy.host.check_interrupt()
-            taken = self.economy.take(lambda: step(self.differentiate), generator)
+            self.checkpointing.host.check_interrupt()
+            taken = self.checkpointing.take(lambda: step(self.differentiate), generator)
             if not math.isfinite(self.loss):
                 break
             self.state.hold()
@@ -96,6 +156,11 @@ def settled(state: State, measure: Callable[[], T], taken: bool) -> tuple[T, boo
     return found, taken
 
 
+def unfinished(done: int, steps: int) -> str:
+    """What a user is told of the result of a training that was stopped."""
+    return f"Unfinished: stopped after step {done} of {steps}. Queue the same inputs again to resume from the last saved step."
+
+
 def diverged(done: int, steps: int, kept: str = "last good") -> str:
-    """What a user is told of a training that ended where loss, gradient or estimates were no numbers any more."""
+    """What a user is told of a training that ended where the loss, a gradient or an estimate was not finite."""
     return f"The training diverged after step {done} of {steps}, and the {kept} state was kept: lower the learning rate."

@@ -17,13 +17,13 @@ from ..log import logger, plain
 from .gradient import blocks_of, recomputable, recomputed
 
 T = TypeVar("T")
-RECOMPUTED = "whole, recomputed"
+RECOMPUTED = "recomputed"
 SHORT = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 REMEDY = (
     "There is not enough memory on the device: lower `batch_size` or `resolution`, or close what else uses it, and queue "
     "again."
 )
-FORWARDS = {"whole": 2.0, RECOMPUTED: 2.6, "residual stream": 1.2}  # that a forward with its backward takes as long as
+FORWARDS = {"full": 2.0, RECOMPUTED: 2.6, "skip_connections": 1.2}  # that a forward with its backward takes as long as
 
 
 @contextmanager
@@ -45,16 +45,15 @@ def ran_out(error: RuntimeError) -> bool:
 
 
 @dataclass(frozen=True)
-class Rehearsal:
-    """Of one forward of one picture: its seconds, and the bytes that a backward would hold of it, by what is
-    differentiated."""
+class MemoryEstimate:
+    """Of one forward of one picture: its seconds, and the bytes that a backward would hold of it, by `backprop`."""
 
     seconds: float
     held: dict[str, float]
 
 
 @torch.no_grad()
-def rehearse(host: DiffusionHost, x_t: Tensor, t: Tensor, prompts: Prompts) -> Rehearsal:
+def estimate_memory(host: DiffusionHost, x_t: Tensor, t: Tensor, prompts: Prompts) -> MemoryEstimate:
     """Runs x_t [1, C, h, w] through the UNet and adds up what its layers put out, since that is what a backward needs."""
     unet, layers = host.unet, host.cross_attentions()
     out: dict[str, int] = {}
@@ -86,14 +85,14 @@ def rehearse(host: DiffusionHost, x_t: Tensor, t: Tensor, prompts: Prompts) -> R
     outside = sum(out.values()) - sum(inner.values())
     once = sum(value for name, value in inner.items() if name not in into)  # of blocks that are not computed again
     held = {
-        "whole": sum(out.values()),
+        "full": sum(out.values()),
         RECOMPUTED: outside + sum(into.values()) + once + max(inner.values()),
-        "residual stream": outside + sum(map(of, layers)) + max(inner.values()),
+        "skip_connections": outside + sum(map(of, layers)) + max(inner.values()),
     }
-    return Rehearsal(seconds, held)
+    return MemoryEstimate(seconds, held)
 
 
-class Economy:
+class AdaptiveCheckpointing:
     """Takes training steps as they are until memory runs out; from then on, or from the start where little is free, each
     holds less by computing more (gradient checkpointing)."""
 
@@ -101,15 +100,17 @@ class Economy:
         self.host, self.on = host, on
 
     @classmethod
-    def of(cls, host: DiffusionHost, rehearsal: Rehearsal, rows: int, forwards: float, gradient: str = "whole") -> Economy:
+    def of(
+        cls, host: DiffusionHost, estimate: MemoryEstimate, rows: int, forwards: float, backprop: str = "full"
+    ) -> AdaptiveCheckpointing:
         """For a training on `rows` pictures at once, which takes the time of so many of the rehearsed forwards and their
         backwards; tells the log how much memory and time that is, about."""
         free = host.free_memory()
-        on = host.recomputes and gradient == "whole" and rows * rehearsal.held[gradient] > free
-        way = RECOMPUTED if on else gradient
-        told = {"held_gb": rows * rehearsal.held[way] / 2**30, "free_gb": free / 2**30}
-        told |= {"estimated_seconds": forwards * rehearsal.seconds * FORWARDS[way], "gradient": way}
-        logger.info("forget.estimate%s", "".join(f" {key}={plain(value)}" for key, value in told.items()))
+        on = host.recomputes and backprop == "full" and rows * estimate.held[backprop] > free
+        way = RECOMPUTED if on else backprop
+        info = {"held_gb": rows * estimate.held[way] / 2**30, "free_gb": free / 2**30}
+        info |= {"estimated_seconds": forwards * estimate.seconds * FORWARDS[way], "backprop": way}
+        logger.info("forget.estimate%s", "".join(f" {key}={plain(value)}" for key, value in info.items()))
         return cls(host, on)
 
     def take(self, step: Callable[[], T], generator: torch.Generator) -> T:
@@ -122,7 +123,7 @@ class Economy:
         except RuntimeError as error:
             if self.on or not self.host.recomputes or not ran_out(error):
                 raise
-            logger.warning("forget.memory %s", plain(f"{error} Going on with gradient checkpointing."))
+            logger.warning("forget.memory %s", plain(f"{error} Continuing with gradient checkpointing."))
         self.on = True  # the exception is gone, and with it the graph that its frames held
         generator.set_state(before)
         if torch.cuda.is_available():

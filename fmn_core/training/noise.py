@@ -13,17 +13,17 @@ def draw(total: int, count: int, generator: torch.Generator) -> list[int]:
     return torch.randint(total, (count,), generator=generator).tolist()
 
 
-def add_noise(host: DiffusionHost, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """x0 [B, C, h, w] noised to timesteps drawn uniformly, one for each (Ho et al., 2020, eq. 4): x_t and t."""
-    return diffuse(host, x0, generator)[:2]
+def noised(x0: Tensor, alpha_bar: Tensor, noise: Tensor) -> Tensor:
+    """sqrt(a) x0 + sqrt(1 - a) noise, a = alpha_bar [] or [B] (Ho et al., 2020, eq. 4)."""
+    a = alpha_bar[:, None, None, None] if alpha_bar.ndim else alpha_bar
+    return a.sqrt() * x0 + (1 - a).sqrt() * noise
 
 
-def diffuse(host: DiffusionHost, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """As add_noise, and the noise itself: x_t, t and epsilon."""
+def add_noise(host: DiffusionHost, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """x0 [B, C, h, w] noised to timesteps drawn uniformly, one for each: x_t, t and the noise."""
     t = torch.randint(len(host.alphas_cumprod), (len(x0),), generator=generator).to(x0.device)
     noise = torch.randn(x0.shape, generator=generator).to(x0)
-    a = host.alphas_cumprod.to(x0)[t][:, None, None, None]
-    return a.sqrt() * x0 + (1 - a).sqrt() * noise, t, noise
+    return noised(x0, host.alphas_cumprod.to(x0)[t], noise), t, noise
 
 
 def noise_drift(after: Tensor, before: Tensor) -> Tensor:

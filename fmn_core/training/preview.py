@@ -14,13 +14,16 @@ from ..plots.colormaps import overlay
 
 
 @torch.no_grad()
-def preview(maps: dict[str, Tensor], columns: Tensor, pictures: Tensor | None, shown: list[int], x_t: Tensor) -> Tensor:
-    """Where the first picture of the batch attends to the concept: a heat map over the picture, [H, W, 3] in 0..1."""
+def preview(
+    maps: dict[str, Tensor], token_mask: Tensor, pictures: Tensor | None, indices: list[int], x_t: Tensor
+) -> Tensor:
+    """Where the first of a batch of pictures attends to the concept, a mask [B, n] of the maps' tokens: a heat map over the
+    picture, [H, W, 3] in 0..1."""
     height, width = (x * 8 for x in x_t.shape[-2:])
     heat = torch.zeros(1, 1, height, width)
     masses: dict[int, Tensor] = {}  # by their pixels, since large layers are many
     for A in maps.values():
-        mass = (A[0] * columns[0]).sum(-1).mean(0)
+        mass = (A[0] * token_mask[0]).sum(-1).mean(0)
         masses[len(mass)] = masses.get(len(mass), 0) + mass
     for pixels, mass in masses.items():
         h, w = layer_size(*x_t.shape[-2:], pixels)
@@ -28,7 +31,7 @@ def preview(maps: dict[str, Tensor], columns: Tensor, pictures: Tensor | None, s
     if pictures is None:
         picture = torch.zeros(height, width, 3)
     else:
-        picture = F.interpolate(pictures[shown[0]].permute(2, 0, 1)[None].cpu(), (height, width))
+        picture = F.interpolate(pictures[indices[0]].permute(2, 0, 1)[None].cpu(), (height, width))
         picture = rearrange(picture, "1 c h w -> h w c")
     return overlay(picture, heat[0, 0], opacity=0.6)
 
@@ -39,16 +42,16 @@ def linear_decoder(latents: Tensor, pictures: Tensor) -> Callable[[Tensor], Tens
     height, width = latents.shape[-2:]
     small = F.interpolate(pictures[..., :3].movedim(-1, 1).float().cpu(), (height, width), mode="area")
 
-    def columns(x: Tensor) -> Tensor:
+    def with_constant(x: Tensor) -> Tensor:
         flat = rearrange(x.float().cpu(), "p c h w -> (p h w) c")  # a GPU solves no system of deficient rank
         return torch.cat([flat, torch.ones_like(flat[:, :1])], 1)
 
     with torch.no_grad():
-        colours = torch.linalg.lstsq(columns(latents), rearrange(small, "p c h w -> (p h w) c")).solution
+        colours = torch.linalg.lstsq(with_constant(latents), rearrange(small, "p c h w -> (p h w) c")).solution
 
     @torch.no_grad()
     def decode(x0: Tensor) -> Tensor:
-        small = rearrange(columns(x0) @ colours, "(h w) c -> 1 c h w", h=height)
+        small = rearrange(with_constant(x0) @ colours, "(h w) c -> 1 c h w", h=height)
         return rearrange(F.interpolate(small, scale_factor=8, mode="bilinear"), "1 c h w -> h w c").clamp(0, 1)
 
     return decode

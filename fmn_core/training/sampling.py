@@ -10,20 +10,19 @@ import torch
 from torch import Tensor
 
 from ..attention.capture import attention_set_to_zero
+from ..host import IMAGES_AT_ONCE as AT_ONCE
 from ..host import DiffusionHost, Prompts
 from .losses import predicted_x0
 
-AT_ONCE = 4  # pictures in a batch: what a consumer GPU holds at SDXL's size
 
-
-class SamplingSettings(Protocol):
+class SamplingConfig(Protocol):
     """Settings that say how the model makes pictures for itself."""
 
     @property
-    def sampling_steps(self) -> int: ...
+    def num_inference_steps(self) -> int: ...
 
     @property
-    def guidance(self) -> float: ...
+    def guidance_scale(self) -> float: ...
 
 
 @torch.no_grad()
@@ -38,7 +37,7 @@ def sample_ddim(
 ) -> Tensor:
     """Deterministic DDIM (Song et al., arXiv 2010.02502, eq. 12, sigma = 0) with classifier-free guidance.
 
-    noise [B, C, h, w], prompts and empty of B rows -> latents [B, C, h, w]. Nothing attends to the columns of the
+    noise [B, C, h, w], prompts and empty of B rows -> latents [B, C, h, w]. Nothing attends to the tokens of the
     prompts that are in `ignored` [B, T].
     """
     layers = host.cross_attentions()
@@ -72,9 +71,9 @@ def sample_pictures(
     """Latents [B, C, h, w] by DDIM from the noise, AT_ONCE pictures at a time; arguments as for sample_ddim."""
     parts = []
     for rows in torch.arange(len(noise)).split(AT_ONCE):
-        asked, nothing = prompts.take(rows.tolist()), empty.take([0] * len(rows))
         without = None if ignored is None else ignored[rows]
-        parts.append(sample_ddim(host, noise[rows], asked, nothing, steps, guidance, without))
+        some, nothing = prompts[rows.tolist()], empty[[0] * len(rows)]
+        parts.append(sample_ddim(host, noise[rows], some, nothing, steps, guidance, without))
     return torch.cat(parts)
 
 
@@ -85,18 +84,18 @@ def sampling_calls(pictures: int, steps: int) -> int:
 
 def sample_pairs(
     host: DiffusionHost,
-    asked: Prompts,
+    prompts: Prompts,
     empty: Prompts,
     ignored: Tensor | None,
-    settings: SamplingSettings,
+    config: SamplingConfig,
     generator: torch.Generator,
     shape: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Latents [B, C, h, w] of pictures that the model makes of each prompt and, where `ignored` [B, T] names columns, of
+    """Latents [B, C, h, w] of pictures that the model makes of each prompt and, where `ignored` [B, T] names tokens, of
     those it makes of the same noise with the attention to them set to zero; `shape` [C, h, w] if not the model's own."""
-    noise = torch.randn(len(asked), *(shape or host.latent_shape()), generator=generator).to(host.device)
+    noise = torch.randn(len(prompts), *(shape or host.latent_shape()), generator=generator).to(host.device)
 
     def sample(ignored: Tensor | None = None) -> Tensor:
-        return sample_pictures(host, noise, asked, empty, settings.sampling_steps, settings.guidance, ignored)
+        return sample_pictures(host, noise, prompts, empty, config.num_inference_steps, config.guidance_scale, ignored)
 
     return sample(), None if ignored is None else sample(ignored)

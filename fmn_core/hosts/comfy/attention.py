@@ -11,7 +11,7 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
 from ...attention.capture import is_prompt, layer_size, projections, prompt_columns
-from ...attention.recorder import AT_ONCE, MEGABYTE, AttentionRecording, Box, RecordingSettings
+from ...attention.recorder import AT_ONCE, MEGABYTE, AttentionRecording, Box, RecordingConfig
 from ...errors import ForgetError
 from ...host import Token
 from ..ldm import cross_attentions
@@ -24,7 +24,7 @@ Rows = slice | list[int]
 Part = tuple[list[int], tuple | None]  # rows of a batch, and their area of the picture
 
 
-def record_attention(model, clip, text: str, settings: RecordingSettings | None = None, conditioning=None):
+def record_attention(model, clip, text: str, settings: RecordingConfig | None = None, conditioning=None):
     """A clone of `model` that fills the returned AttentionRecording whenever it is sampled with the prompt `text`, or with
     the given conditioning, whose columns the words of `text` name.
 
@@ -35,7 +35,7 @@ def record_attention(model, clip, text: str, settings: RecordingSettings | None 
     the text.
     """
     require_family(model.model)
-    settings = settings or RecordingSettings()
+    settings = settings or RecordingConfig()
     tokens = tokenize(clip, text)
     embedding = clip.encode_from_tokens(clip.tokenize(text))[0]
     if conditioning and not any(is_prompt(context[0], embedding) for context, _ in conditioning):

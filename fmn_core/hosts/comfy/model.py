@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...errors import ForgetError
-from ...host import CrossAttention, DiffusionHost, Prompts, Token, WordVectors, placeholder_texts
+from ...host import CrossAttention, DiffusionHost, Prompts, Token, TokenEmbeddings, placeholder_texts
 from ...log import Tell
 from ..ldm import (
     NATIVE_SIZE,
@@ -119,7 +119,7 @@ class ComfyHost(DiffusionHost):
                 f"{self.context_width}: connect the CLIP that belongs to the model."
             )
 
-    def contexts(self, texts: list[str], columns: int) -> Tensor:
+    def encode_prefix(self, texts: list[str], columns: int) -> Tensor:
         parts = []
         with torch.inference_mode(False), torch.no_grad():
             as_host(self.clip.load_model)
@@ -134,11 +134,11 @@ class ComfyHost(DiffusionHost):
                 parts.append(context.reshape(len(tokens), -1, context.shape[-1]).clone().to(self.device, torch.float32))
         return torch.cat(parts)
 
-    def word_vectors(self, text: str) -> WordVectors:
+    def token_embeddings(self, text: str) -> TokenEmbeddings:
         require_clip(self.clip)
-        return comfy_words.word_vectors(self.clip, text)
+        return comfy_words.token_embeddings(self.clip, text)
 
-    def encode_vectors(self, template: str, vectors: WordVectors) -> Prompts:
+    def encode_with_embeddings(self, template: str, vectors: TokenEmbeddings) -> Prompts:
         texts = placeholder_texts(template, len(next(iter(vectors.values()))))
         context, pooled = ShortClip(self.clip)(comfy_words.with_vectors(self.clip, texts, vectors))
         self.require_width(context)
@@ -153,8 +153,8 @@ class ComfyHost(DiffusionHost):
             noise=x,
             latent_image=torch.zeros_like(x),  # what an inpainting model is to keep: nothing
             device=x.device,
-            cross_attn=prompts.embeddings,
-            pooled_output=prompts.pooled,
+            cross_attn=prompts.prompt_embeds,
+            pooled_output=prompts.pooled_prompt_embeds,
             width=x.shape[-1] * 8,
             height=x.shape[-2] * 8,
             prompt_type="positive",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...config import require_text
 from ...errors import ForgetError
-from ...host import Token, WordVectors
+from ...host import Token, TokenEmbeddings
 from ..ldm import learned_token
 from .training import as_host
 
@@ -77,7 +77,7 @@ class ShortClip(nn.Module):
         return self.encoder.encode_token_weights(chunks)[:2]
 
 
-def word_vectors(clip, text: str) -> WordVectors:
+def token_embeddings(clip, text: str) -> TokenEmbeddings:
     """Each encoder's input vectors [n, D], fp32, of the words in `text`, embeddings among them."""
     require_text(text)
     with torch.inference_mode(False), torch.no_grad():
@@ -91,7 +91,7 @@ def word_vectors(clip, text: str) -> WordVectors:
         return vectors
 
 
-def with_vectors(clip, texts: list[str], vectors: WordVectors) -> dict[str, list]:
+def with_vectors(clip, texts: list[str], vectors: TokenEmbeddings) -> dict[str, list]:
     """The host's tokens of the first text with vectors where those of the second are others."""
     tokens, others = (clip.tokenize(text) for text in texts)
     for name, chunks in tokens.items():

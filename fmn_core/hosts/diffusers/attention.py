@@ -6,21 +6,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ...attention.capture import is_prompt, layer_size, projections
-from ...attention.recorder import AttentionRecording, RecordingSettings
+from ...attention.recorder import AttentionRecording, RecordingConfig
 from .model import DiffusersHost
 from .pipeline import run_eagerly
 
 
 @contextmanager
 def recorded_attention(
-    host: DiffusersHost, text: str, settings: RecordingSettings | None = None
+    host: DiffusersHost, text: str, settings: RecordingConfig | None = None
 ) -> Iterator[AttentionRecording]:
     """Context whose recording fills while the host's pipeline samples with the prompt `text`; each of the UNet's calls is a
     step. A negative prompt of the same text counts as well: the pipeline does not say which rows are which."""
-    settings = settings or RecordingSettings()
+    settings = settings or RecordingConfig()
     recording = AttentionRecording(text, host.tokenize(text), settings)
     recording.begin()
-    embedding = host.encode([text]).embeddings[0]
+    embedding = host.encode([text]).prompt_embeds[0]
     layers = settings.chosen(host.cross_attentions())
     size, step, seen, rows = (0, 0), -1, None, []
 

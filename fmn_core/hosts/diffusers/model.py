@@ -18,7 +18,7 @@ from ...host import (
     DiffusionHost,
     Prompts,
     Token,
-    WordVectors,
+    TokenEmbeddings,
     linear_name,
     placeholder_texts,
     sampled,
@@ -146,7 +146,7 @@ class DiffusersHost(DiffusionHost):
         return Prompts(tuple(texts), embeddings, pooled, tuple(self.tokenize(text) for text in texts))
 
     @torch.no_grad()
-    def contexts(self, texts: list[str], columns: int) -> Tensor:
+    def encode_prefix(self, texts: list[str], columns: int) -> Tensor:
         return torch.cat([self.hidden_states(some, columns)[0] for some in self.at_once(texts)])
 
     def hidden_states(self, texts: list[str], columns: int | None) -> tuple[Tensor, Tensor | None]:
@@ -168,7 +168,7 @@ class DiffusersHost(DiffusionHost):
         """What an embedding's file calls each of the encoders."""
         return ["clip_l", "clip_g"] if self.family == "sdxl" else ["clip_l" if self.family == "sd1" else "clip_h"]
 
-    def learn(self, token: str, vectors: WordVectors) -> None:
+    def learn(self, token: str, vectors: TokenEmbeddings) -> None:
         """Adds a token that stands for vectors to the pipeline; raises ForgetError for one that it knows."""
         for name, (tokenizer, encoder) in zip(self.encoder_names, self.encoders, strict=True):
             if token in tokenizer.get_vocab():
@@ -178,7 +178,7 @@ class DiffusersHost(DiffusionHost):
             )
 
     @torch.no_grad()
-    def word_vectors(self, text: str) -> WordVectors:
+    def token_embeddings(self, text: str) -> TokenEmbeddings:
         vectors = {}
         for name, (tokenizer, encoder) in zip(self.encoder_names, self.encoders, strict=True):
             ids = tokenizer(self.expanded(tokenizer, text), add_special_tokens=False, verbose=False).input_ids
@@ -186,13 +186,13 @@ class DiffusersHost(DiffusionHost):
         return vectors
 
     @torch.no_grad()
-    def token_vectors(self, id: int) -> WordVectors:
+    def token_embedding(self, id: int) -> TokenEmbeddings:
         own = [encoder.get_input_embeddings().weight for _, encoder in self.encoders]
         if id >= len(own[0]):
             raise ForgetError(f"There is no token {id}: the text encoder has {len(own[0])}, and the first is 0.")
         return {name: weight[[id]].float().cpu() for name, weight in zip(self.encoder_names, own, strict=True)}
 
-    def encode_vectors(self, template: str, vectors: WordVectors) -> Prompts:
+    def encode_with_embeddings(self, template: str, vectors: TokenEmbeddings) -> Prompts:
         texts = placeholder_texts(template, len(next(iter(vectors.values()))))
         with ExitStack() as stack:
             for name, (tokenizer, encoder) in zip(self.encoder_names, self.encoders, strict=True):
@@ -207,12 +207,12 @@ class DiffusersHost(DiffusionHost):
         if lacking := asked_beside_text(self.unet):
             raise ForgetError(f"{self.model_name()} wants {lacking}, so only the preset `fast` works on it.")
         dtype, added = self.unet.dtype, None
-        if prompts.pooled is not None:
+        if prompts.pooled_prompt_embeds is not None:
             height, width = (side * 8 for side in x_t.shape[-2:])
             ids = torch.tensor([[height, width, 0, 0, height, width]], device=x_t.device).expand(len(x_t), -1)
-            added = {"text_embeds": prompts.pooled.to(dtype), "time_ids": ids.to(dtype)}
+            added = {"text_embeds": prompts.pooled_prompt_embeds.to(dtype), "time_ids": ids.to(dtype)}
         latents = self.with_beside(x_t).to(dtype)
-        out = self.unet(latents, t, prompts.embeddings.to(dtype), added_cond_kwargs=added).sample.float()
+        out = self.unet(latents, t, prompts.prompt_embeds.to(dtype), added_cond_kwargs=added).sample.float()
         if not self.predicts_v:
             return out
         a = self.alphas_cumprod.to(x_t)[t][:, None, None, None]

@@ -20,7 +20,7 @@ from ...host import (
     DiffusionHost,
     Prompts,
     Token,
-    WordVectors,
+    TokenEmbeddings,
     linear_name,
     placeholder_texts,
     sampled,
@@ -150,18 +150,18 @@ class WebuiBase(DiffusionHost):
 
     def encode(self, texts: list[str]) -> Prompts:
         with torch.inference_mode(False), torch.no_grad(), self.without_loras(unet=False, text=True), self.precision():
-            contexts, vectors = zip(*map(self.conditioning, texts), strict=True)
+            encode_prefix, vectors = zip(*map(self.conditioning, texts), strict=True)
             tokens = [self.tokenize(text) for text in texts]
         # Prompts of unequal length become one batch by being tiled to a common one.
-        length = int(np.lcm.reduce([len(context) for context in contexts]))
+        length = int(np.lcm.reduce([len(context) for context in encode_prefix]))
         return Prompts(
             tuple(texts),
-            torch.stack([context.repeat(length // len(context), 1) for context in contexts]),
+            torch.stack([context.repeat(length // len(context), 1) for context in encode_prefix]),
             None if vectors[0] is None else torch.stack(vectors),
             tuple(row * (length // len(row)) for row in tokens),
         )
 
-    def contexts(self, texts: list[str], columns: int) -> Tensor:
+    def encode_prefix(self, texts: list[str], columns: int) -> Tensor:
         with torch.inference_mode(False), torch.no_grad(), self.without_loras(unet=False, text=True), self.precision():
             parts = []
             for some in self.at_once(texts):
@@ -196,12 +196,12 @@ class WebuiBase(DiffusionHost):
             raise ForgetError(CANNOT_INVERT)
         return self.engines[0]
 
-    def word_vectors(self, text: str) -> WordVectors:
+    def token_embeddings(self, text: str) -> TokenEmbeddings:
         engine = self.require_one_encoder()
         with torch.inference_mode(False), torch.no_grad():
-            return {self.encoder_name: webui_text.word_vectors(engine, text)}
+            return {self.encoder_name: webui_text.token_embeddings(engine, text)}
 
-    def encode_vectors(self, template: str, vectors: WordVectors) -> Prompts:
+    def encode_with_embeddings(self, template: str, vectors: TokenEmbeddings) -> Prompts:
         engine = self.require_one_encoder()
         texts = placeholder_texts(template, len(vectors[self.encoder_name]))
         with self.precision():

@@ -92,11 +92,11 @@ class ForgeHost(WebuiBase):
         sigma = self.sigmas.to(x_t)[t]
         scale = sigma[:, None, None, None]
         x = x_t * (1 + scale.square()).sqrt()  # the host's x is x0 + sigma * noise
-        more = {} if prompts.pooled is None else {"y": prompts.pooled}
+        more = {} if prompts.pooled_prompt_embeds is None else {"y": prompts.pooled_prompt_embeds}
         kept = self.kept_of_nothing(x_t)
         if kept is not None:
             more["c_concat"] = kept
-        x0 = self.base.apply_model(x, sigma, c_crossattn=prompts.embeddings, transformer_options={}, **more)
+        x0 = self.base.apply_model(x, sigma, c_crossattn=prompts.prompt_embeds, transformer_options={}, **more)
         return (x - x0) / scale
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:

@@ -104,10 +104,10 @@ class WebuiHost(WebuiBase):
     def predict(self, x_t: Tensor, t: Tensor, prompts: Prompts) -> Tensor:
         concat = self.kept_of_nothing(x_t)
         concat = x_t.new_zeros(len(x_t), 5, 1, 1) if concat is None else concat
-        if prompts.pooled is None:
-            cond = {"c_crossattn": [prompts.embeddings], "c_concat": [concat]}
+        if prompts.pooled_prompt_embeds is None:
+            cond = {"c_crossattn": [prompts.prompt_embeds], "c_concat": [concat]}
         else:
-            cond = {"crossattn": prompts.embeddings, "vector": prompts.pooled, "c_concat": [concat]}
+            cond = {"crossattn": prompts.prompt_embeds, "vector": prompts.pooled_prompt_embeds, "c_concat": [concat]}
         out = self.sd_model.apply_model(x_t, t, cond).float()
         if not self.predicts_v:
             return out

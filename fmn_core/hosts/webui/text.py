@@ -108,7 +108,7 @@ def first_columns(engine, chunks: list, columns: int) -> Tensor:
     )
 
 
-def word_vectors(engine, text: str) -> Tensor:
+def token_embeddings(engine, text: str) -> Tensor:
     """The encoder's input vectors [n, D] in fp32 of the words in `text`, embeddings among them."""
     layer = token_embedding(engine)
     table, rows = getattr(layer, "wrapped", layer).weight, []

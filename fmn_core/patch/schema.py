@@ -1,0 +1,116 @@
+"""What a patch's file says of it: the JSON of `fmn.patch`, its version, and how an older version is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..errors import ForgetError, brief
+from ..host import FAMILIES
+from .bounds import require_brief
+
+SCHEMA = 2
+READ = (1, SCHEMA)
+FIELDS = {"concept": str, "settings": dict, "report": dict, "version": str}  # of every patch
+
+# Version 1 -> version 2.
+KEYS = {"moments": "statistics", "members": "patches"}
+SETTINGS = {
+    "keep": "preserve", "matrices": "target_modules", "tokens": "penalized_tokens", "layers": "train_layers",
+    "rounds": "attack_rounds", "flip": "horizontal_flip", "guidance": "guidance_scale",
+    "sampling_steps": "num_inference_steps", "num_pictures": "num_images", "visual_weight": "visual_loss_weight",
+    "replacement": "target", "gradient": "backprop",
+}  # fmt: skip
+VALUES = {
+    "target_modules": {"q k v": "q,k,v", "k v": "k,v", "q k v out": "q,k,v,out"},
+    "penalized_tokens": {"concept and end": "concept_and_end", "concept onward": "concept_onward"},
+    "train_layers": {"cross-attention": "cross_attention", "whole unet": "whole_unet"},
+    "backprop": {"whole": "full", "residual stream": "skip_connections"},
+    "loss": {"squared norms": "squared_norms", "joint norm": "joint_norm"},
+}
+REPORT = {
+    "erased": "erasure", "also": "synonyms", "drift": "preserve_drift", "empty prompt": "empty_prompt_drift",
+    "distance": "target_error", "noise drift": "noise_drift", "unrelated drift": "unrelated_drift",
+    "error with learned words": "learned_word_errors", "conflicts": "interference", "responses": "response_errors",
+    "spill": "collateral_change",
+}  # fmt: skip
+
+
+def upgraded(info: object) -> object:
+    """The same in the present version, where it is of version 1; anything else as it is."""
+    if not isinstance(info, dict) or info.get("schema") != 1:
+        return info
+    info = renamed(info, KEYS) | {"schema": SCHEMA}
+    if isinstance(info.get("settings"), dict):
+        settings = renamed(info["settings"], SETTINGS)
+        info["settings"] = {key: new_value(key, value) for key, value in settings.items()}
+    if isinstance(info.get("report"), dict):
+        info["report"] = upgraded_report(renamed(info["report"], REPORT))
+    if isinstance(info.get("patches"), list):
+        info["patches"] = [upgraded_part(part) for part in info["patches"]]
+    return info
+
+
+def renamed(values: dict, names: dict[str, str]) -> dict:
+    return {names.get(key, key): value for key, value in values.items()}
+
+
+def new_value(key: str, value: object) -> object:
+    return VALUES.get(key, {}).get(value, value) if isinstance(value, str) else value
+
+
+def upgraded_report(report: dict) -> dict:
+    mass, pairs, imported = (report.get(key) for key in ("attention_mass", "interference", "imported"))
+    if isinstance(mass, dict):
+        report["attention_mass"] = renamed(mass, {"with rest": "with_unet_lora"})
+    if isinstance(pairs, list):
+        report["interference"] = [
+            renamed(pair, {"share": "interference"}) if isinstance(pair, dict) else pair for pair in pairs
+        ]
+    if isinstance(imported, dict):
+        imported = renamed(imported, {"rest": "unet_layers", "rest_error": "unet_error"})
+        worst = imported.pop("worst", None)
+        if isinstance(worst, dict):
+            imported |= {"worst_projection": worst.get("projection"), "worst_error": worst.get("error")}
+        report["imported"] = imported
+    return report
+
+
+def upgraded_part(part: object) -> object:
+    if not isinstance(part, dict):
+        return part
+    part = renamed(part, {"has": "modules"})
+    return part | {"info": upgraded(part["info"])} if "info" in part else part
+
+
+def check_info(info: object, name: str) -> None:
+    """Raises ForgetError unless this is what a patch of the present schema says of itself, its parts left out."""
+    info = info if isinstance(info, dict) else {}
+    if info.get("schema") != SCHEMA:
+        raise ForgetError(
+            f"{name} is a patch of schema {brief(info.get('schema'))}, and this version reads up to {SCHEMA}: update "
+            "Forget-Me-Not."
+        )
+    bounded(name, require_brief, info)
+    base = info.get("base")
+    model = isinstance(base, dict) and str(base.get("family")) in FAMILIES and isinstance(base.get("name"), str)
+    if not model or not all(isinstance(info.get(key), kind) for key, kind in FIELDS.items()):
+        raise ForgetError(f"{name} does not say what it forgets or for which model: it is damaged; copy it again.")
+    concepts = info.get("concepts")
+    if concepts is not None and not (isinstance(concepts, list) and all(map(is_concept, concepts))):
+        raise ForgetError(f"What {name} says of its concepts cannot be read: it is damaged; copy it again.")
+
+
+def is_concept(value: object) -> bool:
+    """Whether this is a concept as `make_patch` writes it down."""
+    if not isinstance(value, dict) or not isinstance(value.get("type"), str):
+        return False
+    lists = (value.get("names"), value.get("templates"))
+    return all(isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts) for texts in lists)
+
+
+def bounded(name: str, check: Callable[..., None], *values: object) -> None:
+    """Raises ForgetError with the patch's name where a check of its bounds raises ValueError."""
+    try:
+        check(*values)
+    except ValueError as error:
+        raise ForgetError(f"{name} cannot be used, {error}: it is damaged or was edited; copy the original again.") from None
