@@ -15,7 +15,7 @@ from demo.vocabulary import OBJECTS, PEOPLE, STYLES
 from fmn_core.attention.capture import capture_attention_maps
 from fmn_core.host import linear_name
 from fmn_core.lora.layers import LoRAs
-from fmn_core.text.concept import concept_columns, make_concepts
+from fmn_core.text.concept import concept_mask, make_concepts
 from fmn_core.training.losses import predicted_x0
 from fmn_core.training.noise import add_noise, draw
 from fmn_core.training.sampling import sample_ddim
@@ -133,7 +133,7 @@ def forget_me_not(host, kind, names, rate, steps=35, pooler=True, whole=True):
     generator = torch.Generator().manual_seed(0)
     texts = prompts_of(kind, names)
     prompts, empty = host.encode([prompt for prompt, _ in texts]), host.encode([""])
-    columns = torch.stack([concept_columns(host, name, prompt, "concept") for prompt, name in texts])
+    columns = torch.stack([concept_mask(host, name, prompt, "concept") for prompt, name in texts])
     if pooler:
         columns |= torch.tensor([[token.kind in ("end", "padding") for token in row] for row in prompts.tokens])
     layers, count = host.cross_attentions(), max(PICTURES, len(texts))
@@ -146,7 +146,7 @@ def forget_me_not(host, kind, names, rate, steps=35, pooler=True, whole=True):
             optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=1e-2)
             for _ in range(steps):
                 [shown] = draw(count, 1, generator)
-                x_t, t = add_noise(host, latents[[shown]], generator)
+                x_t, t, _ = add_noise(host, latents[[shown]], generator)
                 with capture_attention_maps(layers) as maps:
                     host.predict(x_t, t, prompts[[rows[shown]]])
                 loss = torch.cat([A[..., columns[rows[shown]]].flatten() for A in maps.values()]).norm()

@@ -25,7 +25,7 @@ from demo.vocabulary import OBJECTS, with_article
 from fmn_core.lora.layers import LoRAs
 from fmn_core.text.concept import TEMPLATES
 from fmn_core.training.losses import predicted_x0
-from fmn_core.training.noise import diffuse, draw
+from fmn_core.training.noise import add_noise, draw, noised
 from fmn_core.training.sampling import sample_ddim
 
 JOBS = (("object", ("cat",)), ("object", ("rose",)), ("style", ("neon",)), ("identity", ("ada",)))
@@ -58,7 +58,7 @@ def train(host, parameters, steps, rate, latents, prompts, generator):
     optimizer = torch.optim.AdamW(parameters, lr=rate)
     for _ in range(steps):
         rows = draw(len(latents), TRAINED_AT_ONCE, generator)
-        x_t, t, noise = diffuse(host, latents[rows], generator)
+        x_t, t, noise = add_noise(host, latents[rows], generator)
         step_of(optimizer, F.mse_loss(host.predict(x_t, t, prompts[rows]), noise), parameters)
 
 
@@ -193,7 +193,7 @@ def picture_adapter(host, judge):
             rows = draw(len(latents), TRAINED_AT_ONCE, generator)
             blank = (torch.rand(TRAINED_AT_ONCE, generator=generator) < 0.5).tolist()
             asked = [len(texts) if without else row % len(texts) for row, without in zip(rows, blank, strict=True)]
-            x_t, t, noise = diffuse(host, latents[rows], generator)
+            x_t, t, noise = add_noise(host, latents[rows], generator)
             with adapter.attached(adapter.tokens(features[rows])):
                 loss = F.mse_loss(host.predict(x_t, t, prompts[asked]), noise)
             step_of(optimizer, loss, adapter.parameters())
@@ -205,8 +205,7 @@ def repainted(host, latents, prompt, strength):
     alphas = host.alphas_cumprod
     timesteps = torch.linspace(strength * (len(alphas) - 1), 0, round(strength * STEPS)).round().long()
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(5))
-    first = alphas[timesteps[0]]
-    x = first.sqrt() * latents + (1 - first).sqrt() * noise
+    x = noised(latents, alphas[timesteps[0]], noise)
     asked, empty = (host.encode([text] * len(latents)) for text in (prompt, ""))
     with host.training(latents.shape), torch.no_grad():
         for i, t in enumerate(timesteps):

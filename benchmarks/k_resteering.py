@@ -10,15 +10,15 @@ from einops import rearrange
 
 from benchmarks.baselines import half_bytes, weight_name
 from fmn_core.erasure.closed_form import ERASED, EXACT, MOST_SCALE
+from fmn_core.erasure.config import ClosedFormConfig
 from fmn_core.erasure.plan import NEIGHBOURS
-from fmn_core.erasure.targets import kept_moment
-from fmn_core.erasure.config import ForgetSettings
 from fmn_core.erasure.solve import EditObjective, leading_directions, second_moment, solve
-from fmn_core.text.templates import NEAR_TEMPLATES, TEMPLATES, plain_prompt
+from fmn_core.erasure.targets import kept_moment
 from fmn_core.text.features import VocabularyIndex
+from fmn_core.text.templates import NEAR_TEMPLATES, TEMPLATES, plain_prompt
 from fmn_core.training.sampling import sample_ddim
 
-MASS = 0.01  # what a concept's column should keep of the start token's attention
+MASS = 0.01  # what a concept's token should keep of the start token's attention
 SEPARABLE = 2.0  # the least mean over spread of a head's queries at which a key can be shut off from all of them
 QUERY_STEPS = 6
 PICTURES = 8
@@ -26,33 +26,33 @@ PICTURES = 8
 
 @torch.no_grad()
 def k_resteering(host, kind, names):
-    """dW of to_k alone that gives a concept's columns, from its name on, the key k* = k_start - gamma u in each head.
+    """dW of to_k alone that gives a concept's tokens, from its name on, the key k* = k_start - gamma u in each head.
 
     u = S^-1 m / |S^-1/2 m| for the mean m and covariance S of the head's queries: the direction along which their
     logits spread least for their mean; gamma brings exp(-gamma |S^-1/2 m| / sqrt(d)) to MASS. Heads whose queries
     spread too far for any one key (|S^-1/2 m| < SEPARABLE) stay as they are. dW = E[(k* - W c) c^T] (E[c c^T] + A)^-1
     with `fast`'s A and null space.
     """
-    lexicon = VocabularyIndex(host)
-    likeness = lexicon.likeness(names, kind)
-    every = [*names, *sorted(lexicon.same(likeness) - set(names))]
-    columns = torch.cat([lexicon.columns(TEMPLATES[kind], name) for name in every])
-    near = {word: lexicon.columns(NEAR_TEMPLATES[kind], word) for word in lexicon.neighbours(likeness, NEIGHBOURS)}
-    empty = host.contexts([""], len(host.tokenize("")))[0].cpu().double()
-    kept = kept_moment(lexicon.kept(every), near, {}, empty)
+    vocabulary = VocabularyIndex(host)
+    likeness = vocabulary.likeness(names, kind)
+    every = [*names, *sorted(vocabulary.synonyms(names, kind) - set(names))]
+    embeds = torch.cat([vocabulary.embeds(TEMPLATES[kind], name) for name in every])
+    near = {word: vocabulary.embeds(NEAR_TEMPLATES[kind], word) for word in vocabulary.neighbours(likeness, NEIGHBOURS)}
+    empty = host.encode_prefix([""], len(host.tokenize("")))[0].cpu().double()
+    kept = kept_moment(vocabulary.kept(every), near, {}, empty)
     fixed = leading_directions(torch.cat([empty[:1] * len(empty), empty]), EXACT)
-    neutral = lexicon.neutral(likeness, kind)[:PICTURES]
-    rank = ForgetSettings().rank * len(names)
+    neutral = vocabulary.neutral(likeness, kind)[:PICTURES]
+    rank = ClosedFormConfig().rank * len(names)
     weights, factors = {}, []
-    for layer, queries in queries_of(host, [plain(kind, word) for word in neutral]).items():
+    for layer, queries in queries_of(host, [plain_prompt(kind, word) for word in neutral]).items():
         heads = host.cross_attentions()[layer].heads
         W = host.weight(layer, "to_k").double()
-        shift = (steered_keys(queries, (W @ empty[0]).view(heads, -1)).flatten() - columns @ W.T).view(
+        shift = (steered_keys(queries, (W @ empty[0]).view(heads, -1)).flatten() - embeds @ W.T).view(
             -1, heads, len(W) // heads
         )
         shift = (shift * separability(queries)[:, None].ge(SEPARABLE)).flatten(1)
-        up, down = solve(EditObjective(second_moment(columns), shift.T @ columns / len(columns)), kept, fixed, rank)
-        done = ((columns @ down.T @ up.T) * shift).sum() / shift.square().sum().clamp(min=1e-12)
+        up, down = solve(EditObjective(second_moment(embeds), shift.T @ embeds / len(embeds)), kept, fixed, rank)
+        done = ((embeds @ down.T @ up.T) * shift).sum() / shift.square().sum().clamp(min=1e-12)
         up = up * min(ERASED / done.item(), MOST_SCALE) if done > 0 else up
         weights[weight_name(layer, "to_k")] = (up @ down).float()
         factors += [up, down]
@@ -76,7 +76,7 @@ def queries_of(host, prompts):
     handles = [layer.linear("to_q").register_forward_hook(read(name, layer.heads)) for name, layer in layers.items()]
     try:
         with host.training(noise.shape), torch.no_grad():
-            sample_ddim(host, noise, host.encode(prompts), host.encode([""]).take([0] * len(prompts)), QUERY_STEPS, 1.0)
+            sample_ddim(host, noise, host.encode(prompts), host.encode([""])[[0] * len(prompts)], QUERY_STEPS, 1.0)
     finally:
         for handle in handles:
             handle.remove()

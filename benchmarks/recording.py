@@ -74,13 +74,15 @@ def measure_all(turns: int, small: bool) -> list[dict]:
             model = make_model("sd1", dtype=torch.float16 if gpu else torch.float32)
             jobs.append(("SD1.5, 512 px", model, wide[0], sampler(comfy, *wide, 64, 20 if gpu else 1)))
         for what, model, positive, sample in jobs:
-            for keep in ("heads", "steps", "mean"):
-                watched, recording = record_attention(model, clip, PROMPT, RecordingConfig(keep=keep), positive)
-                row = {"what": what, "keep": keep, **measure(sample, model, watched, turns)}
+            for granularity in ("heads", "steps", "mean"):
+                watched, recording = record_attention(
+                    model, clip, PROMPT, RecordingConfig(granularity=granularity), positive
+                )
+                row = {"what": what, "granularity": granularity, **measure(sample, model, watched, turns)}
                 row["kept_bytes"] = recording.bytes()
                 rows.append(row)
                 print(
-                    f"{what:18} keep {keep:6}: {row['plain_seconds']:6.2f} s, recorded {row['recorded_seconds']:6.2f} s, "
+                    f"{what:18} {granularity:6}: {row['plain_seconds']:6.2f} s, recorded {row['recorded_seconds']:6.2f} s, "
                     f"{row['overhead']:+.1%}; {row['extra_bytes'] / 2**20:.1f} MB more at most, "
                     f"{row['kept_bytes'] / 2**20:.1f} MB of it kept",
                     flush=True,

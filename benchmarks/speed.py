@@ -16,30 +16,23 @@ import json
 import logging
 import statistics
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import recording
+from benchmarks.imagined_steps import IMAGINED, imagined_step
 from benchmarks.live_tensors import Imagined, imagine
 from benchmarks.measuring import peak_beside, peak_of, waited
 from benchmarks.methods import replaced
 from benchmarks.originals import forget_me_not_step, leco_step
-from benchmarks.pipelines import TimedHost, make_pipeline, make_unet
-from fmn_core.erasure import hybrid, resteering
-from fmn_core.erasure import refined as balanced
-from fmn_core.erasure.config import ForgetSettings
+from benchmarks.pipelines import TimedHost, make_pipeline
+from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
 from fmn_core.erasure.unrelated import latents_shape, unrelated_drift, unrelated_prompts
-from fmn_core.host import Prompts
-from fmn_core.lora.layers import CrossAttentionLoRA
 from fmn_core.patch.file import serialize
-from fmn_core.text import features as paraphrases
+from fmn_core.text import features
 from fmn_core.text.vocabulary import NOUNS
-from fmn_core.training.checkpoint import Checkpoint
-from fmn_core.training.loop import Descent
-from fmn_core.training.memory import AdaptiveCheckpointing
 
 ORIGINAL = "original's step"
 PRESETS = {
@@ -112,9 +105,9 @@ ONCE = {
 def timed_steps(pipeline, side: int, steps: int, **settings) -> float:
     """Seconds of a preset's step: the median of `steps`, from when one is told to when the next is."""
     host = TimedHost(pipeline)
-    once = {"num_pictures": 1, "sampling_steps": 1, "resolution": side}
+    once = {"num_images": 1, "num_inference_steps": 1, "resolution": side}
     with replaced(ONCE):
-        forget(host, "cat", ForgetSettings(steps=steps + 1, **once, **settings))
+        forget(host, "cat", make_config(steps=steps + 1, **once, **settings))
     done = host.done[-steps - 1 :]
     return statistics.median(b - a for a, b in zip(done, done[1:], strict=False))
 
@@ -162,9 +155,9 @@ def cost_rows(pipeline, side: int, turns: int, quick: bool) -> list[dict]:
         "template": ["a photo of {}", long] if not quick else [],
     }
     rows, host = [], TimedHost(pipeline)
-    once = {"num_pictures": 1, "sampling_steps": 1, "resolution": side}
+    once = {"num_images": 1, "num_inference_steps": 1, "resolution": side}
     with replaced(ONCE):
-        forget(host, "cat", ForgetSettings(preset="paper", steps=6 if quick else 36, **once))
+        forget(host, "cat", make_config(preset="paper", steps=6 if quick else 36, **once))
     first, *done = host.done[1:]  # the first picture's sampling, and the first step, which allocates
     for steps in range(5, len(done) + 1, 5):
         rows.append(row(f"paper: {steps} steps", done[steps - 1] - first, None, steps=steps))
@@ -185,7 +178,7 @@ def job_rows(pipeline, side: int, original: dict, presets: list[str]) -> list[di
     rows = [base]
     for name in presets:
         host, start = TimedHost(pipeline), waited()
-        patch, losses = forget(host, "cat", ForgetSettings(resolution=side, **PRESETS[name]))
+        patch, losses = forget(host, "cat", make_config(**PRESETS[name]))
         serialize(patch, "patch")
         rows.append(row(f"{name}: whole job", waited() - start, None, base, side=side, steps=len(losses)))
     return rows
@@ -194,11 +187,11 @@ def job_rows(pipeline, side: int, original: dict, presets: list[str]) -> list[di
 def fast_rows(family: str, counts: list[int], machine: Machine, device: str) -> list[dict]:
     """`fast` from names to file, for so many concepts at once; the first also reads the common words."""
     pipeline = make_pipeline(family, device=device)
-    host, columns = TimedHost(pipeline), [0]
+    host, read = TimedHost(pipeline), [0]
     encode_prefix = host.encode_prefix
 
     def counted(texts, length):
-        columns[0] += len(texts) * length
+        read[0] += len(texts) * length
         return encode_prefix(texts, length)
 
     host.encode_prefix = counted
@@ -208,19 +201,19 @@ def fast_rows(family: str, counts: list[int], machine: Machine, device: str) -> 
         p.numel() for e in encoders for name, p in e.named_parameters() if ".layers." in name and p.ndim > 1
     )
     held, rows = sum(p.numel() * p.element_size() for p in tensors_of(pipeline)), []
-    paraphrases._common.clear()
+    features._cache.clear()
     for index, count in enumerate(counts):
         names = "\n".join(NOUNS[index :: len(NOUNS) // count][:count])
-        columns[0], made = 0, []
+        read[0], made = 0, []
 
         def work(names=names, made=made):
-            patch, _ = forget(host, names, ForgetSettings(preset="fast"))
+            patch, _ = forget(host, names, make_config(preset="fast"))
             made[:] = [len(serialize(patch, "patch")), patch.rank]
 
         start = waited()
         work()
         seconds = waited() - start
-        floor = operations * columns[0] / machine.operations + look
+        floor = operations * read[0] / machine.operations + look
         what = f"{family} fast, {count} concept{'s' * (count > 1)}{'' if index else ', first of all'}"
         rows.append(row(what, seconds, None, concepts=count, floor=floor, bytes=made[0], rank=made[1]))
     peak = peak_beside(work, tensors_of(pipeline))  # with the common words read
@@ -254,7 +247,7 @@ def real_rows(jobs: list[tuple[str, int, torch.dtype]]) -> list[dict]:
 
 def step_peak(pipeline, side: int, settings: dict) -> int:
     """Bytes at most of a step of a preset, with all the weights."""
-    quick = ForgetSettings(steps=1, num_pictures=1, sampling_steps=1, resolution=side, **settings)
+    quick = make_config(steps=1, num_images=1, num_inference_steps=1, resolution=side, **settings)
     with replaced(ONCE):
         return peak_of(lambda: forget(TimedHost(pipeline), "cat", quick), tensors_of(pipeline))
 
@@ -281,63 +274,6 @@ def imagined_rows(jobs: list[tuple[str, int, torch.dtype]]) -> list[dict]:
             estimate = f"{label}: {name}"
             rows.append(row(estimate, None, peak, original, side=side, weights=held))
     return rows
-
-
-def imagined_step(family: str, side: int, dtype: torch.dtype, work) -> tuple[int, int]:
-    """Bytes at most of a step of a preset, and those of the UNet, which alone is on the device meanwhile."""
-    unet = make_unet(family, dtype)
-    scheduler = SimpleNamespace(
-        alphas_cumprod=torch.linspace(0.99, 0.01, 1000), config=SimpleNamespace(prediction_type="epsilon")
-    )
-    tokenizer = SimpleNamespace(model_max_length=77)  # no text is read
-    encoders = {"text_encoder": True, "text_encoder_2": None if family == "sd1" else True}
-    pipeline = SimpleNamespace(unet=unet, vae=None, scheduler=scheduler, tokenizer=tokenizer, **encoders)
-    host = TimedHost(pipeline)
-    host.resolution = side
-    held = sum(p.numel() * p.element_size() for p in unet.parameters())
-    context = torch.zeros(2, 77, unet.config.cross_attention_dim)
-    pooled = torch.zeros(2, 1280) if family == "sdxl" else None
-    prompts = Prompts(("", ""), context, pooled, ((), ()))
-    with host.training(host.latent_shape()), Imagined(unet.parameters()) as live:
-        work(host, prompts, torch.zeros(1, *host.latent_shape()))
-    return live.peak, held
-
-
-def imagined_paper(host, prompts, latents, gradient: str = "whole", again: bool = False) -> None:
-    """A step of `paper`, as resteer takes it."""
-    settings = ForgetSettings(preset="paper", steps=1, gradient=gradient, learning_rate=1e-3)
-    generator = torch.Generator()
-    lora = CrossAttentionLoRA(host.cross_attentions(), settings.projections, settings.rank, generator)
-    state = resteering.training_state(lora, settings, generator)
-    columns = torch.zeros(2, 77, dtype=torch.bool)
-    with lora.attached():
-        pictures = resteering.Pictures(latents, [[0, 1]], None, None)
-        resteering.resteer(host, state, prompts, columns, pictures, settings, AdaptiveCheckpointing(host, again), Checkpoint())
-
-
-def imagined_balanced(host, prompts, latents, again: bool = False) -> None:
-    """A step of `balanced`, as train_step takes it: a prompt of the concept and one of a near word."""
-    settings = ForgetSettings(preset="balanced", learning_rate=1e-3)
-    generator = torch.Generator()
-    lora = CrossAttentionLoRA(host.cross_attentions(), ("to_k", "to_v"), settings.rank, generator)
-    state = balanced.training_state(lora, settings, 1.0, generator)
-    one, t = prompts[[0]], torch.zeros(1, dtype=torch.long)
-    with torch.no_grad():
-        target = host.predict(latents, t, one)
-        kept = host.predict(latents, t, one)
-    batch = hybrid.Batch(latents, t, [0], [0], one, target, latents, t, one, kept)
-    texts = SimpleNamespace(columns=torch.zeros(2, 77, dtype=torch.bool))
-    descent = Descent(AdaptiveCheckpointing(host, again), state)
-    hybrid.train_step(host, lora, descent, texts, SimpleNamespace(mask=None), batch)
-
-
-IMAGINED = {
-    "paper": imagined_paper,
-    "paper, recomputed": lambda *given: imagined_paper(*given, again=True),
-    "paper, residual stream": lambda *given: imagined_paper(*given, gradient="residual stream"),
-    "balanced": imagined_balanced,
-    "balanced, recomputed": lambda *given: imagined_balanced(*given, again=True),
-}
 
 
 def told_tf32() -> str:
@@ -382,7 +318,9 @@ def main() -> None:
         rows += real_rows(sizes[:1] if quick else sizes) if device == "cuda" else []
     if "recorder" in options.parts and not quick:
         rows += [
-            row(f"{r['what']}, recorded, keep {r['keep']}", r["recorded_seconds"], r["extra_bytes"], overhead=r["overhead"])
+            row(
+                f"{r['what']}, recorded, {r['granularity']}", r["recorded_seconds"], r["extra_bytes"], overhead=r["overhead"]
+            )
             for r in recording.measure_all(3, small=False)
         ]
     if options.json:

@@ -17,7 +17,7 @@ from benchmarks.baselines import applied
 from benchmarks.methods import by_preset, changes
 from benchmarks.quality import add_arguments, benchmark, model, show_groups, show_means
 from demo.vocabulary import with_article
-from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
 from fmn_core.evaluation.metrics import noise_estimates, noised
 from fmn_core.patch.conflicts import conflict_lines, conflicts
@@ -30,7 +30,7 @@ LIKE = ("cat", "lion", "tiger", "dog", "fox", "wolf", "bear", "panda", "rabbit",
 
 def alone(host, kind, names, preset):
     """The patch of each concept by itself."""
-    return [forget(host, name, ForgetSettings(concept_type=kind, preset=preset))[0] for name in names]
+    return [forget(host, name, make_config(preset, concept_type=kind))[0] for name in names]
 
 
 def stacked(host, kind, names, preset):

@@ -13,16 +13,15 @@ from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from modules import shared
 
-from fmn_core.erasure.config import ForgetSettings
 from fmn_core.errors import ForgetError, brief
 from fmn_core.evaluation.config import EvaluationConfig
 from fmn_core.patch.file import read_patch
 
 from .escaping import plain
-from .forms import converted, decoded, members_of, settings_of
-from .jobs import Job, Outcome
+from .forms import converted, decoded, forget_config, rows_of, settings_of
+from .jobs import Job, JobResult
 from .receiving import RECEIVER, parsed
-from .work import JOBS, Asked, patches, pictures_for, submit_evaluate, submit_forget, submit_stack
+from .tasks import JOBS, ForgetRequest, patches, pictures_for, submit_evaluate, submit_forget, submit_stack
 
 BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
 
@@ -125,13 +124,14 @@ def answering(endpoint: Callable, asks: bool) -> Callable:
 
 
 def post_forget(body: dict) -> dict:
-    """Queues the making of a patch: `concept`, and by choice `name`, `images` and `masks` (base64), `card`, any setting."""
+    """Queues the making of a patch: `concept`, and by choice `name`, `images` and `masks` (base64), `card`, `preset`,
+    and any setting that the preset reads."""
     own = {"concept": "", "name": "", "card": True}
     taken = {key: converted(key, body.pop(key, default), default) for key, default in own.items()}
     sources, masks = decoded(body.pop("images", []), "`images`"), decoded(body.pop("masks", []), "`masks`")
-    settings = settings_of(ForgetSettings, body)
-    images, mask = pictures_for(settings, sources, masks)
-    return job_json(submit_forget(Asked(**taken, settings=settings, images=images, mask=mask)))
+    config = forget_config(converted("preset", body.pop("preset", "fast"), ""), body)
+    images, mask = pictures_for(config, sources, masks)
+    return job_json(submit_forget(ForgetRequest(**taken, config=config, images=images, mask=mask)))
 
 
 def post_evaluate(body: dict) -> dict:
@@ -144,7 +144,7 @@ def post_evaluate(body: dict) -> dict:
 
 def post_stack(body: dict) -> dict:
     """Queues the stacking of `patches`, pairs of a name and a strength; with `save` as a file, by choice under `name`."""
-    rows = members_of(body.pop("patches", []))
+    rows = rows_of(body.pop("patches", []))
     save, name = converted("save", body.pop("save", True), True), converted("name", body.pop("name", ""), "")
     if body:
         raise ForgetError(f"`{brief(next(iter(body)))}` is unknown: there are patches, save and name.")
@@ -161,10 +161,10 @@ def get_job(id: str) -> dict:
     job = JOBS.find(id)
     if job is None:
         raise NoSuchJob(id)
-    outcome = job.outcome or Outcome([])
-    pictures = {"picture": outcome.picture, "preview": job.look()}
+    result = job.result or JobResult([])
+    pictures = {"picture": result.picture, "preview": job.look()}
     encoded = {name: picture and picture.jpeg for name, picture in pictures.items()}
-    return job_json(job) | encoded | {"figures": outcome.figures}
+    return job_json(job) | encoded | {"figures": result.figures}
 
 
 def post_interrupt(id: str) -> dict:
@@ -200,7 +200,7 @@ ROUTES = (
 
 def job_json(job: Job) -> dict:
     """A job as plain values; `files` are names in the LoRA folder."""
-    outcome = job.outcome or Outcome([])
+    result = job.result or JobResult([])
     shown = {key: getattr(job, key) for key in ("id", "kind", "title", "state", "step", "steps", "error")}
-    files = [path.name for path in outcome.files]
-    return shown | {"seconds": round(job.seconds, 1), "lines": outcome.lines, "files": files}
+    files = [path.name for path in result.files]
+    return shown | {"seconds": round(job.seconds, 1), "lines": result.lines, "files": files}

@@ -11,13 +11,13 @@ from modules import shared
 
 from fmn_core.errors import ForgetError
 from fmn_core.hosts.webui.model import adapt
-from fmn_core.patch.patch import Patch, check_fits, model_shapes
 from fmn_core.patch.file import read_patch
+from fmn_core.patch.patch import Patch, check_fits, model_shapes
 
-from .infotext import Wanted
+from .infotext import ScriptOptions
 from .models import made_elsewhere
 from .stacks import joint
-from .work import find_patch
+from .tasks import find_patch
 
 ALLOW = "fmn_draw_without_missing_patches"  # the setting's key
 
@@ -75,18 +75,18 @@ def add_setting() -> None:
     shared.opts.add_option(ALLOW, shared.OptionInfo(False, label, section=section))
 
 
-def prepared(p, wanted: Wanted) -> tuple[Applied, Wanted, list[str]]:
+def prepared(p, options: ScriptOptions) -> tuple[Applied, ScriptOptions, list[str]]:
     """What is to be applied, what of the wish that is, and a sentence for each patch that the user lets go or that was made
     for another checkpoint.
 
     Raises ForgetError for a patch that is missing, damaged or made for another model, unless the user lets it go.
     """
-    if not wanted.patches:
-        return Applied(), wanted, []
+    if not options.patches:
+        return Applied(), options, []
     if getattr(p, "disable_extra_networks", False):
         raise ForgetError("Extra networks are disabled, and patches are such: enable them, or take the patches off.")
     found, gone = [], []
-    for name, strength in wanted.patches:
+    for name, strength in options.patches:
         try:
             path = find_patch(name)
             patch = read_patch(path)
@@ -96,13 +96,13 @@ def prepared(p, wanted: Wanted) -> tuple[Applied, Wanted, list[str]]:
             gone.append(str(error))
     if gone and not allowed():
         raise ForgetError(" ".join([*gone, "No picture was made, since the concept would be in it."]))
-    left = replace(wanted, patches=tuple((name, strength) for name, strength, *_ in found))
+    left = replace(options, patches=tuple((name, strength) for name, strength, *_ in found))
     elsewhere = [made_elsewhere(adapt(p.sd_model, to_train=False), name, patch) for name, _, _, patch in found]
-    told = [*gone, *filter(None, elsewhere)]
+    sentences = [*gone, *filter(None, elsewhere)]
     if left.jointly and len(found) > 1:
         path = joint(left.patches)
-        return Applied(((path.stem, 1.0),), (path,), (read_patch(path),)), left, told
-    return Applied(left.patches, tuple(each[2] for each in found), tuple(each[3] for each in found)), left, told
+        return Applied(((path.stem, 1.0),), (path,), (read_patch(path),)), left, sentences
+    return Applied(left.patches, tuple(each[2] for each in found), tuple(each[3] for each in found)), left, sentences
 
 
 def check_model(model, patches: Sequence[Patch]) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 from torch import Tensor
 
 from fmn_core.config import require_text
+from fmn_core.erasure.config import PRESETS, ForgetConfig, make_config
 from fmn_core.errors import ForgetError, brief
 from fmn_core.training.images import most_pixels, opened, picture_files, read_pictures
 
-from .limits import MOST_KEPT, MOST_MEMBERS, MOST_PICTURES, MOST_READ, MOST_TEXT, TooLarge
+from .limits import MOST_KEPT, MOST_PATCHES, MOST_PICTURES, MOST_READ, MOST_TEXT, TooLarge
 
 
 def settings_of(kind: type, values: dict):
@@ -26,6 +27,14 @@ def settings_of(kind: type, values: dict):
             raise ForgetError(f"`{brief(name)}` is no setting: there are {', '.join(fields)}.")
         taken[name] = converted(name, value, fields[name].default)
     return kind(**taken)
+
+
+def forget_config(preset: str, values: dict) -> ForgetConfig:
+    """A preset's settings of these values; raises ForgetError for an unknown preset, for a setting that the preset does not
+    read, for a wrong type, and for what the preset refuses."""
+    fields = {f.name: f for f in dataclasses.fields(PRESETS[preset])} if preset in PRESETS else {}
+    known = {name: converted(name, value, fields[name].default) for name, value in values.items() if name in fields}
+    return make_config(preset, **values | known)
 
 
 def converted(name: str, value, default):
@@ -89,10 +98,10 @@ def folder_pictures(folder: str) -> list[Path]:
     return picture_files(Path(folder.strip())) if folder.strip() else []
 
 
-def members_of(rows) -> list[tuple[str, float]]:
+def rows_of(rows) -> list[tuple[str, float]]:
     """(name, strength) of rows; raises ForgetError for rows that are none."""
     if not isinstance(rows, list) or not all(isinstance(row, list | tuple) and len(row) == 2 for row in rows):
         raise ForgetError("`patches` has to be a list of pairs, each a name and a strength.")
-    if len(rows) > MOST_MEMBERS:
-        raise TooLarge(f"There are {len(rows):,} patches, and {MOST_MEMBERS} are the most: stack some of them first.")
+    if len(rows) > MOST_PATCHES:
+        raise TooLarge(f"There are {len(rows):,} patches, and {MOST_PATCHES} are the most: stack some of them first.")
     return [(converted("A patch's name", name, ""), converted("A strength", strength, 1.0)) for name, strength in rows]

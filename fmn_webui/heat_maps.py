@@ -16,7 +16,7 @@ from fmn_core.attention.visualize import ViewConfig, visualize
 from fmn_core.errors import ForgetError
 from fmn_core.files.names import slug
 
-from .infotext import Wanted
+from .infotext import ScriptOptions
 from .webui import picture_of
 
 
@@ -30,13 +30,13 @@ class HeatMap:
     text: str = ""
 
     def infotext(self, picture: str) -> str:
-        """What is told of it, after what is told of its picture."""
-        told = {"FMN heat map of": self.words} | ({"FMN heat map in": self.text} if self.text else {})
-        return ", ".join([picture, *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in told.items())])
+        """Its infotext, after that of its picture."""
+        keys = {"FMN heat map of": self.words} | ({"FMN heat map in": self.text} if self.text else {})
+        return ", ".join([picture, *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in keys.items())])
 
 
 def heat_pictures(
-    recording: AttentionRecording, pictures: Tensor, wanted: Wanted, words: str, several: bool
+    recording: AttentionRecording, pictures: Tensor, options: ScriptOptions, words: str, several: bool
 ) -> list[list[HeatMap]]:
     """For every picture of [B, H, W, 3] in 0..1 its heat maps: one a phrase, or a sheet of all. `several`: whether the
     prompt comes to other texts too.
@@ -46,10 +46,10 @@ def heat_pictures(
     if not recording.layers:
         raise ForgetError("No attention was recorded: heat maps need SD1.x, SD2.x or SDXL, and a sampler that ran.")
     phrases = chosen_phrases(recording, words)
-    view = ViewConfig(words=words, view=wanted.layout, opacity=wanted.opacity, color_map=wanted.colours)
+    view = ViewConfig(words=words, view=options.layout, opacity=options.opacity, color_map=options.colours)
     drawn, _, _ = visualize(recording, pictures, view)
     text = recording.text if several else ""
-    if wanted.layout == "contact sheet":
+    if options.layout == "contact_sheet":
         return [[HeatMap(", ".join(phrases), picture_of(one), text)] for one in drawn]
     by_picture = drawn.unflatten(0, (len(phrases), len(pictures))).movedim(1, 0)
     return [[HeatMap(p, picture_of(one), text) for p, one in zip(phrases, each, strict=True)] for each in by_picture]
@@ -66,8 +66,8 @@ def script_runs(p) -> bool:
     return bool(p.script_args and p.script_args[0])  # the list's value comes first
 
 
-def hand_over(p, processed, maps: list[list[HeatMap]], wanted: Wanted) -> None:
-    """Puts heat maps at the end of the gallery, each with its picture's infotext, and into files where that is wanted or
+def hand_over(p, processed, maps: list[list[HeatMap]], options: ScriptOptions) -> None:
+    """Puts heat maps at the end of the gallery, each with its picture's infotext, and into files where that is options or
     the gallery is a script's."""
     for number, several in enumerate(maps):
         at = processed.index_of_first_image + number
@@ -76,7 +76,7 @@ def hand_over(p, processed, maps: list[list[HeatMap]], wanted: Wanted) -> None:
             if not script_runs(p):
                 processed.images.append(each.picture)
                 processed.infotexts.append(text)
-            if wanted.save or script_runs(p):
+            if options.save or script_runs(p):
                 seed, prompt = processed.all_seeds[number], processed.all_prompts[number]
                 suffix = {"p": p, "suffix": f"-heat-{slug(each.words)}"}
                 images.save_image(

@@ -13,7 +13,7 @@ from fmn_core.plots.colormaps import COLOR_MAPS
 from .names import NONE
 
 ROWS = 3
-LAYOUTS = ("overlay", "side by side", "contact sheet")  # of the core's views
+LAYOUTS = ("overlay", "side_by_side", "contact_sheet")  # of the core's views
 PATCHES, JOINTLY, LAYOUT, WORDS, OPACITY, COLOURS = (
     "FMN patches", "FMN patches jointly", "FMN heat maps", "FMN heat map words", "FMN heat map opacity",
     "FMN heat map colours",
@@ -21,7 +21,7 @@ PATCHES, JOINTLY, LAYOUT, WORDS, OPACITY, COLOURS = (
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ScriptOptions:
     """What the script should do: patches by name and strength, solved jointly or added; heat maps of words."""
 
     patches: tuple[tuple[str, float], ...] = ()
@@ -34,26 +34,26 @@ class Wanted:
     save: bool = False
 
     @classmethod
-    def of(cls, values: tuple) -> Wanted:
+    def of(cls, values: tuple) -> ScriptOptions:
         """From the components' values, in their order; raises ForgetError for what a request got wrong."""
         names, strengths, rest = values[: 2 * ROWS : 2], values[1 : 2 * ROWS : 2], values[2 * ROWS :]
         try:
             rows = [(str(n).strip(), float(s)) for n, s in zip(names, strengths, strict=True) if n not in (None, "", NONE)]
             jointly, heat_maps, words, layout, opacity, colours, save = rest
-            wanted = cls(
+            options = cls(
                 merged(rows), bool(jointly), bool(heat_maps), str(words or ""), str(layout), float(opacity), str(colours),
                 bool(save),
             )  # fmt: skip
-            require_text(wanted.words, *(name for name, _ in rows))
+            require_text(options.words, *(name for name, _ in rows))
         except (TypeError, ValueError, OverflowError) as error:
             raise ForgetError(f"The values of Forget-Me-Not cannot be read ({brief(error)}).") from error
-        for name, strength in (*rows, *wanted.patches):
+        for name, strength in (*rows, *options.patches):
             if not math.isfinite(strength):
                 raise ForgetError(f"The strength of `{brief(name)}` is {strength}: it has to be a number.")
-        if wanted.layout not in LAYOUTS or wanted.colours not in COLOR_MAPS or not 0 <= wanted.opacity <= 1:
+        if options.layout not in LAYOUTS or options.colours not in COLOR_MAPS or not 0 <= options.opacity <= 1:
             known = f"the layouts {', '.join(LAYOUTS)}, the colours {', '.join(COLOR_MAPS)}"
             raise ForgetError(f"Heat maps have {known} and an opacity from 0 to 1.")
-        return wanted
+        return options
 
     def infotext(self) -> dict[str, str]:
         """Key -> value of what differs from doing nothing."""

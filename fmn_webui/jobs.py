@@ -20,7 +20,7 @@ ENDS = ("done", "stopped", "failed")
 
 
 @dataclass
-class Outcome:
+class JobResult:
     """What a job leaves: sentences for people, files, a picture, figures, and whether it was stopped early."""
 
     lines: list[str]
@@ -36,13 +36,13 @@ class Job:
 
     kind: str
     title: str
-    work: Callable[[Job], Outcome]
+    work: Callable[[Job], JobResult]
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     state: str = "queued"
     step: int = 0
     steps: int = 0
     preview: Shown | None = None
-    outcome: Outcome | None = None
+    result: JobResult | None = None
     error: str = ""
     asked_to_stop: bool = False
     holds: int = 0  # bytes of the pictures that its work has
@@ -74,17 +74,17 @@ class Job:
 class Jobs:
     """A queue of jobs, worked off by one thread.
 
-    `turn` gives a context in which a job may have the model: the host's lock. `interrupt` tells the host that the running
-    job should stop. `tell` makes a sentence of an exception.
+    `host_lock` gives a context in which a job may have the model: the host's lock. `interrupt` tells the host that the
+    running job should stop. `tell` makes a sentence of an exception.
     """
 
     def __init__(
         self,
-        turn: Callable[[Job], AbstractContextManager],
+        host_lock: Callable[[Job], AbstractContextManager],
         interrupt: Callable[[], None],
         tell: Callable[[BaseException], str],
     ):
-        self.turn, self.interrupt_host, self.tell = turn, interrupt, tell
+        self.host_lock, self.interrupt_host, self.tell = host_lock, interrupt, tell
         self.jobs: list[Job] = []
         self.changed = threading.Condition()
         self.thread: threading.Thread | None = None
@@ -106,7 +106,7 @@ class Jobs:
         if holds + sum(job.holds for job in unfinished) > MOST_WAITING:
             raise Busy("The jobs that wait hold as many pictures as the server has room for: try again when some are done.")
 
-    def submit(self, kind: str, title: str, work: Callable[[Job], Outcome], holds: int = 0) -> Job:
+    def submit(self, kind: str, title: str, work: Callable[[Job], JobResult], holds: int = 0) -> Job:
         """Puts work, which holds so many bytes of pictures, into the queue and returns at once; raises Busy where there is
         no room."""
         job = Job(kind, title, work, holds=holds)
@@ -147,14 +147,14 @@ class Jobs:
     def run_one(self, job: Job) -> None:
         """Runs a job in its turn; whatever happens, it is over before another has the model."""
         try:
-            with self.turn(job):
+            with self.host_lock(job):
                 with self.changed:
                     if job.over:  # taken out of the queue while a generation ran
                         return
                     job.state, job.started = "running", time.time()
                 try:
-                    outcome = job.work(job)
-                    self.end(job, "stopped" if outcome.stopped else "done", outcome=outcome)
+                    result = job.work(job)
+                    self.end(job, "stopped" if result.stopped else "done", result=result)
                 except BaseException as error:  # the webui's interrupt is no Exception
                     self.fail(job, error)
         except Exception as error:  # of the host's own, before or after the work
@@ -169,8 +169,8 @@ class Jobs:
         else:
             self.end(job, "failed", error=self.tell(error))
 
-    def end(self, job: Job, state: str, *, outcome: Outcome | None = None, error: str = "") -> None:
+    def end(self, job: Job, state: str, *, result: JobResult | None = None, error: str = "") -> None:
         with self.changed:
-            job.state, job.outcome, job.error, job.preview, job.ended = state, outcome, error, None, time.time()
+            job.state, job.result, job.error, job.preview, job.ended = state, result, error, None, time.time()
             job.work = None  # it holds the pictures that were given
             self.changed.notify_all()

@@ -12,7 +12,7 @@ MOST_TEXT = 100_000  # letters of one text
 MOST_PICTURES = 200  # of a request, masks among them
 MOST_READ = 1_000_000_000  # pixels of these as they come, which take seconds to decode
 MOST_KEPT = 512 << 20  # bytes of these at the size in which a job keeps them
-MOST_MEMBERS = 100  # patches of a stack
+MOST_PATCHES = 100  # patches of a stack
 MOST_JOBS = 100  # that wait or run
 MOST_WAITING = 1 << 30  # bytes of the pictures of all of these
 

@@ -10,10 +10,12 @@ from . import webui
 from .escaping import Markup, markup
 from .jobs import Job
 from .status import error_html
-from .work import patches
+from .tasks import patches
 
 # A panel's button, what it calls, its inputs, and where a sentence about them goes.
 Submit = tuple[gr.Button, Callable[..., str], list, gr.HTML]
+
+QUIET = {"queue": False, "show_progress": "hidden"}  # for events that answer at once
 
 
 def patch_dropdown(label: str, id: str, info: str) -> gr.Dropdown:

@@ -13,7 +13,7 @@ from .names import NONE
 from .panel import Submit, patch_dropdown, refresh_button, submitted
 from .panel_forget import path_of
 from .settings_ui import components
-from .work import pictures_for, submit_evaluate
+from .tasks import pictures_for, submit_evaluate
 
 
 def evaluate_panel() -> Submit:
@@ -34,12 +34,12 @@ def evaluate_panel() -> Submit:
     message = gr.HTML(elem_id="fmn_evaluate_message")
 
     def submit(patch, files, save_as, *values) -> str:
-        return submitted(asked_of, patch, files, save_as, **dict(zip(settings, values, strict=True)))
+        return submitted(job_of, patch, files, save_as, **dict(zip(settings, values, strict=True)))
 
     return button, submit, [patch, files, save_as, *settings.values()], message
 
 
-def asked_of(patch: str, files, save_as: str, **settings) -> Job:
+def job_of(patch: str, files, save_as: str, **settings) -> Job:
     """A job from the panel's values; raises ForgetError for those that cannot work."""
     if patch in (None, "", NONE):
         raise ForgetError("There is no patch to evaluate: choose one.")

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import gradio as gr
 from modules import shared
 
-from fmn_core.erasure.config import CONCEPT_HELP, ForgetSettings
+from fmn_core.erasure.config import CONCEPT_HELP, PRESET_HELP, PRESETS, ForgetConfig
 
-from .forms import converted, folder_pictures, settings_of
+from .forms import converted, folder_pictures, forget_config
 from .jobs import Job
-from .panel import Submit, submitted
-from .settings_ui import component, components
-from .work import Asked, pictures_for, submit_forget
+from .panel import QUIET, Submit, submitted
+from .settings_ui import component
+from .tasks import ForgetRequest, pictures_for, submit_forget
 
 
 def forget_panel() -> Submit:
     """Builds the panel; to be called inside Blocks."""
     concept = gr.Textbox("", label="Concept", info=CONCEPT_HELP, lines=2, placeholder="cat", elem_id="fmn_concept")
+    preset = gr.Radio(
+        choices=[*PRESETS], value="fast", label="Preset", info=PRESET_HELP.replace("`", ""), elem_id="fmn_forget_preset"
+    )
     settings: dict = {}
-    settings |= some(("preset",))
-    for row in (("mode", "concept_type"), ("replacement", "keep")):
+    for row in (("mode", "concept_type"), ("target", "preserve")):
         with gr.Row():
-            settings |= some(row)
+            settings |= {name: component(FIELDS[name], "forget") for name in row}
     with gr.Accordion("Pictures of the concept", open=False):
         gr.Markdown(
             "For all presets but `fast`. Without them the model makes its own. Of several concepts as many each, in the "
@@ -41,10 +44,13 @@ def forget_panel() -> Submit:
             elem_id="fmn_folder",
             visible=not shared.cmd_opts.hide_ui_dir_config,
         )
-    with gr.Accordion("Training", open=False, elem_id="fmn_training"):
-        settings |= components(ForgetSettings, "forget", advanced=False, without=(*settings,))
-    with gr.Accordion("Advanced", open=False, elem_id="fmn_advanced"):
-        settings |= components(ForgetSettings, "forget", advanced=True)
+    more: dict = {}
+    for title, advanced in (("Settings", False), ("Advanced", True)):
+        with gr.Accordion(title, open=False, elem_id=f"fmn_{title.lower()}"):
+            names = [name for name, f in FIELDS.items() if f.metadata["advanced"] == advanced and name not in settings]
+            more |= {name: component(FIELDS[name], "forget", visible=name in fields_of("fast")) for name in names}
+    preset.change(lambda preset: shown_for(preset, [*more]), [preset], [*more.values()], **QUIET)
+    settings |= more
     with gr.Row():
         name = gr.Textbox(
             "",
@@ -61,26 +67,42 @@ def forget_panel() -> Submit:
     button = gr.Button("Forget", variant="primary", elem_id="fmn_forget")
     message = gr.HTML(elem_id="fmn_forget_message")
 
-    def submit(concept, name, card, files, folder, masks, *values) -> str:
-        named = dict(zip(settings, values, strict=True))
+    def submit(concept, name, card, files, folder, masks, preset, *values) -> str:
+        named = {key: value for key, value in zip(settings, values, strict=True) if key in fields_of(preset)}
         folder = "" if shared.cmd_opts.hide_ui_dir_config else folder
-        return submitted(asked_of, concept, name, card, files, folder, masks, **named)
+        return submitted(job_of, concept, name, card, files, folder, masks, preset=preset, **named)
 
-    return button, submit, [concept, name, card, files, folder, masks, *settings.values()], message
-
-
-def some(names: tuple[str, ...]) -> dict:
-    """Components of these settings alone, in this order."""
-    fields = {field.name: field for field in dataclasses.fields(ForgetSettings)}
-    return {name: component(fields[name], "forget") for name in names}
+    return button, submit, [concept, name, card, files, folder, masks, preset, *settings.values()], message
 
 
-def asked_of(concept: str, name: str, card: bool, files, folder: str, masks, **settings) -> Job:
+def fields_of(preset: str) -> dict[str, dataclasses.Field]:
+    """The settings that a preset reads, by name."""
+    return {f.name: f for f in dataclasses.fields(PRESETS.get(preset, ForgetConfig))}
+
+
+FIELDS = {name: f for preset in PRESETS for name, f in fields_of(preset).items()}
+
+
+def shown_for(preset: str, names: Sequence[str]) -> list[dict]:
+    """Updates of these settings' components: those that the preset does not read are hidden, the others have its choices and
+    its help."""
+    fields, updates = fields_of(preset), []
+    for name in names:
+        f, update = fields.get(name), {"visible": name in fields}
+        if f and f.metadata["choices"]:
+            update |= {"choices": [*f.metadata["choices"]], "value": f.default}
+        if f:
+            update["info"] = f.metadata["help"].replace("`", "")
+        updates.append(gr.update(**update))
+    return updates
+
+
+def job_of(concept: str, name: str, card: bool, files, folder: str, masks, *, preset: str, **settings) -> Job:
     """A job from the panel's values; raises ForgetError for those that cannot work."""
-    chosen = settings_of(ForgetSettings, settings)
+    config = forget_config(preset, settings)
     sources = [path_of(file) for file in files or []] or folder_pictures(folder)
-    images, mask = pictures_for(chosen, sources, [path_of(file) for file in masks or []])
-    return submit_forget(Asked(converted("concept", concept, ""), chosen, name, images, mask, card))
+    images, mask = pictures_for(config, sources, [path_of(file) for file in masks or []])
+    return submit_forget(ForgetRequest(converted("concept", concept, ""), config, name, images, mask, card))
 
 
 def path_of(file) -> Path:

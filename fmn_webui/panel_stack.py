@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gradio as gr
 
-from .forms import members_of
+from .forms import rows_of
 from .jobs import Job
 from .panel import Submit, patch_dropdown, refresh_button, submitted
-from .work import submit_stack
+from .tasks import submit_stack
 
 ROWS = 6
 
@@ -30,12 +30,12 @@ def stack_panel() -> list[Submit]:
     message = gr.HTML(elem_id="fmn_stack_message")
     inputs = [name, *patches, *strengths]
     return [
-        (report, lambda *values: submitted(asked_of, False, *values), inputs, message),
-        (save, lambda *values: submitted(asked_of, True, *values), inputs, message),
+        (report, lambda *values: submitted(job_of, False, *values), inputs, message),
+        (save, lambda *values: submitted(job_of, True, *values), inputs, message),
     ]
 
 
-def asked_of(save: bool, name: str, *values) -> Job:
+def job_of(save: bool, name: str, *values) -> Job:
     """A job from the panel's values; raises ForgetError for those that cannot work."""
     rows = zip(values[:ROWS], values[ROWS:], strict=True)
-    return submit_stack(members_of([row for row in rows if row[0] not in (None, "None")]), name, save)
+    return submit_stack(rows_of([row for row in rows if row[0] not in (None, "None")]), name, save)

@@ -12,7 +12,7 @@ from fmn_core.hosts.webui.attention import prompts_of, record_attention
 from fmn_core.text.tokens import columns_of, find_phrase, phrases_of
 
 from .heat_maps import HeatMap, heat_pictures
-from .infotext import Wanted
+from .infotext import ScriptOptions
 
 UNKNOWN = "No attention was recorded: heat maps need the AUTOMATIC1111 webui 1.10 or Forge."
 
@@ -54,7 +54,7 @@ class Recorder:
             for recording in recordings:
                 recording.end()
 
-    def pictures(self, images: Tensor, wanted: Wanted) -> list[list[HeatMap]]:
+    def pictures(self, images: Tensor, options: ScriptOptions) -> list[list[HeatMap]]:
         """The heat maps of each picture of [B, H, W, 3] in 0..1; raises ForgetError where there is nothing to show."""
         if not self.recordings:
             raise ForgetError(self.prevented)
@@ -62,9 +62,9 @@ class Recorder:
         for prompt, recordings in self.recordings.items():
             rows = [row for row, other in enumerate(self.prompts) if other == prompt]
             used = [recording for recording in recordings if recording.layers] or recordings[:1]
-            for recording, words in zip(used, words_of_each(used, wanted.words), strict=True):
+            for recording, words in zip(used, words_of_each(used, options.words), strict=True):
                 if words is not None:
-                    drawn = heat_pictures(recording, images[rows], wanted, words, several=len(used) > 1)
+                    drawn = heat_pictures(recording, images[rows], options, words, several=len(used) > 1)
                     for row, maps in zip(rows, drawn, strict=True):
                         found[row] += maps
         return [found[row] for row in range(len(images))]

@@ -14,16 +14,16 @@ from fmn_core.plots.colormaps import COLOR_MAPS
 from . import infotext, webui
 from .applying import Applied, allowed, check_loaded, prepared, refuse, refuse_sampling
 from .heat_maps import hand_over, script_runs, to_images
-from .infotext import LAYOUTS, NONE, ROWS, Wanted
+from .infotext import LAYOUTS, NONE, ROWS, ScriptOptions
 from .recorder import Recorder
 from .tags import with_params, with_tags
-from .work import patches
+from .tasks import patches
 
 
 class ForgetMeNotScript(scripts.Script):
     def __init__(self):
         super().__init__()
-        self.recorder, self.wanted, self.applied, self.maps = Recorder(), Wanted(), Applied(), []
+        self.recorder, self.options, self.applied, self.maps = Recorder(), ScriptOptions(), Applied(), []
 
     def title(self):
         return "Forget-Me-Not"
@@ -93,13 +93,13 @@ class ForgetMeNotScript(scripts.Script):
         return controls, fields
 
     def process(self, p, *values):
-        """Once for each generation: what is wanted, into the infotext too; what cannot be had ends it."""
+        """Once for each generation: what is asked for, into the infotext too; what cannot be had ends it."""
         self.recorder.stop()
-        self.wanted, self.applied, self.maps = Wanted(), Applied(), []
+        self.options, self.applied, self.maps = ScriptOptions(), Applied(), []
         try:
-            self.applied, self.wanted, told = prepared(p, Wanted.of(values))
-            p.extra_generation_params.update(self.wanted.infotext())
-            for sentence in told:
+            self.applied, self.options, sentences = prepared(p, ScriptOptions.of(values))
+            p.extra_generation_params.update(self.options.infotext())
+            for sentence in sentences:
                 comment(p, sentence)
         except Exception as error:  # the host would log it and draw the concept
             refuse(p, webui.tell(error))
@@ -121,29 +121,29 @@ class ForgetMeNotScript(scripts.Script):
         except Exception as error:  # as above
             sentence = webui.tell(error)
             comment(p, sentence) if allowed() else refuse_sampling(p, sentence)
-        if self.wanted.heat_maps:
+        if self.options.heat_maps:
             self.recorder.start(p)
 
     def postprocess_batch(self, p, *values, **kwargs):
         """The batch's heat maps; the infotexts, which the host writes next, tell of them only where there are any."""
-        if not self.wanted.heat_maps:
+        if not self.options.heat_maps:
             return
-        told = self.wanted.heat_maps_infotext()
+        infotext = self.options.heat_maps_infotext()
         try:
-            self.maps += self.recorder.pictures(to_images(kwargs["images"]), self.wanted)
-            p.extra_generation_params.update(told)
+            self.maps += self.recorder.pictures(to_images(kwargs["images"]), self.options)
+            p.extra_generation_params.update(infotext)
             if script_runs(p):
                 comment(p, f"The heat maps are files in {p.outpath_samples}: a script counts the pictures of its gallery.")
         except ForgetError as error:
             self.maps += [[] for _ in kwargs["images"]]
-            for key in told:
+            for key in infotext:
                 p.extra_generation_params.pop(key, None)
             comment(p, str(error))
         finally:
             self.recorder.stop()
 
     def postprocess(self, p, processed, *values):
-        hand_over(p, processed, self.maps, self.wanted)
+        hand_over(p, processed, self.maps, self.options)
         self.maps, self.applied = [], Applied()
 
 

@@ -10,7 +10,7 @@ SLIDES = 1000  # a range beyond it is typed
 RADIO = 4  # choices that are shown side by side
 
 
-def component(field: dataclasses.Field, id: str):
+def component(field: dataclasses.Field, id: str, visible: bool = True):
     """One component for a field; to be called inside Blocks."""
     limits = field.metadata
     common = {
@@ -18,6 +18,7 @@ def component(field: dataclasses.Field, id: str):
         "info": limits["help"].replace("`", ""),
         "value": field.default,
         "elem_id": f"fmn_{id}_{field.name}",
+        "visible": visible,
     }
     if limits["choices"] and len(limits["choices"]) <= RADIO:
         return gr.Radio(choices=[*limits["choices"]], **common)

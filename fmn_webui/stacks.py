@@ -14,13 +14,13 @@ from modules import shared
 from fmn_core.files.atomic import NameTakenError
 from fmn_core.files.header import tensor_hash
 from fmn_core.patch.file import save_patch
-from fmn_core.patch.summary import summary
 from fmn_core.patch.stack import stack
+from fmn_core.patch.summary import summary
 
 from . import webui
-from .cards import write_words
+from .lora_cards import write_words
 from .names import BESIDE, STACKS
-from .work import members_in
+from .tasks import patches_in
 
 KEPT = 32  # files that stay, those that were used last
 IN_USE = 3600.0  # seconds for which one may be in use by a generation, in another webui on the same folder too
@@ -31,7 +31,7 @@ def joint(rows: Sequence[tuple[str, float]]) -> Path:
 
     Raises ForgetError as `stack` does.
     """
-    members = [*members_in(rows)]
+    members = [*patches_in(rows)]
     key = sorted((tensor_hash(dict(member.patch)), member.strength) for member in members)
     path = place_of(f"fmn-stack-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.safetensors")
     if not used(path):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 
 from .escaping import Markup, joined, markup, plain, sentence
-from .jobs import Job, Outcome
+from .jobs import Job, JobResult
 from .shown import Shown
 
 SHOWN = 6  # finished jobs
@@ -50,32 +50,32 @@ def queue_html(queued: list[Job]) -> Markup:
 
 
 def finished_html(job: Job) -> Markup:
-    outcome = job.outcome or Outcome([])
+    result = job.result or JobResult([])
     return markup(
         '<div class="fmn-job fmn-{}"><b>{}</b> <span class="fmn-faint">{}, {}</span>{}{}{}</div>',
         job.state,
         job.title,
         STATES[job.state],
         clock(job.seconds),
-        lines_html(outcome),
+        lines_html(result),
         error_html(job.error) if job.error else "",
-        markup("") if job.kind == "evaluate" else picture_html(outcome.picture, "without and with the patch"),
+        markup("") if job.kind == "evaluate" else picture_html(result.picture, "without and with the patch"),
     )
 
 
 def report_html(job: Job) -> Markup:
     """An evaluation: its picture, what the figures say, and every figure."""
-    outcome = job.outcome
+    result = job.result
     return markup(
         '<div class="fmn-report">{}{}<details><summary>Every figure</summary><pre>{}</pre></details></div>',
-        picture_html(outcome.picture, "report"),
-        lines_html(outcome),
-        json.dumps(plain(outcome.figures), indent=1, ensure_ascii=False),
+        picture_html(result.picture, "report"),
+        lines_html(result),
+        json.dumps(plain(result.figures), indent=1, ensure_ascii=False),
     )
 
 
-def lines_html(outcome: Outcome) -> Markup:
-    return joined(markup("<p>{}</p>", sentence(line)) for line in outcome.lines)
+def lines_html(result: JobResult) -> Markup:
+    return joined(markup("<p>{}</p>", sentence(line)) for line in result.lines)
 
 
 def error_html(text: str) -> Markup:

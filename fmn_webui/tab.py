@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gradio as gr
 
+from .panel import QUIET
 from .panel_evaluate import evaluate_panel
 from .panel_forget import forget_panel
 from .panel_stack import stack_panel
 from .status import report_html, status_html
-from .work import JOBS
+from .tasks import JOBS
 
 TITLE, ID = "Forget-Me-Not", "forget_me_not"
 
@@ -33,12 +34,11 @@ def make_tab() -> list[tuple[gr.Blocks, str, str]]:
                     refresh = gr.Button("Refresh", elem_id="fmn_refresh", size="sm", min_width=80)
                 status = gr.HTML(status_html(()), elem_id="fmn_status")
         shown = gr.State("")  # the id of the evaluation that is in the report
-        asked = {"queue": False, "show_progress": "hidden"}
-        refresh.click(current, [shown], [status, report, shown], **asked)
-        interrupt.click(interrupt_running, [], [status], **asked)
-        clear.click(empty_queue, [], [status], **asked)
+        refresh.click(current, [shown], [status, report, shown], **QUIET)
+        interrupt.click(interrupt_running, [], [status], **QUIET)
+        clear.click(empty_queue, [], [status], **QUIET)
         for button, submit, inputs, message in submits:
-            button.click(submit, inputs, [message], **asked).then(jobs_html, [], [status], **asked)
+            button.click(submit, inputs, [message], **QUIET).then(jobs_html, [], [status], **QUIET)
     for block in tab.blocks.values():
         block.do_not_save_to_config = True  # the host would store defaults by label, and two panels have `Steps`
     return [(tab, TITLE, ID)]

@@ -43,7 +43,7 @@ def refresh_loras() -> None:
 
 
 @contextmanager
-def turn(job: Job) -> Iterator[None]:
+def host_lock(job: Job) -> Iterator[None]:
     """Context in which the job has the model: generations wait, and the host shows that it is at work."""
     with call_queue.queue_lock:
         shared.state.begin(job=f"forget-me-not-{job.kind}")

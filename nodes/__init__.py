@@ -14,7 +14,7 @@ from .attention import (
 )
 from .convert import ExportPatch, ImportPatch
 from .evaluate import EvaluatePatch
-from .forget import ForgetConcept
+from .forget import SETTINGS_NODES, ForgetConcept
 from .gate import GatePatch
 from .inspect_patch import InspectPatch
 from .inversion import InvertConcept
@@ -26,6 +26,7 @@ class ForgetMeNotExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             ForgetConcept,
+            *SETTINGS_NODES,
             InvertConcept,
             SavePatch,
             ApplyPatch,

@@ -53,7 +53,7 @@ class RecordTokenAttention(io.ComfyNode):
                     "conditioning",
                     optional=True,
                     tooltip="The prompt as the sampler gets it, where more than CLIP Text Encode has made it (concatenated, "
-                    "averaged, SDXL's two texts). Its columns are named by `text`, which comes first in it.",
+                    "averaged, SDXL's two texts). Its tokens are named by `text`, which comes first in it.",
                 ),
             ],
             outputs=[
@@ -75,7 +75,7 @@ class RecordPictureAttention(io.ComfyNode):
     def define_schema(cls):
         return schema(
             node_id="FMN_RecordPictureAttention",
-            display_name="Record Token Attention of Picture",
+            display_name="Record Token Attention (Image)",
             description="Where each word of a text attends in pictures that are there already: they are noised and pass "
             "through the model once for each noise, without sampling.",
             search_aliases=ALIASES,
@@ -95,11 +95,12 @@ class RecordPictureAttention(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, vae, image, text, keep, layers, memory, **look) -> io.NodeOutput:
+    def execute(cls, model, clip, vae, image, text, granularity, layers, max_memory_mb, **look) -> io.NodeOutput:
         with torch.inference_mode(False):
             host = ComfyHost(model, clip, vae)
-            recorded = RecordingConfig(keep=keep, layers=layers, memory=memory)
-            return io.NodeOutput(record_pictures(host, image[..., :3].clone(), text, FromImageConfig(**look), recorded), image)
+            recording = RecordingConfig(granularity=granularity, layers=layers, max_memory_mb=max_memory_mb)
+            recorded = record_pictures(host, image[..., :3].clone(), text, FromImageConfig(**look), recording)
+            return io.NodeOutput(recorded, image)
 
 
 class VisualizeTokenAttention(io.ComfyNode):
@@ -120,7 +121,7 @@ class VisualizeTokenAttention(io.ComfyNode):
             outputs=[
                 io.Image.Output(
                     display_name="IMAGE",
-                    tooltip="The view: for `overlay` all pictures for the first word, then for the next; for `over steps` "
+                    tooltip="The view: for `overlay` all pictures for the first word, then for the next; for `over_steps` "
                     "the frames of an animation.",
                 ),
                 io.Mask.Output(
@@ -128,9 +129,7 @@ class VisualizeTokenAttention(io.ComfyNode):
                     tooltip="The heat maps as masks, all pictures for the first word, then for the next: for inpainting, or "
                     "for the `mask` of Forget Concept.",
                 ),
-                io.Float.Output(
-                    display_name="maximum", tooltip="The share of attention that the brightest colour stands for."
-                ),
+                io.Float.Output(display_name="vmax", tooltip="The share of attention that the brightest colour stands for."),
             ],
         )
 

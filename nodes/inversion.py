@@ -67,17 +67,17 @@ class InvertConcept(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, concept, images=None, mask=None, vae=None, **settings) -> io.NodeOutput:
-        settings = InversionConfig(**settings)
+        config = InversionConfig(**settings)
         with torch.inference_mode(False):  # the graph runs in inference mode, whose tensors autograd refuses
             images, mask = (None if x is None else x.clone() for x in (images, mask))
             host = ComfyHost(model, clip, vae)
 
             def save(inversion: Inversion, concept: str = concept) -> Path:
                 paths = new_embeddings(concept)
-                return save_under_next(paths, lambda path: save_embedding(inversion.vectors, path, asdict(settings)))
+                return save_under_next(paths, lambda path: save_embedding(inversion.vectors, path, asdict(config)))
 
             with checkpoint_for(cls, lambda inversion: save(inversion, f"{concept} unfinished")) as checkpoint:
-                inversion = invert_pictures(host, settings, images, mask, concept, checkpoint)
+                inversion = invert_pictures(host, config, images=images, mask=mask, concept=concept, checkpoint=checkpoint)
                 path = save(inversion)
         text = f"{inversion.summary}\nSaved {path}"
         return io.NodeOutput(f"embedding:{path.stem}", {"loss": inversion.losses}, ui=ui.PreviewText(text))

@@ -13,8 +13,8 @@ from ..fmn_core.errors import ForgetError
 from ..fmn_core.files.atomic import save_under_next
 from ..fmn_core.files.names import folder_and_name, slug
 from ..fmn_core.hosts.comfy.apply import apply_patch
-from ..fmn_core.patch.patch import Patch
 from ..fmn_core.patch.file import read_patch, save_patch
+from ..fmn_core.patch.patch import Patch
 from .schema import LoraModel, schema
 
 FROM_INPUT = "from the lora input"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Collection
 
 from comfy_api.latest import io
 from server import PromptServer
@@ -11,6 +12,7 @@ from server import PromptServer
 CATEGORY = "Forget-Me-Not"
 LoraModel = io.Custom("LORA_MODEL")
 LossMap = io.Custom("LOSS_MAP")
+ForgetSettings = io.Custom("FMN_FORGET_SETTINGS")
 Recording = io.Custom("FMN_RECORDING")
 
 
@@ -45,10 +47,12 @@ def widget(kind, id: str, *, advanced: bool = False, **kwargs):
     return kind.Input(id, **{key: value for key, value in kwargs.items() if value is not None})
 
 
-def settings_inputs(settings: type) -> list:
-    """One widget for each field of a settings dataclass, with its help, default and bounds; advanced ones last."""
-    inputs = []
-    for f in sorted(dataclasses.fields(settings), key=lambda f: f.metadata["advanced"]):
+def settings_inputs(settings: type, only: Collection[str] | None = None, without: Collection[str] = ()) -> list:
+    """One widget for each field of a settings dataclass, or for `only` some or all `without` some, with its help, default
+    and bounds; advanced ones last."""
+    inputs, fields = [], dataclasses.fields(settings)
+    fields = [f for f in fields if f.name not in without] if only is None else [f for f in fields if f.name in only]
+    for f in sorted(fields, key=lambda f: f.metadata["advanced"]):
         common = {"default": f.default, "tooltip": f.metadata["help"], "advanced": f.metadata["advanced"]}
         common["display_name"] = f"{f.name} (0: auto)" if f.metadata["auto"] else None
         if f.metadata["choices"]:

@@ -9,8 +9,8 @@ from comfy_api.latest import io, ui
 from ..fmn_core.errors import ForgetError
 from ..fmn_core.hosts.comfy.apply import apply_patch
 from ..fmn_core.patch.file import is_patch, read_patch
-from ..fmn_core.patch.summary import summary
 from ..fmn_core.patch.stack import stack
+from ..fmn_core.patch.summary import summary
 from ..fmn_core.patch.weighted import WeightedPatch
 from .patch import FROM_INPUT, as_patch, changed_at, listed, require_file
 from .schema import LoraModel, schema
@@ -40,7 +40,7 @@ class StackPatches(io.ComfyNode):
                     step=0.01,
                     tooltip="How much of this patch: 1 as it was made, 0 not at all.",
                 ),
-                io.Boolean.Input(f"on_{row}", default=True, tooltip="Off leaves this patch out."),
+                io.Boolean.Input(f"enabled_{row}", default=True, tooltip="Off leaves this patch out."),
             ]
         return schema(
             node_id="FMN_StackPatches",
@@ -93,22 +93,25 @@ class StackPatches(io.ComfyNode):
 
     @classmethod
     def execute(cls, model=None, clip=None, lora_stack=None, **inputs) -> io.NodeOutput:
-        rows = [[inputs.get(f"{key}_{row}") for key in ("patch", "strength", "on", "lora")] for row in range(1, ROWS + 1)]
-        members = [WeightedPatch(as_patch(lora), s) for name, s, on, lora in rows if on and name == FROM_INPUT and lora is not None]
-        chosen = [(name, strength, 0.0) for name, strength, on, _ in rows if on and name != FROM_INPUT]
-        members += [WeightedPatch(read_patch(require_file(name)), strength) for name, strength, _ in chosen]
+        rows = [
+            [inputs.get(f"{key}_{row}") for key in ("patch", "strength", "enabled", "lora")] for row in range(1, ROWS + 1)
+        ]
+        rows = [(name, strength, lora) for name, strength, enabled, lora in rows if enabled]
+        patches = [WeightedPatch(as_patch(lora), s) for name, s, lora in rows if name == FROM_INPUT and lora is not None]
+        chosen = [(name, strength, 0.0) for name, strength, _ in rows if name != FROM_INPUT]
+        patches += [WeightedPatch(read_patch(require_file(name)), strength) for name, strength, _ in chosen]
         given = entries(lora_stack)
         for name, strength, strength_clip in given:
             path = require_file(name)
             if is_patch(path):
-                members.append(WeightedPatch(read_patch(path), strength))
+                patches.append(WeightedPatch(read_patch(path), strength))
             elif model is not None or clip is not None:
                 lora = comfy.utils.load_torch_file(str(path), safe_load=True)
                 model, clip = comfy.sd.load_lora_for_models(model, clip, lora, strength, strength_clip)
         joint, text = None, "No forget patch is on."
-        if any(member.strength for member in members):
-            joint = stack(members)
-            count = len(joint.info["members"])
+        if any(weighted.strength for weighted in patches):
+            joint = stack(patches)
+            count = len(joint.info["patches"])
             text = f"{count} {'patches' if count > 1 else 'patch'}: {joint.info['concept']}\n{summary(joint)}"
             model = None if model is None else apply_patch(model, joint, 1.0)
         return io.NodeOutput(model, clip, joint, [*given, *chosen], text, ui=ui.PreviewText(text))

@@ -32,7 +32,7 @@ def as_json(recording: AttentionRecording) -> bytes:
 def as_npz(recording: AttentionRecording) -> bytes:
     """Each layer's mean map under its name, [B, H, h, w, T] with H = 1 unless heads are apart, or where steps were kept,
     [frames, B, H, h, w, T]; and the facts as JSON text under `facts`."""
-    several = recording.settings.keep == "steps"
+    several = recording.settings.granularity == "steps"
     maps = {}
     for name in recording.layers:
         frames = range(len(recording.frames)) if several else [None]

@@ -22,7 +22,7 @@ class FromImageConfig:
         0.5, "How far into the noise the picture goes, as a part of the model's timesteps: little shows details, much the "
         "whole.", min=0.0, max=1.0, step=0.01,
     )  # fmt: skip
-    passes: int = setting(4, "Of so many noises the mean is taken.", min=1, max=64)
+    num_samples: int = setting(4, "The mean of so many noises is taken.", min=1, max=64)
     seed: int = setting(0, "The seed of the noise.", min=0, max=0xFFFFFFFFFFFFFFFF)
 
 
@@ -52,11 +52,11 @@ def record_pictures(
         recording.add(name, q, k, layers[name].heads, *layer_size(*latents.shape[-2:], q.shape[1]), step=step)
 
     with host.training(latents.shape), torch.no_grad(), projections(layers, take):
-        for step in range(settings.passes):
+        for step in range(settings.num_samples):
             host.check_interrupt()
             noise = torch.randn(latents.shape, generator=generator).to(latents)
             x_t = a[t].sqrt() * latents + (1 - a[t]).sqrt() * noise
             host.predict(x_t, torch.full((len(latents),), t, device=latents.device), prompts.expand(len(latents)))
-            host.progress(step + 1, settings.passes, None)
+            host.progress(step + 1, settings.num_samples, None)
     recording.end()
     return recording

@@ -26,10 +26,10 @@ FLOAT = 4  # bytes
 class RecordingConfig:
     """What of the attention is recorded, and in how much memory."""
 
-    keep: str = setting(
+    granularity: str = setting(
         "heads",
         "What stays apart besides layers and tokens. `heads`: each head, as DAAM needs it, and for the view per head. "
-        "`steps`: each step, for the view over steps. `mean`: neither, which takes the least memory.",
+        "`steps`: each step, for the view `over_steps`. `mean`: neither, which takes the least memory.",
         choices=("heads", "steps", "mean"),
     )  # fmt: skip
     layers: str = setting(
@@ -43,7 +43,7 @@ class RecordingConfig:
     end_percent: float = setting(
         1.0, "Where in the noise the recording ends: 1 is the finished picture.", min=0.0, max=1.0, step=0.01, advanced=True
     )  # fmt: skip
-    memory: int = setting(
+    max_memory_mb: int = setting(
         256,
         "Megabytes that the recording of a sampling may take. Where they do not do, steps or heads are joined, then the "
         "largest maps halved.",
@@ -97,7 +97,7 @@ class AttentionRecording:
     earlier: dict[str, AttentionRecording] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.apart = self.settings.keep == "heads"
+        self.apart = self.settings.granularity == "heads"
 
     def begin(self, origin: Origin | None = None) -> None:
         """Forgets what was recorded: a new sampling starts. What another sampler has recorded is kept in `earlier`."""
@@ -108,7 +108,7 @@ class AttentionRecording:
             self.earlier.pop(origin.sampler, None)
         self.origin = origin
         self.frames, self.sizes, self.halved, self.span = [], {}, {}, 1
-        self.apart = self.settings.keep == "heads"
+        self.apart = self.settings.granularity == "heads"
 
     def end(self) -> None:
         """Brings what was recorded to the CPU: the sampling is over."""
@@ -116,7 +116,7 @@ class AttentionRecording:
             logger.warning(
                 "%d MB were too few for the attention maps of %d pictures: %d of %d layers are coarser, down to %d x %d. "
                 "Raise `memory`, record fewer pictures, or set `keep` to `mean`.",
-                self.settings.memory, self.pictures, len(self.halved), len(self.layers),
+                self.settings.max_memory_mb, self.pictures, len(self.halved), len(self.layers),
                 *min(frame.counts[layer].shape for frame in self.frames for layer in self.halved if layer in frame.counts),
             )  # fmt: skip
         for frame in self.frames:
@@ -169,7 +169,7 @@ class AttentionRecording:
         length = k.shape[1] if names is None else names.shape[2]
         if (columns or length) % len(self.tokens) or not same and (known[:2] != size[:2] or box):
             return
-        room = self.settings.memory * MEGABYTE
+        room = self.settings.max_memory_mb * MEGABYTE
         frame = self.make_room(layer, step, room - room // AT_ONCE - q.nbytes - k.nbytes, q.device)
         side = self.halved.get(layer, 1) if same else 1
         total, count = frame.sums[layer][first : first + len(q)], frame.counts[layer]
@@ -192,7 +192,7 @@ class AttentionRecording:
     ) -> Iterator[Tensor]:
         """The maps [B, H, rows, w, T] of some rows of pixels at a time, halved to pixels of this side."""
         row_bytes = 3 * FLOAT * len(q) * heads * width * k.shape[1]  # scores, probabilities, and these folded
-        rows = max(self.settings.memory * MEGABYTE // AT_ONCE // row_bytes // side, 1) * side
+        rows = max(self.settings.max_memory_mb * MEGABYTE // AT_ONCE // row_bytes // side, 1) * side
         for part in q.split(rows * width, 1):
             probabilities = attention_probabilities(part, k, heads)[..., :columns]
             if not self.apart:
@@ -223,7 +223,7 @@ class AttentionRecording:
 
     def frame_of(self, step: int) -> Frame:
         """The frame that a step belongs to."""
-        first = step - step % self.span if self.settings.keep == "steps" else 0
+        first = step - step % self.span if self.settings.granularity == "steps" else 0
         for frame in self.frames:
             if frame.first == first:
                 frame.last = max(frame.last, step)

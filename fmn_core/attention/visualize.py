@@ -20,7 +20,7 @@ from .frames import Frame
 from .heatmap import chosen_phrases, require_recorded, word_heat_maps
 from .recorder import AttentionRecording
 
-VIEWS = ("overlay", "side by side", "contact sheet", "over steps", "layers", "heads")
+VIEWS = ("overlay", "side_by_side", "contact_sheet", "over_steps", "layers", "heads")
 SMALLEST, LARGEST, OF_A_HEAD = 192, 384, 112  # a tile's longer side
 MOST_NUMBERS = 400_000_000  # of all sheets of a view: 1.6 GB
 MOST_OVERLAID = 2_000_000_000  # of all pictures of the overlay, and as many masks
@@ -35,19 +35,19 @@ class ViewConfig:
     )
     view: str = setting(
         "overlay",
-        "`overlay`: the heat map over the picture, in the picture's size. `side by side`: picture, both, and heat map. "
-        "`contact sheet`: all words of a picture. `over steps`: that for each step, for an animation. `layers`, `heads`: a "
+        "`overlay`: the heat map over the picture, in the picture's size. `side_by_side`: picture, both, and heat map. "
+        "`contact_sheet`: all words of a picture. `over_steps`: that for each step, for an animation. `layers`, `heads`: a "
         "word in each of them.",
         choices=VIEWS,
     )  # fmt: skip
-    maximum: float = setting(
+    vmax: float = setting(
         0.0,
-        "The share of attention that gets the brightest colour. 0: the highest found. Wire another one's maximum here to "
+        "The share of attention that gets the brightest colour. 0: the highest found. Wire another one's vmax here to "
         "compare two pictures on one scale.",
         min=0.0, max=1.0, step=0.001, auto=True,
     )  # fmt: skip
     threshold: float = setting(
-        0.0, "MASK is 1 where the heat map is above this part of the maximum, and 0 elsewhere. 0: the heat map itself.",
+        0.0, "MASK is 1 where the heat map is above this part of vmax, and 0 elsewhere. 0: the heat map itself.",
         min=0.0, max=1.0, step=0.01,
     )  # fmt: skip
     opacity: float = setting(0.6, "How much the heat map covers the picture.", min=0.0, max=1.0, step=0.05)
@@ -104,7 +104,7 @@ def require_room(view: str, count: int, height: int, width: int, most: int) -> N
 
 def scale(settings: ViewConfig, *heats: Tensor) -> float:
     """The share that gets the brightest colour: what was asked for, or the highest."""
-    return settings.maximum or min(max(max(heat.max().item() for heat in heats), 1e-12), 1.0)
+    return settings.vmax or min(max(max(heat.max().item() for heat in heats), 1e-12), 1.0)
 
 
 class View:
@@ -123,16 +123,16 @@ class View:
         """How many maps and tiles of each phrase are made."""
         recording, view = self.recording, self.settings.view
         heads = [recording.sizes[name][1] for name in recording.layers]
-        maps = {"over steps": len(recording.frames), "layers": len(heads), "heads": sum(heads)}.get(view, 1)
+        maps = {"over_steps": len(recording.frames), "layers": len(heads), "heads": sum(heads)}.get(view, 1)
         return maps * (1 + len(self.image))
 
     def draw(self, work: Work) -> tuple[Tensor, float]:
         """The sheets [N, H', W', 3] in 0..1, and the share that is brightest; each map and tile is a unit of the work."""
         self.work = work
         views = {
-            "side by side": self.concat_factors,
-            "contact sheet": self.contact_sheets,
-            "over steps": self.over_steps,
+            "side_by_side": self.side_by_side,
+            "contact_sheet": self.contact_sheets,
+            "over_steps": self.over_steps,
             "layers": self.layers,
             "heads": self.heads,
         }
@@ -158,7 +158,7 @@ class View:
             one[:] = sheet(title, several, maximum, self.settings.color_map, columns)
         return sheets
 
-    def concat_factors(self) -> tuple[Tensor, float]:
+    def side_by_side(self) -> tuple[Tensor, float]:
         heats = self.maps()
         maximum = scale(self.settings, heats)
 
@@ -222,14 +222,14 @@ class View:
     def require_kept(self, what: str) -> None:
         """Raises ForgetError where the recording has not kept its steps, or heads, apart."""
         settings = self.recording.settings
-        if settings.keep != what:
+        if settings.granularity != what:
             raise ForgetError(
-                f"The recording did not keep its {what} apart: set `keep` of Record Token Attention to `{what}`, and sample."
+                f"The recording did not keep its {what} apart: set `granularity` of Record Token Attention to `{what}`, and sample."
             )
         if what == "heads" and not self.recording.apart:
             raise ForgetError(
-                f"{settings.memory} MB were too few to keep the heads apart: raise `memory` of Record Token Attention, "
-                "record fewer pictures, or choose some of the layers, and sample."
+                f"{settings.max_memory_mb} MB were too few to keep the heads apart: raise `max_memory_mb` of Record Token "
+                "Attention, record fewer pictures, or choose some of the layers, and sample."
             )
 
 

@@ -44,27 +44,27 @@ def add_convert(commands, add_settings) -> None:
     command.add_argument("--concept", default="", help="what FILE forgets: its names, between commas")
     add_embeddings(command, "a file of learned words: in --concept <NAME> stands for them")
     command.add_argument("--strength", type=float, default=1.0, help="of the patch in the checkpoint (default: 1.0)")
-    command.add_argument("--out", type=Path, required=True, help="the file to write; a name in use is never taken over")
+    command.add_argument("--output", type=Path, required=True, help="the file to write; a name in use is never taken over")
     add_device(command)
     add_settings(command, ImportConfig)
     command.set_defaults(run=run_convert)
 
 
 def run_convert(options: argparse.Namespace) -> None:
-    require_new(options.out)
+    require_new(options.output)
     if options.to == "checkpoint" and options.base is None:
         raise ForgetError("There is no checkpoint to put the patch into: name it with --base.")
     if options.strength != 1 and options.to != "checkpoint":
         raise ForgetError("--strength is for `--to checkpoint` alone: a LoRA is given its strength where it is loaded.")
     patch, per_level = take_patch(options)
     if options.to == "patch":
-        files = save_patch(patch, options.out)
+        files = save_patch(patch, options.output)
     elif options.to == "checkpoint":
-        files = [merge(options.base, patch, options.strength, options.out)]
+        files = [merge(options.base, patch, options.strength, options.output)]
         if patch.unet_lora:
             say("What FILE changes outside the cross-attention is not in the checkpoint.")
     else:
-        files = save_as(patch, options.to, options.out, per_level)
+        files = save_as(patch, options.to, options.output, per_level)
     say(summary(patch), *map(describe, files))
 
 

@@ -1,5 +1,5 @@
 """Forgetting without a graph: `python -m fmn_core forget --model FOLDER --concept cat`, `... evaluate FILE --model
-FOLDER`, `... convert FILE --to peft --out FILE`, `... inspect FILE`."""
+FOLDER`, `... convert FILE --to peft --output FILE`, `... inspect FILE`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from ..erasure.config import ForgetSettings
+from torch import Tensor
+
+from ..erasure.config import PRESET_HELP, PRESETS, ForgetConfig, TrainingConfig, make_config
 from ..erasure.forget import forget
 from ..errors import ForgetError
 from ..evaluation.config import EvaluationConfig
@@ -49,47 +51,94 @@ def add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
             parser.add_argument(option, type=type(f.default), default=f.default, choices=choices, help=shown)
 
 
+def add_preset_settings(parser: argparse.ArgumentParser) -> None:
+    """`--preset`, and one option for each setting of any preset, grouped by the presets that read it."""
+    parser.add_argument("--preset", choices=list(PRESETS), default="fast", help=PRESET_HELP.replace("%", "%%"))
+    owners: dict[str, list[str]] = {}
+    for preset, config in PRESETS.items():
+        for f in dataclasses.fields(config):
+            owners.setdefault(f.name, []).append(preset)
+    groups = {}
+    for config in (ForgetConfig, TrainingConfig, *PRESETS.values()):
+        for f in dataclasses.fields(config):
+            if f.name in owners:
+                title = "settings of " + (
+                    "all presets" if len(owners[f.name]) == len(PRESETS) else ", ".join(owners[f.name])
+                )
+                group = groups.setdefault(title, None) or parser.add_argument_group(title)
+                groups[title] = group
+                add_setting(group, f, owners.pop(f.name))
+
+
+def add_setting(group, f: dataclasses.Field, presets: list[str]) -> None:
+    """An option without a value unless it is given: presets have defaults of their own."""
+    option, help = f"--{f.name.replace('_', '-')}", f.metadata["help"].replace("%", "%%")
+    if isinstance(f.default, bool):
+        group.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=help)
+        return
+    default = f" (default: {f.default})" if f.default != "" and len(presets) != 1 else ""
+    choices = f" One of {', '.join(f.metadata['choices'])}." if f.metadata["choices"] else ""
+    group.add_argument(option, type=type(f.default), default=None, help=f"{help}{choices}{default}")
+
+
+def take_config(options: argparse.Namespace) -> ForgetConfig:
+    """The preset's settings from parsed options; raises ForgetError for values out of bounds, and for an option that the
+    preset does not read."""
+    names = dict.fromkeys(f.name for config in PRESETS.values() for f in dataclasses.fields(config))
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return make_config(options.preset, **given)
+
+
 def take_settings(options: argparse.Namespace, settings: type):
     """The dataclass from parsed options; raises ForgetError for values out of bounds."""
     return settings(**{f.name: getattr(options, f.name) for f in dataclasses.fields(settings)})
 
 
 def run_forget(options: argparse.Namespace) -> None:
-    settings = take_settings(options, ForgetSettings)
+    config = take_config(options)
     if not (options.concept or options.embedding):
         raise ForgetError(
             "There is no concept: give its name with --concept, or the file of learned words with --embedding."
         )
-    if options.out:
-        require_new(options.out)
+    if options.output:
+        require_new(options.output)
     names = "\n".join(options.concept or [embedding_token(file.stem) for file in options.embedding])
-    concepts = len(make_concepts(names, settings.concept_type, settings.template))
+    concepts = len(make_concepts(names, config.concept_type, config.template))
     if options.images and len(options.images) != concepts:
         raise ForgetError(
             f"There are {concepts} concepts and {len(options.images)} folders of pictures: give --images once for each "
             "concept, in the same order."
         )
-    images, concept_of = read_folders(options.images, settings.resolution) if options.images else (None, None)
+    images, concept_of = pictures_for(options, config)
     host = open_host(options)
-    path = options.out or Path(f"forget-{slug(names)}.safetensors")
+    path = options.output or Path(f"forget-{slug(names)}.safetensors")
     require_new(path)
     with beside(path, save_patch) as checkpoint:
-        patch, _ = forget(host, names, settings, images, checkpoint=checkpoint, concept_of=concept_of)
+        patch, _ = forget(host, names, config, images=images, checkpoint=checkpoint, concept_of=concept_of)
         files = save_patch(patch, path)
     say(summary(patch), *map(describe, files))
 
 
+def pictures_for(options: argparse.Namespace, config: ForgetConfig) -> tuple[Tensor | None, list[int] | None]:
+    """The pictures of --images, and the number of each one's concept; raises ForgetError for a preset without pictures."""
+    if not options.images:
+        return None, None
+    if not isinstance(config, TrainingConfig):
+        raise ForgetError(f"The preset `{config.preset}` uses no pictures: leave out --images, or choose another preset.")
+    return read_folders(options.images, config.resolution)
+
+
 def run_invert(options: argparse.Namespace) -> None:
     settings = take_settings(options, InversionConfig)
-    require_new(options.out)
+    require_new(options.output)
     images = read_images(options.images, settings.resolution) if options.images else None
     host = open_host(options)
     with beside(
-        options.out, lambda inversion, path: save_embedding(inversion.vectors, path, asdict(settings))
+        options.output, lambda inversion, path: save_embedding(inversion.vectors, path, asdict(settings))
     ) as checkpoint:
-        inversion = invert_pictures(host, settings, images, concept=options.concept, checkpoint=checkpoint)
-        save_embedding(inversion.vectors, options.out, asdict(settings))
-    say(inversion.summary, describe(options.out))
+        inversion = invert_pictures(host, settings, images=images, concept=options.concept, checkpoint=checkpoint)
+        save_embedding(inversion.vectors, options.output, asdict(settings))
+    say(inversion.summary, describe(options.output))
 
 
 def run_config(options: argparse.Namespace) -> None:
@@ -102,7 +151,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
     from ..evaluation.plot import draw_report
 
     settings, patch = take_settings(options, EvaluationConfig), read_patch(options.file)
-    for path in (options.out, options.json, options.picture):
+    for path in (options.output, options.json, options.picture):
         if path:
             require_new(path)
     images = read_images(options.images, settings.resolution) if options.images else None
@@ -110,8 +159,8 @@ def run_evaluate(options: argparse.Namespace) -> None:
     host = open_host(options)
     evaluation = evaluate(host, patch, settings, clip=scorer, images=images)
     say(evaluation.report["summary"])  # before a full disk can take it away
-    if options.out:
-        save_patch(with_evaluation(patch, evaluation.report), options.out)
+    if options.output:
+        save_patch(with_evaluation(patch, evaluation.report), options.output)
     if options.json:
         write_new(json.dumps(evaluation.report, indent=1).encode(), options.json)
     if options.picture:
@@ -131,9 +180,9 @@ def save_picture(picture, path: Path) -> None:
 
 
 def run_stack(options: argparse.Namespace) -> None:
-    require_new(options.out)
+    require_new(options.output)
     patch = stack([read_member(text) for text in options.files])
-    say(summary(patch), *map(describe, save_patch(patch, options.out)))
+    say(summary(patch), *map(describe, save_patch(patch, options.output)))
 
 
 def read_member(text: str) -> WeightedPatch:
@@ -153,7 +202,7 @@ def read_member(text: str) -> WeightedPatch:
 def run_unstack(options: argparse.Namespace) -> None:
     parts = unstack(read_patch(options.file))
     names = distinct([f"forget-{slug(part.name)}" for part in parts])
-    paths = [require_new(options.out / f"{name}.safetensors") for name in names]
+    paths = [require_new(options.output / f"{name}.safetensors") for name in names]
     for part, path in zip(parts, paths, strict=True):
         save_patch(part.patch, path)
         say(f"{describe(path)}, strength {part.strength:g}")
@@ -196,7 +245,9 @@ def show_any_letter() -> None:
 def main(arguments: list[str] | None = None) -> int:
     show_any_letter()
     parser = argparse.ArgumentParser(prog="python -m fmn_core", description=__doc__)
-    parser.add_argument("--log", action="store_true", help="one line to stderr for each phase: what, how long, its figures")
+    parser.add_argument(
+        "--verbose", action="store_true", help="one line to stderr for each phase: what, how long, its figures"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("forget", help="make a patch that forgets concepts, in a diffusers model")
     add_model(command)
@@ -208,21 +259,21 @@ def main(arguments: list[str] | None = None) -> int:
         action="append",
         help="a folder of pictures that show it, for all presets but `fast`; once for each concept, in their order",
     )
-    command.add_argument("--out", type=Path, help="the file to write; a name in use is never taken over")
+    command.add_argument("--output", type=Path, help="the file to write; a name in use is never taken over")
     add_device(command)
-    add_settings(command, ForgetSettings)
+    add_preset_settings(command)
     command.set_defaults(run=run_forget)
     command = commands.add_parser("invert", help="learn words that call for what pictures show (textual inversion)")
     add_model(command)
     pictures = command.add_mutually_exclusive_group(required=True)
     pictures.add_argument("--images", type=Path, help="a folder of pictures")
     pictures.add_argument("--concept", default="", help="or what the model makes pictures of itself")
-    command.add_argument("--out", type=Path, required=True, help="the embedding's file, e.g. my-cat.safetensors")
+    command.add_argument("--output", type=Path, required=True, help="the embedding's file, e.g. my-cat.safetensors")
     add_embeddings(command, "a file of learned words that --concept or --template calls by <NAME>")
     add_device(command)
     add_settings(command, InversionConfig)
     command.set_defaults(run=run_invert)
-    command = commands.add_parser("run", help="do what an attn.yaml or ti.yaml of the original Forget-Me-Not says")
+    command = commands.add_parser("run-config", help="do what an attn.yaml or ti.yaml of the original Forget-Me-Not says")
     command.add_argument("file", type=Path)
     command.add_argument("--model", help="in place of the file's pretrained_model_name_or_path")
     add_device(command)
@@ -232,7 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_model(command)
     command.add_argument("--json", type=Path, help="write every figure there")
     command.add_argument("--picture", type=Path, help="draw the report there, as .png or .jpg")
-    command.add_argument("--out", type=Path, help="write the patch there, with the report in it")
+    command.add_argument("--output", type=Path, help="write the patch there, with the report in it")
     command.add_argument("--clip", metavar="FOLDER", help="a transformers CLIPModel, for CLIP scores")
     command.add_argument("--images", type=Path, help="a folder of pictures of the concept, for `--inversion`")
     add_embeddings(command, "a file of learned words that the patch forgets or keeps by")
@@ -241,11 +292,11 @@ def main(arguments: list[str] | None = None) -> int:
     command.set_defaults(run=run_evaluate)
     command = commands.add_parser("stack", help="make one patch of several, in which each does what it does alone")
     command.add_argument("files", nargs="+", metavar="FILE[=STRENGTH]", help="patches; strength 1 where none is given")
-    command.add_argument("--out", type=Path, required=True, help="the file to write; a name in use is never taken over")
+    command.add_argument("--output", type=Path, required=True, help="the file to write; a name in use is never taken over")
     command.set_defaults(run=run_stack)
     command = commands.add_parser("unstack", help="take a stacked patch apart again")
     command.add_argument("file", type=Path)
-    command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the patches go")
+    command.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the patches go")
     command.set_defaults(run=run_unstack)
     add_convert(commands, add_settings)
     command = commands.add_parser(
@@ -261,7 +312,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.set_defaults(run=run_doctor)
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("forget_me_not").setLevel(logging.INFO if options.log else logging.WARNING)
+    logging.getLogger("forget_me_not").setLevel(logging.INFO if options.verbose else logging.WARNING)
     try:
         with out_of_memory_told():
             options.run(options)

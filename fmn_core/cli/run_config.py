@@ -11,8 +11,8 @@ from pathlib import Path
 
 import yaml
 
-from ..erasure.config import ForgetSettings
-from ..erasure.forget import forget_concepts
+from ..erasure.config import ResteeringConfig
+from ..erasure.forget import forget
 from ..errors import ForgetError, brief
 from ..files.atomic import Saved, describe, save_under_next
 from ..files.names import slug
@@ -89,14 +89,14 @@ def inversion_settings(config: dict) -> InversionConfig:
             f"use_template is `{brief(template)}`: write `object` or `style`; captions in file names are not read."
         )
     words = split_tokens(config["placeholder_tokens"])
-    initializers = split_tokens(config["initializer_tokens"]) or ["<rand-0.017>"] * max(1, len(words))
-    if words and len(words) != len(initializers):
+    init_tokens = split_tokens(config["initializer_tokens"]) or ["<rand-0.017>"] * max(1, len(words))
+    if words and len(words) != len(init_tokens):
         raise ForgetError(
-            f"There are {len(words)} placeholder_tokens and {len(initializers)} initializer_tokens: give one for each."
+            f"There are {len(words)} placeholder_tokens and {len(init_tokens)} initializer_tokens: give one for each."
         )
     return InversionConfig(
         concept_type=template,
-        initializers="|".join(f"<id-{word}>" if word.isnumeric() else word for word in initializers),
+        init_tokens="|".join(f"<id-{word}>" if word.isnumeric() else word for word in init_tokens),
         steps=number(config, "max_train_steps_ti", InversionConfig, "steps"),
         learning_rate=number(config, "learning_rate_ti", InversionConfig, "learning_rate"),
         seed=number(config, "seed", InversionConfig, "seed"),
@@ -106,32 +106,31 @@ def inversion_settings(config: dict) -> InversionConfig:
     )
 
 
-def forgetting_settings(config: dict, pictures: int = 1, pads_with_end: bool = False) -> ForgetSettings:
+def forgetting_settings(config: dict, pictures: int = 1, pads_with_end: bool = False) -> ResteeringConfig:
     """The settings that `Attn` means, for so many pictures and for a tokenizer that pads with the end token or with another,
     since `use_pooler` takes every end token."""
-    ends = "concept onward" if pads_with_end else "concept and end"  # the prompts end with the concept
-    batch_size = number(config, "train_batch_size", ForgetSettings, "batch_size")
+    ends = "concept_onward" if pads_with_end else "concept_and_end"  # the prompts end with the concept
+    batch_size = number(config, "train_batch_size", ResteeringConfig, "batch_size")
     if config["max_train_steps"] is None:
-        steps = number(config, "num_train_epochs", ForgetSettings, "steps") * -(-pictures // batch_size)
-        most = ForgetSettings.__dataclass_fields__["steps"].metadata["max"]
+        steps = number(config, "num_train_epochs", ResteeringConfig, "steps") * -(-pictures // batch_size)
+        most = ResteeringConfig.__dataclass_fields__["steps"].metadata["max"]
         if steps > most:
             raise ForgetError(
                 f"num_train_epochs is {config['num_train_epochs']}, which for {pictures} pictures is {steps:,} steps: write "
                 f"a smaller number, for {most:,} steps at most."
             )
     else:
-        steps = number(config, "max_train_steps", ForgetSettings, "steps")
-    return ForgetSettings(
-        preset="paper",
+        steps = number(config, "max_train_steps", ResteeringConfig, "steps")
+    return ResteeringConfig(
         steps=steps,
         learning_rate=lora_rate(config, steps),
-        seed=number(config, "seed", ForgetSettings, "seed"),
+        seed=number(config, "seed", ResteeringConfig, "seed"),
         batch_size=batch_size,
-        tokens=ends if flag(config, "use_pooler") else "concept",
-        matrices="q k v out",
-        layers="cross-attention" if flag(config, "only_optimize_ca") else "whole unet",
-        resolution=number(config, "resolution", ForgetSettings, "resolution"),
-        loss="joint norm",
+        penalized_tokens=ends if flag(config, "use_pooler") else "concept",
+        target_modules="q,k,v,out",
+        train_layers="cross_attention" if flag(config, "only_optimize_ca") else "whole_unet",
+        resolution=number(config, "resolution", ResteeringConfig, "resolution"),
+        loss="joint_norm",
     )
 
 
@@ -176,7 +175,7 @@ def lora_rate(config: dict, steps: int) -> float:
     AdamW moves every number by about its rate in a step: after n steps a weight by n * rate, and the product of a LoRA's
     two factors of rank r by r * (n * rate)^2.
     """
-    rank, most = ForgetSettings.rank, ForgetSettings.__dataclass_fields__["learning_rate"].metadata["max"]
+    rank, most = ResteeringConfig.rank, ResteeringConfig.__dataclass_fields__["learning_rate"].metadata["max"]
     rate, limit = real(config, "learning_rate"), rank * steps * most**2
     if not 0 < rate <= limit:
         raise ForgetError(f"learning_rate is {rate:g}: write a number above 0, and up to {limit:g} for {steps} steps.")
@@ -201,7 +200,7 @@ def run_inversion(config: dict, model: str | None, device: str | None) -> None:
     path = Path(config["output_dir"], f"step_inv_{settings.steps}.safetensors")
     host = open_host(config, model, device)
     with beside(path, lambda inversion, path: save_embedding(inversion.vectors, path, asdict(settings))) as checkpoint:
-        inversion = invert_pictures(host, settings, images, checkpoint=checkpoint)
+        inversion = invert_pictures(host, settings, images=images, checkpoint=checkpoint)
         file = save_beside(path, lambda path: save_embedding(inversion.vectors, path, asdict(settings)))
     say(inversion.summary, describe(file))
 
@@ -214,15 +213,15 @@ def run_forgetting(config: dict, model: str | None, device: str | None) -> None:
     images, concept_of = (None, None) if flag(config, "no_real_image") else read_folders(folders, settings.resolution)
     path = Path(config["output_dir"], f"forget-{slug('-'.join(name for name, _ in listed))}.safetensors")
     host = open_host(config, model, device)
-    pictures = max(settings.num_pictures, len(listed)) if images is None else len(images)
+    pictures = max(settings.num_images, len(listed)) if images is None else len(images)
     settings = forgetting_settings(config, pictures, pads_with_end(host))
-    say(told(config, settings))
+    say(differences(config, settings))
     concepts: tuple[Concept, ...] = ()
     for name, type in listed:
         joint_name = add_embedding(host, name, embeddings[name]) if embeddings else name.replace("-", " ")
         concepts += make_concepts(joint_name, type)
     with beside(path, save_patch) as checkpoint:
-        patch, _ = forget_concepts(host, concepts, settings, images, checkpoint=checkpoint, concept_of=concept_of)
+        patch, _ = forget(host, concepts, settings, images=images, checkpoint=checkpoint, concept_of=concept_of)
         files = save_beside(path, lambda path: save_patch(patch, path))
     say(summary(patch), *map(describe, files))
 
@@ -233,17 +232,17 @@ def pads_with_end(host: DiffusionHost) -> bool:
     return ids.get("padding") == ids["end"]
 
 
-def told(config: dict, settings: ForgetSettings) -> str:
+def differences(config: dict, settings: ResteeringConfig) -> str:
     """In what a training follows the original's code rather than its paper, and what becomes of its learning rate."""
     end = "and of the end token (use_pooler)"
     counted = {
         "concept": "",
-        "concept and end": f" {end}",
-        "concept onward": f" {end}, with which this model's tokenizer fills prompts up",
+        "concept_and_end": f" {end}",
+        "concept_onward": f" {end}, with which this model's tokenizer fills prompts up",
     }
     return (
         "As in the original's code, and other than in its paper, the loss is one norm, not squared, of the attention to all "
-        f"columns of the concept{counted[settings.tokens]}. Its learning rate for whole weights, "
+        f"tokens of the concept{counted[settings.penalized_tokens]}. Its learning rate for whole weights, "
         f"{real(config, 'learning_rate'):g}, is {settings.learning_rate:.2g} for this LoRA of rank {settings.rank}."
     )
 

@@ -211,7 +211,9 @@ def require_half(weights: WeightsFile, factors: Mapping[str, Factors]) -> None:
     """Raises ForgetError where half precision cannot hold a layer's factors."""
     for name, (up, down) in factors.items():
         if not max(up.norm() * down.norm(), up.abs().max(), down.abs().max()) < LARGEST:
-            raise ForgetError(f"{weights.path.name} has values at {name} too large for a patch: it is damaged; get it again.")
+            raise ForgetError(
+                f"{weights.path.name} has values at {name} too large for a patch: it is damaged; get it again."
+            )
 
 
 def low_rank(

@@ -58,7 +58,8 @@ def forget_fast(run: TrainingRun) -> tuple[Patch, list[float]]:
 
 
 def with_unrelated_drift(host: DiffusionHost, edit: LinearEdit, factors: Factors) -> PatchReport:
-    """The report with a look at unrelated prompts: without it where the UNet cannot be asked, which an edit does not need."""
+    """The report with a look at unrelated prompts: without it where the UNet cannot be asked, which an edit does not
+    need."""
     try:
         prompts = unrelated_prompts(host, edit.plan.forgotten)
         with host.training(latents_shape(host)):

@@ -229,7 +229,8 @@ MAIN_FIELDS = ("concept_type", "mode", "preserve", "target")  # what a user is a
 
 
 def make_config(preset: str = "fast", **values: object) -> ForgetConfig:
-    """The settings of a preset; raises ForgetError for an unknown preset, and for a setting that the preset does not read."""
+    """The settings of a preset; raises ForgetError for an unknown preset, and for a setting that the preset does not
+    read."""
     if preset not in PRESETS:
         raise ForgetError(f"`{brief(preset)}` is no preset: choose one of {', '.join(PRESETS)}.")
     config = PRESETS[preset]

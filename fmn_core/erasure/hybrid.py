@@ -105,8 +105,8 @@ class HybridTraining:
         return Batch(x_t, t, indices, rows, prompts, target, y_t, u, near, host.predict(y_t, u, near))
 
     def next_step(self) -> Step:
-        """A step down the hybrid loss: |estimate - target|^2 for the concept, plus its attention, plus |change|^2 for what is
-        near. Errors of noise are weighted as errors of x0, since what a picture will show is decided where there is most
+        """A step down the hybrid loss: |estimate - target|^2 for the concept, plus its attention, plus |change|^2 for what
+        is near. Errors of noise are weighted as errors of x0, since what a picture will show is decided where there is most
         noise."""
         host, images, batch = self.run.host, self.images, self.make_batch(self.run.config.batch_size)
         indices, token_mask = used_tokens(self.prompts.token_mask[batch.rows])

@@ -218,9 +218,7 @@ class Resteering:
     def unfinished(self, losses: list[float]) -> PatchReport:
         """The report of a training that was stopped."""
         done = len(losses)
-        return PatchReport(
-            steps=done, loss=[losses[0], losses[-1]], warnings=[unfinished(done, self.run.config.steps)]
-        )
+        return PatchReport(steps=done, loss=[losses[0], losses[-1]], warnings=[unfinished(done, self.run.config.steps)])
 
     def patch_of(self, report: PatchReport) -> Patch:
         settings = self.run.config.plain()

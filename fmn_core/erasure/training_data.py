@@ -108,7 +108,9 @@ def images_steps(run: TrainingRun, concepts: int) -> int:
     return sampling_calls(max(run.config.num_images, concepts), run.config.num_inference_steps)
 
 
-def make_images(run: TrainingRun, prompts: PromptSet, generator: torch.Generator, of_targets: bool = False) -> TrainingImages:
+def make_images(
+    run: TrainingRun, prompts: PromptSet, generator: torch.Generator, of_targets: bool = False
+) -> TrainingImages:
     """The pictures to train on: those given, or the model's own of the concepts or, with `of_targets`, of what takes their
     place. Raises ForgetError for given ones that cannot be used."""
     host, config = run.host, run.config

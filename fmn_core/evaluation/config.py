@@ -18,7 +18,9 @@ class EvaluationConfig:
         multiline=True,
     )
     prompts: int = setting(4, "How many prompts of the concept, near words and unrelated prompts to measure.", min=1, max=32)
-    images_per_prompt: int = setting(1, "Pictures of each prompt, before and after; more make the figures surer.", min=1, max=16)
+    images_per_prompt: int = setting(
+        1, "Pictures of each prompt, before and after; more make the figures surer.", min=1, max=16
+    )
     seed: int = setting(
         0, "Seed of the first picture; the others follow it. The same inputs and seed give the same report.",
         min=0, max=0xFFFFFFFF,

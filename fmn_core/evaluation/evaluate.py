@@ -71,7 +71,9 @@ def evaluate(
     factors = {target: (up * settings.strength, down) for target, (up, down) in patch_factors(host, patch).items()}
     embeds = probe_embeds(vocabulary, probes, subjects)
     drawn = [probe for probe in probes if probe.group != "empty" for _ in range(settings.images_per_prompt)]
-    calls = 2 * sampling_calls(len(drawn), settings.num_inference_steps) + (recover_calls(settings, images) if settings.inversion else 0)
+    calls = 2 * sampling_calls(len(drawn), settings.num_inference_steps) + (
+        recover_calls(settings, images) if settings.inversion else 0
+    )
     with host.sized(settings.resolution), host.one_bar(calls):
         measured = measure(host, patch, probes, settings)
         inverted = recover(host, patch, subjects, settings, images) if settings.inversion else None

@@ -12,8 +12,8 @@ TITLES = {"near": "near words", "kept": "kept words", "unrelated": "unrelated pr
 
 
 def findings(report: dict, preserved: Collection[str] = ()) -> dict:
-    """`warnings`, a sentence for each figure above its limit; `limits`, what the figures do not promise; `summary`. `preserved`
-    are the words that the patch was made to preserve."""
+    """`warnings`, a sentence for each figure above its limit; `limits`, what the figures do not promise; `summary`.
+    `preserved` are the words that the patch was made to preserve."""
     found, bounds = warnings(report, preserved), limits(report)
     return {"warnings": found, "limits": bounds, "summary": "\n".join([*found, *effects(report), *bounds])}
 

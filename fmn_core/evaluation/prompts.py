@@ -66,7 +66,9 @@ def subjects_of(patch: Patch, preserve: str = "") -> Subjects:
     return Subjects(names, tuple(dict.fromkeys(kept + asked)), kind if known else "object", own)
 
 
-def find_probes(host: DiffusionHost, vocabulary: VocabularyIndex, patch: Patch, subjects: Subjects, most: int) -> list[Probe]:
+def find_probes(
+    host: DiffusionHost, vocabulary: VocabularyIndex, patch: Patch, subjects: Subjects, most: int
+) -> list[Probe]:
     """The prompts, `most` of the concept, of near words, those inside names first, and of unrelated ones, all of the kept
     words, and the empty one.
 

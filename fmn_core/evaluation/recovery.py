@@ -60,7 +60,9 @@ def recover(
         with applied(host, patch, settings.strength):
             losses["patched, name"] = denoising_loss(host, judged, prompts, settings.seed)
             losses["patched, learned"] = denoising_loss(host, judged, with_after, settings.seed)
-            drawn = sample_pictures(host, noise, with_after[[0] * SHOWN], empty, settings.num_inference_steps, settings.guidance_scale)
+            drawn = sample_pictures(
+                host, noise, with_after[[0] * SHOWN], empty, settings.num_inference_steps, settings.guidance_scale
+            )
     taken = losses["patched, name"] - losses["base, name"]
     back = losses["patched, name"] - losses["patched, learned"]
     figures = {
@@ -88,7 +90,9 @@ def anchors(
     generator = torch.Generator().manual_seed(settings.seed)
     noise = torch.randn(ANCHORS, channels, height, width, generator=generator).to(host.device)
     with host.training((SHOWN, channels, height, width)):
-        return sample_pictures(host, noise, prompts[[0] * ANCHORS], empty, settings.num_inference_steps, settings.guidance_scale)
+        return sample_pictures(
+            host, noise, prompts[[0] * ANCHORS], empty, settings.num_inference_steps, settings.guidance_scale
+        )
 
 
 def denoising_loss(host: DiffusionHost, latents: Tensor, prompts: Prompts, seed: int) -> float:

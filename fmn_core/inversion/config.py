@@ -37,7 +37,9 @@ class InversionConfig:
         multiline=True,
     )  # fmt: skip
     batch_size: int = setting(1, "Pictures in each step; the original takes 1.", min=1, max=16, advanced=True)
-    horizontal_flip: bool = setting(True, "Learn from the mirrored pictures as well, where pictures are given.", advanced=True)
+    horizontal_flip: bool = setting(
+        True, "Learn from the mirrored pictures as well, where pictures are given.", advanced=True
+    )
     norm_decay: bool = setting(
         True, "Draw the vectors' norms to that of the text encoder's own words, so that they mix with them.", advanced=True
     )

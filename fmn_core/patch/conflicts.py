@@ -71,7 +71,9 @@ def collateral_change(patches: Sequence[WeightedPatch], stacked: Mapping[str, Te
     known = [(weighted, weighted.statistics) for weighted in patches if weighted.statistics]
     if not known:
         return 0.0
-    own = sum(actions(weighted, [words])[0] ** 2 / words.keys.square().sum().item() for weighted, words in known) / len(known)
+    own = sum(actions(weighted, [words])[0] ** 2 / words.keys.square().sum().item() for weighted, words in known) / len(
+        known
+    )
     total = size = 0.0
     for _, words in known:
         size += words.kept.square().sum().item() + words.tail * words.kept.shape[1]
@@ -104,8 +106,8 @@ def conflict_warnings(patches: Sequence[WeightedPatch]) -> list[str]:
                 found.append(f"Two patches forget `{same[0]}`, which is more than enough: leave one out.")
             if weighted.patch.info["base"].get("hash") != other.patch.info["base"].get("hash"):
                 found.append(
-                    f"The patches of `{other.name}` and `{weighted.name}` were made on different models of one architecture: "
-                    "each is at its best on its own."
+                    f"The patches of `{other.name}` and `{weighted.name}` were made on different models of one architecture: each "
+                    "is at its best on its own."
                 )
     return list(dict.fromkeys(found))
 

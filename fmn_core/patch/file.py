@@ -22,8 +22,8 @@ MOST_BYTES = 1 << 30  # of a file: SDXL's at rank 128 has 202 million, a hundred
 
 
 def metadata(patch: Patch, name: str, digest: str) -> dict[str, str]:
-    """What goes into a file beside a patch's tensors, or its UNet LoRA's, of this sha256: keys that kohya's tools, the webuis
-    and model managers read. No date: the same patch gives the same file."""
+    """What goes into a file beside a patch's tensors, or its UNet LoRA's, of this sha256: keys that kohya's tools, the
+    webuis and model managers read. No date: the same patch gives the same file."""
     info, base = patch.info, patch.info["base"]
     version, architecture = FAMILIES[base["family"]]
     written = ("seed",) if info["settings"].get("preset") == "fast" else ("seed", "steps", "learning_rate")

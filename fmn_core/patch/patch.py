@@ -117,7 +117,9 @@ def check_tensors(patch: Patch, name: str) -> None:
     modules = patch.modules
     expected = {module + suffix for module in modules for suffix in (DOWN, UP, ALPHA)}
     if not modules or set(patch) != expected or not all(MODULE.fullmatch(module) for module in modules):
-        raise ForgetError(f"{name} holds other tensors than a forget patch does: it is damaged or was edited; copy it again.")
+        raise ForgetError(
+            f"{name} holds other tensors than a forget patch does: it is damaged or was edited; copy it again."
+        )
     rank = (*patch[modules[0] + DOWN].shape, 0)[0]
     for module in modules:
         up, down = patch[module + UP], patch[module + DOWN]

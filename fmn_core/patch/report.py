@@ -31,8 +31,8 @@ class PatchReport:
     `erasure`: name -> how far its prompts go to what takes their place, 1 being there. `preserve_drift`: near word -> how
     far it moves, on the same scale, the largest first, and `empty_prompt_drift`. `attention_mass`: the share of attention to
     the concept, by time. `target_error` and `noise_drift`: errors of noise estimates for the concept, by time, and for near
-    words, over the unpatched model's for the concept. `unrelated_drift`: change of the noise estimates for unrelated prompts.
-    `interference`, `response_errors` and `collateral_change` are those of a stack: see `conflicts`.
+    words, over the unpatched model's for the concept. `unrelated_drift`: change of the noise estimates for unrelated
+    prompts. `interference`, `response_errors` and `collateral_change` are those of a stack: see `conflicts`.
     """
 
     erasure: dict[str, float] = field(default_factory=dict)

@@ -120,7 +120,9 @@ def in_order(patches: Sequence[WeightedPatch]) -> list[WeightedPatch]:
         for patch, strength in patches
         for part, own in (unstack(patch) if "patches" in patch.info else [WeightedPatch(patch)])
     ]
-    known = [(weighted.name, identity(weighted.patch), abs(weighted.strength), weighted.strength, weighted) for weighted in apart]
+    known = [
+        (weighted.name, identity(weighted.patch), abs(weighted.strength), weighted.strength, weighted) for weighted in apart
+    ]
     found: dict[str, WeightedPatch] = {}
     for _, own, _, _, weighted in sorted(known, key=lambda one: one[:-1]):
         if weighted.strength:
@@ -221,7 +223,9 @@ def condition_number(mixed: Tensor) -> float:
 
 def joint_info(patches: Sequence[WeightedPatch]) -> dict:
     """What the file of a stacked patch remembers: of the whole what any patch does, and every part's own."""
-    every = {json.dumps(concept, sort_keys=True): concept for weighted in patches for concept in moved_concepts(weighted.patch)}
+    every = {
+        json.dumps(concept, sort_keys=True): concept for weighted in patches for concept in moved_concepts(weighted.patch)
+    }
     kept = dict.fromkeys(word for weighted in patches for word in kept_words(weighted.patch))
     forgotten = forgotten_names(patches)
     return {

@@ -1,4 +1,5 @@
-"""What a text encoder makes of prompts: the embeddings of a name in them, what each should become, and what must not move."""
+"""What a text encoder makes of prompts: the embeddings of a name in them, what each should become, and what must not
+move."""
 
 from __future__ import annotations
 

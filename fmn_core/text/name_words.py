@@ -24,8 +24,8 @@ def single_words(name: str) -> list[str]:
 
 def words_inside(vocabulary: VocabularyIndex, names: Sequence[str], kind: str) -> dict[str, float]:
     """The words inside a concept's names of several words, function words left out, and without those that the text encoder
-    does not know or has learned for the concept; each with its likeness to the name, the cosine that `VocabularyIndex.likeness`
-    takes."""
+    does not know or has learned for the concept; each with its likeness to the name, the cosine that
+    `VocabularyIndex.likeness` takes."""
     found: dict[str, float] = {}
     for name in names:
         own = vocabulary.tokenize(name)
@@ -34,13 +34,19 @@ def words_inside(vocabulary: VocabularyIndex, names: Sequence[str], kind: str) -
             tokens = vocabulary.tokenize(word)
             plain_text = find_tokens(own, tokens) and all(token.id >= 0 for token in tokens)
             if plain_text and vocabulary.knows(word, kind):
-                likeness = F.cosine_similarity(*vocabulary.offsets([plain_prompt(kind, name), plain_prompt(kind, word)], kind), dim=0).item()
+                likeness = F.cosine_similarity(
+                    *vocabulary.offsets([plain_prompt(kind, name), plain_prompt(kind, word)], kind), dim=0
+                ).item()
                 found[word] = max(likeness, found.get(word, -1.0))
     return found
 
 
 def hold_words(
-    vocabulary: VocabularyIndex, subjects: dict[str, tuple[str, ...]], kind: str, others: Collection[str], freed: dict[str, str]
+    vocabulary: VocabularyIndex,
+    subjects: dict[str, tuple[str, ...]],
+    kind: str,
+    others: Collection[str],
+    freed: dict[str, str],
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
     """The words inside each concept's names that are held, the likest to the name first, and those that are not -> the
     concept: those that are `freed` already, and those of one meaning with it. `others` are in no such list."""

@@ -51,9 +51,7 @@ class TrainingLoop:
     """Steps of a training, each told to whoever watches: the checkpoint, and the host's progress bar with its preview.
     `after_optimizer` may change the parameters after each of the optimiser's steps."""
 
-    def __init__(
-        self, run: TrainingRun, descent: Descent, steps: int, after_optimizer: Callable[[], None] | None = None
-    ):
+    def __init__(self, run: TrainingRun, descent: Descent, steps: int, after_optimizer: Callable[[], None] | None = None):
         self.host, self.checkpoint, self.descent, self.steps = run.host, run.checkpoint, descent, steps
         self.losses, self.after_optimizer = descent.state.losses, after_optimizer
 
@@ -158,7 +156,9 @@ def settled(state: State, measure: Callable[[], T], taken: bool) -> tuple[T, boo
 
 def unfinished(done: int, steps: int) -> str:
     """What a user is told of the result of a training that was stopped."""
-    return f"Unfinished: stopped after step {done} of {steps}. Queue the same inputs again to resume from the last saved step."
+    return (
+        f"Unfinished: stopped after step {done} of {steps}. Queue the same inputs again to resume from the last saved step."
+    )
 
 
 def diverged(done: int, steps: int, kept: str = "last good") -> str:

@@ -14,9 +14,7 @@ from ..plots.colormaps import overlay
 
 
 @torch.no_grad()
-def preview(
-    maps: dict[str, Tensor], token_mask: Tensor, pictures: Tensor | None, indices: list[int], x_t: Tensor
-) -> Tensor:
+def preview(maps: dict[str, Tensor], token_mask: Tensor, pictures: Tensor | None, indices: list[int], x_t: Tensor) -> Tensor:
     """Where the first of a batch of pictures attends to the concept, a mask [B, n] of the maps' tokens: a heat map over the
     picture, [H, W, 3] in 0..1."""
     height, width = (x * 8 for x in x_t.shape[-2:])

@@ -137,7 +137,9 @@ class Watch:
         if len(q) != len(given):  # a patch has other rows, one for each of several prompts, say
             parts = [(self.rows_of(context[: len(q)]), None)] if self.is_placed(None, forward.latents) else []
             given = context
-        together = max(self.recording.settings.memory * MEGABYTE // AT_ONCE // q[0].nbytes, 1)  # pictures, by their queries
+        together = max(
+            self.recording.settings.max_memory_mb * MEGABYTE // AT_ONCE // q[0].nbytes, 1
+        )  # pictures, by their queries
         for rows, area in parts:
             place = {"step": self.step, "box": box_of(area, self.whole, forward.latents, size), "pictures": len(rows)}
             for first in range(0, len(rows), together):
