@@ -17,30 +17,31 @@ import second_device
 import torch
 from graphs import Graphs
 
-from fmn_core.attention.from_image import LookSettings, record_pictures
-from fmn_core.attention.recorder import RecordingSettings
-from fmn_core.convert.config import ImportSettings
+from fmn_core.attention.from_image import FromImageConfig, record_pictures
+from fmn_core.attention.recorder import RecordingConfig
+from fmn_core.convert.config import ImportConfig
 from fmn_core.convert.importer import import_patch
 from fmn_core.erasure import adversarial as robust
 from fmn_core.erasure import hybrid, resteering
 from fmn_core.erasure import refined as balanced
-from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
 from fmn_core.evaluation import recovery
-from fmn_core.evaluation.config import EvaluateSettings
+from fmn_core.evaluation.config import EvaluationConfig
 from fmn_core.evaluation.evaluate import evaluate
-from fmn_core.inversion.config import InvertSettings
+from fmn_core.inversion.config import InversionConfig
 from fmn_core.inversion.textual_inversion import invert_pictures
-from fmn_core.patch.patch import DOWN, UP, read_patch, save_patch
+from fmn_core.patch.file import read_patch, save_patch
+from fmn_core.patch.patch import DOWN, UP
 from fmn_core.patch.stack import stack
-from fmn_core.patch.weighted import Member
+from fmn_core.patch.weighted import WeightedPatch
 from fmn_core.training.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.device
 
 ROOT = Path(__file__).parent.parent
 PATCH = ROOT / "demo/loras/forget-cat.safetensors"
-QUICK = {"steps": 1, "num_pictures": 1, "sampling_steps": 1, "resolution": 64, "batch_size": 1, "rounds": 1}
+QUICK = {"steps": 1, "num_images": 1, "num_inference_steps": 1, "resolution": 64, "batch_size": 1, "rounds": 1}
 IMAGES = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
 MASK = torch.nn.functional.pad(torch.ones(1, 32, 32), (16, 16, 16, 16))
 SAME = 0.02  # by which results may differ
@@ -51,12 +52,12 @@ IN_COMFYUI = {"second": {}} | ({REAL: {}} if REAL else {})  # without float64 it
 DEVICES = IN_DIFFUSERS | IN_COMFYUI
 COMFYUI_JOBS = "fast paper balanced robust inversion evaluation patched recorded cast scaled mixed".split()
 PRESETS = [
-    ForgetSettings(),
-    ForgetSettings(preset="paper", **QUICK),
-    ForgetSettings(preset="paper", gradient="residual stream", visual_weight=0.1, **QUICK),
-    ForgetSettings(preset="paper", layers="whole unet", **QUICK),
-    ForgetSettings(preset="balanced", mode="replace", replacement="dog", **QUICK),
-    ForgetSettings(preset="robust", **QUICK),
+    make_config(),
+    make_config(preset="paper", **QUICK),
+    make_config(preset="paper", backprop="skip_connections", visual_loss_weight=0.1, **QUICK),
+    make_config(preset="paper", train_layers="whole_unet", **QUICK),
+    make_config(preset="balanced", mode="replace", target="dog", **QUICK),
+    make_config(preset="robust", **QUICK),
 ]
 
 
@@ -159,7 +160,7 @@ def test_a_training_goes_on_where_it_was(hosts, tmp_path):
 
 
 def test_learned_words_are_those_of_the_cpu(hosts):
-    settings = InvertSettings(steps=2, batch_size=1)
+    settings = InversionConfig(steps=2, batch_size=1)
     expected, learned = (invert_pictures(host, settings, IMAGES, MASK).vectors for host in hosts)
     for name, vectors in learned.items():
         assert vectors.device.type == "cpu"
@@ -167,7 +168,7 @@ def test_learned_words_are_those_of_the_cpu(hosts):
 
 
 def test_an_evaluation_is_that_of_the_cpu(hosts):
-    settings = EvaluateSettings(prompts=1, steps=1, resolution=64, inversion=True, inversion_steps=1)
+    settings = EvaluationConfig(prompts=1, num_inference_steps=1, resolution=64, inversion=True, inversion_steps=1)
     expected, found = (evaluate(host, read_patch(PATCH), settings).report for host in hosts)
     assert json.loads(json.dumps(found)).keys() == expected.keys()
     assert numbers(found) == pytest.approx(numbers(expected), rel=SAME, abs=SAME)
@@ -181,9 +182,11 @@ def test_a_recording_is_that_of_the_cpu(hosts, keep):
     for host in hosts:
         latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(host.device)
         host.pipeline.set_progress_bar_config(disable=True)
-        with recorded_attention(host, "a cat", RecordingSettings(keep=keep)) as recording:
+        with recorded_attention(host, "a cat", RecordingConfig(granularity=keep)) as recording:
             host.pipeline("a cat", num_inference_steps=2, latents=latents, height=64, width=64, output_type="latent")
-        looked = record_pictures(host, IMAGES.to(host.device), "a cat", LookSettings(passes=1), RecordingSettings(keep=keep))
+        looked = record_pictures(
+            host, IMAGES.to(host.device), "a cat", FromImageConfig(num_samples=1), RecordingConfig(granularity=keep)
+        )
         recordings.append((recording, looked))
     for expected, found in zip(*recordings, strict=True):
         assert found.mass().device.type == "cpu" and found.layers == expected.layers
@@ -192,10 +195,10 @@ def test_a_recording_is_that_of_the_cpu(hosts, keep):
 
 def test_a_made_patch_is_stacked_and_comes_in_from_a_file(hosts, tmp_path):
     host = hosts[1]
-    made = forget(host, "dog", ForgetSettings())[0]
-    require_whole(stack([Member(patch) for patch in (read_patch(PATCH), made)]))
+    made = forget(host, "dog", make_config())[0]
+    require_whole(stack([WeightedPatch(patch) for patch in (read_patch(PATCH), made)]))
     save_patch(made, tmp_path / "dog.safetensors")
-    require_whole(import_patch(host, tmp_path / "dog.safetensors", ImportSettings(), "dog"))
+    require_whole(import_patch(host, tmp_path / "dog.safetensors", ImportConfig(), "dog"))
 
 
 @pytest.fixture(scope="session")

@@ -21,9 +21,9 @@ from graphs import Graphs  # noqa: E402
 from demo.host import comfyui_folder  # noqa: E402
 from demo.server import ComfyServer  # noqa: E402
 
-TRAINED = {"preset": "paper", "steps": 2, "num_pictures": 1, "sampling_steps": 1, "resolution": 64}
+TRAINED = {"preset": "paper", "steps": 2, "num_images": 1, "num_inference_steps": 1, "resolution": 64}
 KINDS = [
-    ("cat", 1, {}), ("dog", 2, {}), ("rose", 3, {}), ("house", 4, {"mode": "replace", "replacement": "car"}),
+    ("cat", 1, {}), ("dog", 2, {}), ("rose", 3, {}), ("house", 4, {"mode": "replace", "target": "car"}),
     ("cat", 5, TRAINED), ("car", 6, {}), ("lion", 7, TRAINED), ("dog", 8, {"keep": "wolf"}),
 ]  # fmt: skip
 

@@ -33,19 +33,19 @@ import comfy.sd  # noqa: E402
 from check_device import IMAGES, MASK, PATCH, QUICK, few_steps, require_whole  # noqa: E402
 from test_quantized import FP8, scaled  # noqa: E402
 
-from fmn_core.attention.visualize import ViewSettings, visualize  # noqa: E402
-from fmn_core.erasure.config import ForgetSettings  # noqa: E402
+from fmn_core.attention.visualize import ViewConfig, visualize  # noqa: E402
+from fmn_core.erasure.config import make_config  # noqa: E402
 from fmn_core.erasure.forget import forget  # noqa: E402
-from fmn_core.evaluation.config import EvaluateSettings  # noqa: E402
+from fmn_core.evaluation.config import EvaluationConfig  # noqa: E402
 from fmn_core.evaluation.evaluate import evaluate  # noqa: E402
 from fmn_core.hosts.comfy import embedded as comfy_embedded  # noqa: E402
 from fmn_core.hosts.comfy.apply import apply_patch  # noqa: E402
 from fmn_core.hosts.comfy.attention import record_attention  # noqa: E402
 from fmn_core.hosts.comfy.hooks import gated  # noqa: E402
 from fmn_core.hosts.comfy.model import ComfyHost  # noqa: E402
-from fmn_core.inversion.config import InvertSettings  # noqa: E402
+from fmn_core.inversion.config import InversionConfig  # noqa: E402
 from fmn_core.inversion.textual_inversion import invert_pictures  # noqa: E402
-from fmn_core.patch.patch import read_patch  # noqa: E402
+from fmn_core.patch.file import read_patch  # noqa: E402
 
 CAT = "a photo of a cat"
 
@@ -83,9 +83,9 @@ def patched(loaded: tuple) -> None:
     before, prompt = sample(model, clip, encode(clip, CAT)), encode(clip, CAT)
     patch = read_patch(PATCH)
     with torch.inference_mode():
-        conditioning, _, called = gated(prompt, patch, (1.0, 1.0), (0.0, 1.0), 0.1)
+        conditioning, _, joint_name = gated(prompt, patch, (1.0, 1.0), (0.0, 1.0), 0.1)
     on_model, on_prompt = sample(apply_patch(model, patch, 1.0), clip, prompt), sample(model, clip, conditioning)
-    assert called == [True] and not torch.equal(on_model, before)
+    assert joint_name == [True] and not torch.equal(on_model, before)
     assert 0 < (on_prompt - before).norm() and (on_prompt - on_model).norm() < (on_model - before).norm()
     assert torch.equal(sample(model, clip, prompt), before)
 
@@ -98,7 +98,7 @@ def recorded(loaded: tuple) -> None:
     assert recording.pictures == 2 and recording.mass().device.type == "cpu"
     assert torch.allclose(recording.mass().sum(1), torch.ones(2), atol=1e-3)
     pictures = IMAGES.repeat(2, 1, 1, 1).to(comfy.model_management.intermediate_device())
-    visualize(recording, pictures, ViewSettings(words="cat"))
+    visualize(recording, pictures, ViewConfig(words="cat"))
 
 
 def quantized(kind: str) -> None:
@@ -107,9 +107,9 @@ def quantized(kind: str) -> None:
     host = ComfyHost(*loaded)
     host.resolution = 64
     sample(*loaded[:2], encode(loaded[1], CAT))
-    require_whole(forget(host, "cat", ForgetSettings())[0])
+    require_whole(forget(host, "cat", make_config())[0])
     patched(loaded)
-    require_whole(forget(host, "cat", ForgetSettings(preset="paper", **QUICK))[0])
+    require_whole(forget(host, "cat", make_config(preset="paper", **QUICK))[0])
 
 
 def main() -> None:
@@ -126,12 +126,12 @@ def main() -> None:
 
     def forgotten(preset: str) -> None:
         given = (images, mask) if preset == "paper" else ()
-        require_whole(forget(host, "cat", ForgetSettings(preset=preset, **QUICK), *given)[0])
+        require_whole(forget(host, "cat", make_config(preset=preset, **QUICK), *given)[0])
 
     jobs |= {
-        "inversion": lambda: invert_pictures(host, InvertSettings(steps=1, batch_size=1), images, mask),
+        "inversion": lambda: invert_pictures(host, InversionConfig(steps=1, batch_size=1), images, mask),
         "evaluation": lambda: evaluate(
-            host, patch, EvaluateSettings(prompts=1, steps=1, resolution=64, inversion=True, inversion_steps=1)
+            host, patch, EvaluationConfig(prompts=1, num_inference_steps=1, resolution=64, inversion=True, inversion_steps=1)
         ),
         "patched": lambda: patched(loaded),
         "recorded": lambda: recorded(loaded),

@@ -78,11 +78,11 @@ def sample(comfy, loaded):
 @pytest.fixture(scope="session")
 def record(loaded):
     """record(text, model, conditioning, **settings) -> a model that records, and its recording."""
-    from fmn_core.attention.recorder import RecordingSettings
+    from fmn_core.attention.recorder import RecordingConfig
     from fmn_core.hosts.comfy.attention import record_attention
 
     def record(text="a neon drawing of a cat", model=None, conditioning=None, **settings):
-        return record_attention(model or loaded[0], loaded[1], text, RecordingSettings(**settings), conditioning)
+        return record_attention(model or loaded[0], loaded[1], text, RecordingConfig(**settings), conditioning)
 
     return record
 

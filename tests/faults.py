@@ -37,23 +37,23 @@ from demo.server import ComfyServer  # noqa: E402
 from fmn_core.erasure import adversarial as robust  # noqa: E402
 from fmn_core.erasure import hybrid, resteering  # noqa: E402
 from fmn_core.erasure import refined as balanced  # noqa: E402
-from fmn_core.erasure.config import ForgetSettings  # noqa: E402
+from fmn_core.erasure.config import make_config  # noqa: E402
 from fmn_core.erasure.forget import forget  # noqa: E402
 from fmn_core.errors import ForgetError  # noqa: E402
 from fmn_core.inversion import textual_inversion as inversion  # noqa: E402
-from fmn_core.inversion.config import InvertSettings  # noqa: E402
+from fmn_core.inversion.config import InversionConfig  # noqa: E402
 from fmn_core.inversion.embedding import save_embedding  # noqa: E402
 from fmn_core.inversion.textual_inversion import Inversion, invert_pictures  # noqa: E402
-from fmn_core.patch.patch import save_patch  # noqa: E402
+from fmn_core.patch.file import save_patch  # noqa: E402
 from fmn_core.training.checkpoint import Checkpoint  # noqa: E402
 
-SMALL = ForgetSettings(preset="paper", steps=4, num_pictures=1, sampling_steps=2, resolution=64, rank=2)
+SMALL = make_config(preset="paper", steps=4, num_images=1, num_inference_steps=2, resolution=64, rank=2)
 JOBS = {
     "paper": SMALL,
-    "paper, whole UNet": replace(SMALL, layers="whole unet", rank=1, steps=3),
+    "paper, whole UNet": replace(SMALL, train_layers="whole_unet", rank=1, steps=3),
     "balanced": replace(SMALL, preset="balanced", steps=5),
-    "robust": replace(SMALL, preset="robust", steps=2, rounds=1),
-    "inversion": InvertSettings(steps=6, num_pictures=1, sampling_steps=2, resolution=64, learning_rate=1e-2),
+    "robust": replace(SMALL, preset="robust", steps=2, attack_rounds=1),
+    "inversion": InversionConfig(steps=6, num_images=1, num_inference_steps=2, resolution=64, learning_rate=1e-2),
 }
 CALLS = (
     "encode", "contexts", "word_vectors", "tokenize", "encode_vectors", "predict", "decode", "training", "weight",
@@ -123,7 +123,7 @@ class Bench:
             return save(result, out / f"unfinished-{len(list(out.iterdir()))}.safetensors")
 
         with Checkpoint(out / "checkpoints", rescue, every) as checkpoint:
-            if isinstance(settings, InvertSettings):
+            if isinstance(settings, InversionConfig):
                 result = invert_pictures(host, settings, concept="cat", checkpoint=checkpoint)
             else:
                 result = forget(host, "cat", settings, checkpoint=checkpoint)[0]
@@ -341,7 +341,7 @@ def one_server_kill(work: Path) -> str:
 
     def save(server: ComfyServer) -> dict[str, dict]:
         graphs = Graphs(server)
-        settings = {"preset": "paper", "steps": 400, "num_pictures": 1, "sampling_steps": 2}
+        settings = {"preset": "paper", "steps": 400, "num_images": 1, "num_inference_steps": 2}
         graph = graphs.forget("cat", **settings)
         return graphs, graph | {"save": graphs.node("FMN_SavePatch", lora=["forget", 0])}
 

@@ -29,10 +29,10 @@ sys.path.insert(0, str(ROOT))
 from hostile import MUCH, Hostile  # noqa: E402
 
 from demo.host import load_embedded_model  # noqa: E402
-from fmn_core.convert.config import ImportSettings  # noqa: E402
+from fmn_core.convert.config import ImportConfig  # noqa: E402
 from fmn_core.convert.exporter import PER_LEVEL, merge, to_diff, to_peft  # noqa: E402
 from fmn_core.convert.importer import import_patch  # noqa: E402
-from fmn_core.erasure.config import ForgetSettings  # noqa: E402
+from fmn_core.erasure.config import make_config  # noqa: E402
 from fmn_core.erasure.forget import forget  # noqa: E402
 from fmn_core.errors import ForgetError  # noqa: E402
 from fmn_core.files.names import DEVICES, folder_and_name, slug  # noqa: E402
@@ -41,11 +41,12 @@ from fmn_core.inspection.inspect import inspect_patch  # noqa: E402
 from fmn_core.inspection.plot import draw_inspection  # noqa: E402
 from fmn_core.inversion.embedding import read_embedding  # noqa: E402
 from fmn_core.lora.keys import dotted, one_name  # noqa: E402
-from fmn_core.patch.patch import ALPHA, DOWN, UP, Patch, is_patch, read_patch, serialize  # noqa: E402
-from fmn_core.patch.report import summary  # noqa: E402
+from fmn_core.patch.file import is_patch, read_patch, serialize  # noqa: E402
+from fmn_core.patch.patch import ALPHA, DOWN, UP, Patch  # noqa: E402
 from fmn_core.patch.stack import stack, unstack  # noqa: E402
-from fmn_core.patch.weighted import Member  # noqa: E402
-from fmn_core.text.concept import concept_columns, make_concepts  # noqa: E402
+from fmn_core.patch.summary import summary  # noqa: E402
+from fmn_core.patch.weighted import WeightedPatch  # noqa: E402
+from fmn_core.text.concept import concept_mask, make_concepts  # noqa: E402
 from fmn_core.training.checkpoint import Checkpoint, State  # noqa: E402
 
 SLOW = 5.0  # seconds for one answer
@@ -71,7 +72,7 @@ def corpus() -> list[bytes]:
     return [
         serialize(small[0], "p"),
         serialize(small[0], "p"),
-        serialize(stack([Member(patch) for patch in small]), "both"),
+        serialize(stack([WeightedPatch(patch) for patch in small]), "both"),
         save(to_peft(small[0]), {"lora_adapter_metadata": '{"unet.lora_alpha": 8, "unet.alpha_pattern": {"to_k": 2}}'}),
         save(dict(to_diff(small[0]))),
         save({f"{name}.weight": torch.ones(192, 112), f"unet.{name.replace('to_k', 'to_out.0')}.bias": torch.ones(192)}),
@@ -269,7 +270,7 @@ class Fuzzer:
         patch = self.ask("read a patch", lambda: read_patch(self.path), raw)
         if patch is not None:
             self.uses(patch, raw)
-        self.ask("import", lambda: import_patch(self.host, self.path, ImportSettings(energy=0.9)), raw)
+        self.ask("import", lambda: import_patch(self.host, self.path, ImportConfig(energy=0.9)), raw)
         self.ask("read learned words", lambda: read_embedding(self.path, {"clip_l": 112}), raw)
         self.ask("merge into a checkpoint", lambda: merge(self.path, self.small, 1.0, out).unlink(), raw)
         assert sorted(file.name for file in self.folder.iterdir()) == ["bad.safetensors"], "a file was left"
@@ -286,7 +287,7 @@ class Fuzzer:
             if self.rng.random() < 0.05:
                 self.ask("draw", lambda: draw_inspection(inspection), raw)
         self.ask("apply", lambda: apply_patch(self.host.patcher, patch, 1.0), raw)
-        self.ask("stack", lambda: summary(stack([Member(patch, 0.7), Member(self.small)])), raw)
+        self.ask("stack", lambda: summary(stack([WeightedPatch(patch, 0.7), WeightedPatch(self.small)])), raw)
         self.ask("take apart", lambda: [slug(part.name) for part in unstack(patch)], raw)
         self.ask("write anew", lambda: serialize(patch, "again"), raw)
         self.ask("copy", lambda: copy.deepcopy(patch.info), raw)
@@ -312,15 +313,15 @@ class Fuzzer:
             )
             for concept in concepts[:3]:
                 for prompt, name in concept.prompts[:2]:
-                    concept_columns(
-                        self.host, name, prompt, self.rng.choice(["concept", "concept and end", "concept onward"])
-                    )
+                    concept_mask(self.host, name, prompt, self.rng.choice(["concept", "concept_and_end", "concept_onward"]))
 
         self.ask("find a concept in a prompt", columns, given)
-        self.ask("read a prompt", lambda: self.host.word_vectors(given), given)
+        self.ask("read a prompt", lambda: self.host.token_embeddings(given), given)
         if whole:
             keep = text(self.rng, 3) if self.rng.random() < 0.5 else ""
-            self.ask("forget", lambda: serialize(forget(self.host, given, ForgetSettings(keep=keep))[0], "x"), (given, keep))
+            self.ask(
+                "forget", lambda: serialize(forget(self.host, given, make_config(preserve=keep))[0], "x"), (given, keep)
+            )
 
     def checkpoint(self) -> None:
         """A checkpoint that is damaged is as good as none, and changes nothing."""

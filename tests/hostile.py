@@ -22,7 +22,7 @@ import torch
 from hostile_files import Files, Maker
 
 from fmn_core.cli.run_config import inversion_settings, read_concepts, read_config
-from fmn_core.convert.config import ImportSettings
+from fmn_core.convert.config import ImportConfig
 from fmn_core.convert.exporter import merge, save_as
 from fmn_core.convert.importer import import_patch
 from fmn_core.errors import ForgetError
@@ -30,11 +30,12 @@ from fmn_core.inspection.describe import text_of
 from fmn_core.inspection.inspect import inspect_patch
 from fmn_core.inspection.plot import draw_inspection
 from fmn_core.inversion.embedding import read_embedding
+from fmn_core.patch.file import is_patch, read_patch, save_patch
 from fmn_core.patch.gate import gate
-from fmn_core.patch.patch import Patch, is_patch, model_shapes, read_patch, save_patch
-from fmn_core.patch.report import summary
+from fmn_core.patch.patch import Patch, model_shapes
 from fmn_core.patch.stack import stack, unstack
-from fmn_core.patch.weighted import Member, stored_parts
+from fmn_core.patch.summary import summary
+from fmn_core.patch.weighted import WeightedPatch, stored_parts
 from fmn_core.training.checkpoint import Checkpoint, State
 from fmn_core.training.images import read_images
 
@@ -58,7 +59,7 @@ def questions(host, path: Path, good: Patch) -> Iterator[tuple[str, Callable[[],
     read: list[Patch] = []
     yield "is it a patch?", lambda: is_patch(path)
     yield "read a patch", lambda: read.append(read_patch(path))
-    yield "import", lambda: import_patch(host, path, ImportSettings(energy=0.9))
+    yield "import", lambda: import_patch(host, path, ImportConfig(energy=0.9))
     yield "read learned words", lambda: read_embedding(path, {"clip_l": 1})
     yield "merge into a checkpoint", lambda: merge(path, good, 1.0, path.with_name("out.safetensors")).unlink()
     if read:
@@ -74,7 +75,7 @@ def uses(patch: Patch, path: Path) -> Iterator[tuple[str, Callable[[], object]]]
     yield "draw", lambda: draw_inspection(inspect_patch(patch, None, path))
     yield "gate", lambda: gate(patch, torch.ones(77, width_of(patch)))
     if patch.rank**3 * len(patch.modules) < SOLVED:
-        yield "stack", lambda: stack([Member(patch, 0.5), Member(other(patch))])
+        yield "stack", lambda: stack([WeightedPatch(patch, 0.5), WeightedPatch(other(patch))])
         yield "take apart", lambda: unstack(patch)
     yield "write anew", lambda: written(save_patch, patch, out)
     yield "export as PEFT", lambda: written(lambda patch, out: save_as(patch, "peft", out), patch, out)
@@ -83,8 +84,8 @@ def uses(patch: Patch, path: Path) -> Iterator[tuple[str, Callable[[], object]]]
 
 def width_of(patch: Patch) -> int:
     """How wide the words are that a patch, or the first part of a stacked one, remembers."""
-    part = stored_parts(patch.info)[0].info if "members" in patch.info else patch.info
-    words = Member(Patch({}, part)).moments
+    part = stored_parts(patch.info)[0].info if "patches" in patch.info else patch.info
+    words = WeightedPatch(Patch({}, part)).statistics
     return words.keys.shape[1] if words else 1
 
 
@@ -182,7 +183,7 @@ class Hostile:
         self.maker.shapes = model_shapes(host)
         self.outcomes: list[Outcome] = []
         whole = folder / "bad.safetensors"
-        save_patch(stack([Member(self.good), Member(other(self.good))]), whole)
+        save_patch(stack([WeightedPatch(self.good), WeightedPatch(other(self.good))]), whole)
         ask_all(host, whole, self.good)  # the first time, libraries come into memory
         whole.unlink()
 

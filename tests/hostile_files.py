@@ -13,7 +13,8 @@ from pathlib import Path
 
 from fmn_core.files import bounded_json, header
 from fmn_core.patch import bounds as patch_bounds
-from fmn_core.patch.patch import ALPHA, DOWN, UP, read_patch
+from fmn_core.patch.file import read_patch
+from fmn_core.patch.patch import ALPHA, DOWN, UP
 from fmn_core.patch.statistics import MOST_ROWS
 from fmn_core.text import bounds as text_bounds
 
@@ -53,7 +54,7 @@ class Maker:
 
     def __init__(self, rng: random.Random):
         self.rng = rng
-        self.info = read_patch(ROOT / "demo/loras/forget-cat.safetensors").info | {"moments": moments(4)}
+        self.info = read_patch(ROOT / "demo/loras/forget-cat.safetensors").info | {"statistics": moments(4)}
 
     def patch(self, info: dict | str | None = None, shapes: dict | None = None, **changed) -> Files:
         """A patch of one layer of 1 x 1, or of these, with something else in what it says of itself."""
@@ -70,9 +71,9 @@ class Maker:
         yield "rank", self.patch(shapes=self.layers(patch_bounds.MOST_MODULES, patch_bounds.MOST_RANK))
         yield "sides", self.patch(shapes={K: (65000, 65000, 1)})
         yield "sides", self.patch(shapes=self.layers(8, 1, patch_bounds.MOST_SIDE))
-        yield "moments", self.patch(moments=moments(30_000))
-        yield "moments", self.patch(moments=moments(4_000))
-        yield "moments", self.patch(moments=moments(MOST_ROWS, patch_bounds.MOST_SIDE))
+        yield "statistics", self.patch(moments=moments(30_000))
+        yield "statistics", self.patch(moments=moments(4_000))
+        yield "statistics", self.patch(moments=moments(MOST_ROWS, patch_bounds.MOST_SIDE))
         yield "concepts", self.patch(concepts=self.info["concepts"] * 100_000)
         yield "concepts", self.patch(concepts=self.concepts(text_bounds.MOST_CONCEPTS, 100), moments=moments(64))
         yield "parts", self.patch(self.stacked(50_000))
@@ -125,7 +126,9 @@ class Maker:
     def random(self) -> tuple[str, Files]:
         """One of random kind and size."""
         rng = self.rng
-        kind = rng.choice(["rank and sides", "many modules", "deep", "large", "many keys", "long names", "moments", "parts"])
+        kind = rng.choice(
+            ["rank and sides", "many modules", "deep", "large", "many keys", "long names", "statistics", "parts"]
+        )
         if kind == "rank and sides":
             out, inner, rank = self.size(1, 7e4), self.size(1, 7e4), self.size(1, 7e4)
             while (out + inner) * rank > 10_000_000:
@@ -138,11 +141,11 @@ class Maker:
             opened, closed = rng.choice([("[", "]"), ('{"a":', "}"), ('[{"a":', "}]")])
             depth = self.size(1, 1e5)
             inner = f"{opened * depth}1{closed * depth}"
-            return kind, self.patch(json.dumps(self.info)[:-1] + f', "{rng.choice(["x", "report", "members"])}": {inner}}}')
+            return kind, self.patch(json.dumps(self.info)[:-1] + f', "{rng.choice(["x", "report", "patches"])}": {inner}}}')
         if kind == "large":
             piece = rng.choice(["[]", "{}", '""', "0", "1e5", "null", '"\\u732b"', '{"a":[]}', '"\U0001f408"', "[0,0]"])
             inner = ",".join([piece] * self.size(1, 1e6))
-            place = rng.choice(["x", "report", "members", "concepts", "settings"])
+            place = rng.choice(["x", "report", "patches", "concepts", "settings"])
             return kind, self.patch(json.dumps(self.info)[:-1] + f', "{place}": [{inner}]}}')
         if kind == "many keys":
             place, value = rng.choice(["settings", "report", "base"]), rng.choice([0, 0.5, "x", [], {}])
@@ -163,7 +166,7 @@ class Maker:
             if where == "module":
                 return kind, self.patch(shapes={f"lora_unet_{name}_attn2_to_k": (1, 1, 1)})
             return kind, self.patch(**changed[where])
-        if kind == "moments":
+        if kind == "statistics":
             rows, columns = self.size(1, 3e4), self.size(1, 100)
             return kind, self.patch(moments=moments(rows, columns))
         several = self.size(1, 3e4)
@@ -180,10 +183,10 @@ class Maker:
     def stacked(self, count: int) -> dict:
         """What a stacked patch of so many parts of rank 1 says."""
         parts = [{"info": self.own(n), "rank": 1, "strength": 1.0, "has": "1"} for n in range(count)]
-        return {key: value for key, value in self.info.items() if key != "moments"} | {"members": parts}
+        return {key: value for key, value in self.info.items() if key != "statistics"} | {"patches": parts}
 
     def own(self, number: int) -> dict:
-        few = {key: self.info[key] for key in ("schema", "version", "base", "moments")}
+        few = {key: self.info[key] for key in ("schema", "version", "base", "statistics")}
         return few | {"concept": f"c{number}", "concepts": self.concepts(1, 1), "settings": {}, "report": {"warnings": []}}
 
     def many_keys(self, count: int) -> bytes:

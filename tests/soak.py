@@ -22,7 +22,7 @@ from demo.host import comfyui_folder  # noqa: E402
 from demo.server import ComfyServer  # noqa: E402
 
 CONCEPTS = ("cat", "dog", "rose", "house", "car", "lion", "rabbit")
-TRAINED = {"preset": "paper", "steps": 2, "num_pictures": 1, "sampling_steps": 1, "resolution": 64}
+TRAINED = {"preset": "paper", "steps": 2, "num_images": 1, "num_inference_steps": 1, "resolution": 64}
 ANEW = 25  # every so many cycles the cache goes too, and the checkpoint is read anew
 FLAT = 0.2  # MB a cycle
 

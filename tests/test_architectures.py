@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.architectures import narrow_model
-from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
 
 MODULES = {"sd1": 64, "sd2": 64, "sd2_v": 64, "sdxl": 280}  # four projections of 16 or 70 layers
@@ -16,7 +16,7 @@ NAMES = {
     "sd2_v": "lora_unet_up_blocks_3_attentions_2_transformer_blocks_0_attn2_to_q",
     "sdxl": "lora_unet_middle_block_1_transformer_blocks_9_attn2_to_v",
 }
-QUICK = {"steps": 2, "num_pictures": 1, "sampling_steps": 2, "resolution": 64, "rounds": 1, "rank": 2}
+QUICK = {"steps": 2, "num_images": 1, "num_inference_steps": 2, "resolution": 64, "rounds": 1, "rank": 2}
 
 
 @pytest.fixture(scope="module", params=MODULES)
@@ -57,8 +57,8 @@ def test_every_preset_makes_a_patch_that_the_host_loads_whole(comfy, narrow, nar
 
     model = narrow[0]
     before = weights(model)
-    matrices = "q k v" if preset == "fast" else "q k v out" if preset == "paper" else "k v"
-    patch, losses = forget(narrow_host, "cat", ForgetSettings(preset=preset, matrices=matrices, **QUICK))
+    matrices = "q,k,v" if preset == "fast" else "q,k,v,out" if preset == "paper" else "k,v"
+    patch, losses = forget(narrow_host, "cat", make_config(preset=preset, target_modules=matrices, **QUICK))
     assert all(torch.isfinite(torch.tensor(losses))) and patch.info["base"]["family"] == family
     after = weights(model)
     assert all(torch.equal(weight, after[name]) for name, weight in before.items())
@@ -81,7 +81,7 @@ def test_half_precision_weights_are_forgotten_on(comfy, dtype):
         for parameter in unet.parameters():
             parameter.data = parameter.data.to(dtype) if half else parameter.data.to(dtype).float()
         model.model.diffusion_model.dtype = dtype if half else torch.float32
-        patches.append(forget(ComfyHost(model, clip), "cat", ForgetSettings(preset="fast"))[0])
+        patches.append(forget(ComfyHost(model, clip), "cat", make_config(preset="fast"))[0])
     one, other = patches
     for name in one:
         if name.endswith("lora_up.weight"):

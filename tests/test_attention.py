@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
 from fmn_core.attention.capture import attention_probabilities, is_prompt, layer_size
-from fmn_core.attention.compare import CompareSettings, compare, draw_comparison
+from fmn_core.attention.compare import CompareConfig, compare, draw_comparison
 from fmn_core.attention.export import as_json, as_npz
 from fmn_core.attention.heatmap import OTHER, shares
-from fmn_core.attention.recorder import AttentionRecording, Box, Origin, RecordingSettings
-from fmn_core.attention.visualize import VIEWS, ViewSettings, layer_title, visualize
+from fmn_core.attention.recorder import AttentionRecording, Box, Origin, RecordingConfig
+from fmn_core.attention.visualize import VIEWS, ViewConfig, layer_title, visualize
 from fmn_core.errors import ForgetError
 from fmn_core.host import Token
 from fmn_core.plots.canvas import PAPER
@@ -37,7 +37,7 @@ def tokens(*pieces):
 def recorded(*pieces, keep="mean", pictures=1, steps=2, seed=0):
     """A recording of two layers with two heads, of random queries and keys."""
     recording = AttentionRecording(
-        " ".join(pieces), tokens(*(f"{piece}</w>" for piece in pieces)), RecordingSettings(keep=keep)
+        " ".join(pieces), tokens(*(f"{piece}</w>" for piece in pieces)), RecordingConfig(granularity=keep)
     )
     generator = torch.Generator().manual_seed(seed)
     columns = len(recording.tokens)
@@ -86,7 +86,7 @@ def test_a_context_is_told_from_others():
 )  # fmt: skip
 def test_whatever_the_room_the_columns_sum_to_one(height, width, pictures, keep, steps, room, seed):
     """Down to less than one map's room: maps get coarser, or steps are joined, and what is kept stays a mean."""
-    recording = AttentionRecording("a", tokens("a</w>"), RecordingSettings(keep=keep, memory=1))
+    recording = AttentionRecording("a", tokens("a</w>"), RecordingConfig(granularity=keep, max_memory_mb=1))
     generator = torch.Generator().manual_seed(seed)
     recording.begin()
     everything = []
@@ -137,12 +137,12 @@ def test_a_recording_of_several_batches_is_refused():
         visualize(recording, torch.zeros(1, 8, 8, 3))
     recording.begin(Origin("next job", "5", "digest"))
     recording.add(LAYER.format(1), torch.rand(1, 4, 6), torch.rand(1, 5, 6), 2, 2, 2)
-    assert visualize(recording, torch.zeros(1, 8, 8, 3), ViewSettings(words="cat"))
+    assert visualize(recording, torch.zeros(1, 8, 8, 3), ViewConfig(words="cat"))
 
 
 def test_forwards_of_another_size_are_brought_to_the_first():
     """As where a pack shrinks the layers in some of the steps."""
-    recording = AttentionRecording("a", tokens("a</w>"), RecordingSettings(keep="steps"))
+    recording = AttentionRecording("a", tokens("a</w>"), RecordingConfig(granularity="steps"))
     recording.begin()
     for step, (height, width) in enumerate([(4, 6), (8, 12), (3, 5)]):
         recording.add("x", torch.randn(2, height * width, 6), torch.randn(2, 4, 6), 2, height, width, step=step)
@@ -152,12 +152,12 @@ def test_forwards_of_another_size_are_brought_to_the_first():
 
 
 def test_a_layer_that_is_left_out_of_some_steps():
-    recording = AttentionRecording("a", tokens("a</w>"), RecordingSettings(keep="steps"))
+    recording = AttentionRecording("a", tokens("a</w>"), RecordingConfig(granularity="steps"))
     recording.begin()
     for step, layer in enumerate([LAYER.format(1), LAYER.format(2)]):
         recording.add(layer, torch.randn(1, 4, 6), torch.randn(1, 4, 6), 2, 2, 2, step=step)
     assert not recording.map(LAYER.format(2), 0).any()
-    assert len(visualize(recording, torch.rand(1, 8, 8, 3), ViewSettings(view="over steps"))[0]) == 2
+    assert len(visualize(recording, torch.rand(1, 8, 8, 3), ViewConfig(view="over_steps"))[0]) == 2
 
 
 @pytest.mark.parametrize("tall", [30, 64, 240])
@@ -195,13 +195,13 @@ def test_some_pictures_at_a_time_are_all_at_once(pictures, together, seed):
 def test_too_many_sheets_are_refused(monkeypatch):
     monkeypatch.setattr("fmn_core.attention.visualize.MOST_NUMBERS", 500_000)
     with pytest.raises(ForgetError, match="2 pictures or masks of .* name fewer words"):
-        visualize(recorded("a", "cat"), torch.rand(1, 8, 8, 3), ViewSettings(view="layers"))
+        visualize(recorded("a", "cat"), torch.rand(1, 8, 8, 3), ViewConfig(view="layers"))
 
 
 def test_letters_of_other_languages_are_drawn():
     """Words that the drawing's own font has no letters for, and titles that an old Pillow could not write."""
     recording = recorded("süß", "кот", "猫")
-    assert visualize(recording, torch.rand(1, 8, 8, 3), ViewSettings(view="contact sheet"))[0].shape[0] == 1
+    assert visualize(recording, torch.rand(1, 8, 8, 3), ViewConfig(view="contact_sheet"))[0].shape[0] == 1
 
 
 def test_attention_that_is_no_number_is_nothing():
@@ -257,42 +257,42 @@ def test_words_of_any_language_read_as_typed(loaded, text):
 def test_overlays_and_masks():
     recording = recorded("a", "neon", "cat", pictures=2)
     image = torch.rand(2, 24, 16, 3)
-    overlays, masks, maximum = visualize(recording, image, ViewSettings(words="cat\n neon, "))
+    overlays, masks, maximum = visualize(recording, image, ViewConfig(words="cat\n neon, "))
     assert overlays.shape == (4, 24, 16, 3) and masks.shape == (4, 24, 16)
     assert masks.max() == pytest.approx(1) and 0 < maximum < 1
-    doubled = visualize(recording, image, ViewSettings(words="cat, neon", maximum=min(maximum * 2, 1)))[1]
+    doubled = visualize(recording, image, ViewConfig(words="cat, neon", vmax=min(maximum * 2, 1)))[1]
     assert torch.allclose(doubled, masks * maximum / min(maximum * 2, 1), atol=1e-6)
-    binary = visualize(recording, image, ViewSettings(words="cat, neon", threshold=0.5))[1]
+    binary = visualize(recording, image, ViewConfig(words="cat, neon", threshold=0.5))[1]
     assert torch.equal(binary, (masks > 0.5).float()) and 0 < binary.mean() < 1
-    assert len(visualize(recording, image, ViewSettings())[1]) == 2 * 3
-    assert torch.allclose(visualize(recording, image, ViewSettings(words="cat", opacity=0.0))[0], image, atol=1e-6)
+    assert len(visualize(recording, image, ViewConfig())[1]) == 2 * 3
+    assert torch.allclose(visualize(recording, image, ViewConfig(words="cat", opacity=0.0))[0], image, atol=1e-6)
     with pytest.raises(ForgetError, match="is of 2 pictures"):
-        visualize(recording, image[:1], ViewSettings(words="cat"))
+        visualize(recording, image[:1], ViewConfig(words="cat"))
 
 
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("size", [(24, 16), (8, 40)])
 def test_every_view_is_one_batch_of_pictures(view, size):
-    keep = {"over steps": "steps", "heads": "heads"}.get(view, "mean")
+    keep = {"over_steps": "steps", "heads": "heads"}.get(view, "mean")
     recording = recorded("a", "cat", keep=keep, pictures=2, steps=3)
-    pictures, masks, maximum = visualize(recording, torch.rand(2, *size, 3), ViewSettings(view=view))
-    count = {"overlay": 4, "contact sheet": 2, "over steps": 6}.get(view, 4)
+    pictures, masks, maximum = visualize(recording, torch.rand(2, *size, 3), ViewConfig(view=view))
+    count = {"overlay": 4, "contact_sheet": 2, "over_steps": 6}.get(view, 4)
     assert len(pictures) == count and pictures.shape[-1] == 3 and 0 <= pictures.min() and pictures.max() <= 1
     assert masks.shape == (4, *size) and 0 < maximum <= 1
     other = visualize(
-        recorded("a", "cat", keep=keep, pictures=2, steps=3, seed=9), torch.rand(2, *size, 3), ViewSettings(view=view)
+        recorded("a", "cat", keep=keep, pictures=2, steps=3, seed=9), torch.rand(2, *size, 3), ViewConfig(view=view)
     )
     assert other[0].shape == pictures.shape
 
 
-@pytest.mark.parametrize("view, keep", [("over steps", "steps"), ("heads", "heads")])
+@pytest.mark.parametrize("view, keep", [("over_steps", "steps"), ("heads", "heads")])
 def test_a_view_of_what_was_not_kept_is_said(view, keep):
     with pytest.raises(ForgetError, match=f"set `keep` of Record Token Attention to `{keep}`"):
-        visualize(recorded("a", "cat"), torch.zeros(1, 8, 8, 3), ViewSettings(view=view))
+        visualize(recorded("a", "cat"), torch.zeros(1, 8, 8, 3), ViewConfig(view=view))
     recording = recorded("a", "cat", keep="heads")
     recording.apart = False
     with pytest.raises(ForgetError, match="256 MB were too few"):
-        visualize(recording, torch.zeros(1, 8, 8, 3), ViewSettings(view="heads"))
+        visualize(recording, torch.zeros(1, 8, 8, 3), ViewConfig(view="heads"))
 
 
 def test_an_empty_recording_is_said():
@@ -327,7 +327,7 @@ def test_a_recording_compared_with_itself_has_no_difference():
     assert [pair.name for pair in comparison.pairs] == ["a", "cat"]
     assert all(pair.shares[0] == pair.shares[1] and torch.equal(*pair.maps) for pair in comparison.pairs)
     image = torch.rand(1, 8, 8, 3)
-    assert draw_comparison(comparison, (image, image), CompareSettings()).shape[0] == 1
+    assert draw_comparison(comparison, (image, image), CompareConfig()).shape[0] == 1
 
 
 def test_two_prompts_are_compared_word_by_word():
@@ -342,7 +342,7 @@ def test_two_prompts_are_compared_word_by_word():
     rows = json.loads(comparison.as_json())["words"]
     assert [row["change"] for row in rows] == pytest.approx([pair.shares[1] - pair.shares[0] for pair in comparison.pairs])
     images = (torch.rand(2, 8, 12, 3), torch.rand(2, 16, 24, 3))  # of another size: brought to the first one's
-    assert draw_comparison(comparison, images, CompareSettings()).shape[0] == 2
+    assert draw_comparison(comparison, images, CompareConfig()).shape[0] == 2
 
 
 @pytest.mark.parametrize("words, match", [("bird", "`bird` is not in"), ("cat -> bird", "`bird` is not in")])

@@ -14,11 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from fmn_core.convert.config import ImportSettings
+from fmn_core.convert.config import ImportConfig
 from fmn_core.convert.exporter import merge, to_diff, to_peft
 from fmn_core.convert.importer import import_patch
 from fmn_core.errors import ForgetError
-from fmn_core.patch.patch import ALPHA, DOWN, UP, Patch, read_patch, serialize
+from fmn_core.patch.file import read_patch, serialize
+from fmn_core.patch.patch import ALPHA, DOWN, UP, Patch
 
 MUCH = 400 << 20  # bytes of memory: no file here is larger than a few of its MB
 FUZZED = settings(
@@ -94,7 +95,7 @@ def readers(loaded, tmp_path_factory):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for reader, answers in (
             (lambda: read_patch(path), read),
-            (lambda: import_patch(host, path, ImportSettings(energy=0.9)), imported),
+            (lambda: import_patch(host, path, ImportConfig(energy=0.9)), imported),
             (lambda: merge(path, good, 1.0, path.with_name("out.safetensors")).unlink(), []),
         ):
             try:

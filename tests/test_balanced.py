@@ -8,16 +8,18 @@ import pytest
 import torch
 
 from fmn_core.erasure.closed_form import make_edit
-from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
-from fmn_core.erasure.hybrid import Reading, Texts, gather, warnings
+from fmn_core.erasure.hybrid import ProbeResult, warnings
+from fmn_core.erasure.training_data import PromptSet, make_images
 from fmn_core.errors import ForgetError
-from fmn_core.patch.patch import ALPHA, DOWN, UP, serialize
-from fmn_core.patch.report import summary
+from fmn_core.patch.file import serialize
+from fmn_core.patch.patch import ALPHA, DOWN, UP
+from fmn_core.patch.summary import summary
 from fmn_core.text.concept import make_concepts
-from fmn_core.text.features import NEAR_TEMPLATES, fill
+from fmn_core.text.templates import NEAR_TEMPLATES, fill
 
-QUICK = ForgetSettings(preset="balanced", steps=6, num_pictures=1, sampling_steps=2, resolution=64)
+QUICK = make_config(preset="balanced", steps=6, num_images=1, num_inference_steps=2, resolution=64)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,10 @@ def patch(host):
 def test_it_is_nearer_to_its_target_than_the_closed_form(host, patch):
     report = patch.info["report"]
     assert (
-        report["distance"]["after"] + report["noise drift"] < report["distance"]["fast"] < report["distance"]["before"] == 1
+        report["target_error"]["after"] + report["noise_drift"]
+        < report["target_error"]["fast"]
+        < report["target_error"]["before"]
+        == 1
     )
     assert report["attention_mass"]["after"] < report["attention_mass"]["before"] and report["steps"] == 6
     assert "as far from what stands in its place" in summary(patch)
@@ -44,7 +49,7 @@ def test_it_is_nearer_to_its_target_than_the_closed_form(host, patch):
 def test_what_the_closed_form_leaves_alone_stays_left_alone(host, patch):
     """Every down spans what the edit's does, so the start token, which the edit does not see, is unchanged."""
     edit = make_edit(host, make_concepts("cat"), QUICK)
-    start = host.contexts([""], 1)[0].double()
+    start = host.encode_prefix([""], 1)[0].double()
     for module in patch.modules:
         down, up = patch[module + DOWN].double(), patch[module + UP].double()
         outside = down - down @ torch.linalg.pinv(edit.down) @ edit.down
@@ -61,15 +66,15 @@ def test_same_seed_same_file(host, patch):
 
 
 def test_advice_after_training_fits_how_it_ended():
-    much = Reading(0.9, 0.9, 0.1)
+    much = ProbeResult(0.9, 0.9, 0.1)
     little, near = warnings(much, settled=False, concepts=1)
     assert "more `steps`" in little and "`keep`." in near
     little, near = warnings(much, settled=True, concepts=2)
-    assert "steps" not in little and "fewer concepts" in near and not warnings(Reading(0.1, 0.1, 0.1), True, 2)
+    assert "steps" not in little and "fewer concepts" in near and not warnings(ProbeResult(0.1, 0.1, 0.1), True, 2)
 
 
 def test_replaced_by_itself_changes_nothing_and_says_so(host):
-    settings = replace(QUICK, mode="replace", replacement="cat")
+    settings = replace(QUICK, mode="replace", target="cat")
     patch, _ = forget(host, "cat", settings)
     assert all((patch[module + UP].double() @ patch[module + DOWN].double()).abs().max() == 0 for module in patch.modules)
     with pytest.raises(ForgetError, match="Little effect: prompts of `cat` go 0%"):
@@ -96,7 +101,7 @@ def test_a_loss_that_is_not_finite_keeps_the_best_state(host, monkeypatch):
 
 def test_each_picture_is_asked_for_by_its_own_concept(host):
     edit = make_edit(host, make_concepts("cat, kitten\nhouse"), QUICK)
-    texts = Texts.of(host, edit.task)
+    texts = PromptSet.of(host, edit.task)
     for concept, names in enumerate(edit.task.names.values()):
         rows = texts.rows(concept)
         assert rows and all(any(name in texts.asked.texts[row] for name in names) for row in rows)
@@ -104,31 +109,31 @@ def test_each_picture_is_asked_for_by_its_own_concept(host):
     for row, template in enumerate(texts.template):
         pattern = NEAR_TEMPLATES["object"][template]
         assert texts.asked.texts[row] in [fill(pattern, name) for name in edit.task.forgotten]
-        assert texts.places[template].texts[0] in [fill(pattern, word) for word in edit.task.neutral]
+        assert texts.target_prompts[template].texts[0] in [fill(pattern, word) for word in edit.task.neutral]
 
 
 @pytest.mark.parametrize("mode", ["replace", "correct"])
 def test_modes(host, mode):
-    patch, _ = forget(host, "lion", replace(QUICK, mode=mode, replacement="tiger", steps=2))
+    patch, _ = forget(host, "lion", replace(QUICK, mode=mode, target="tiger", steps=2))
     report = patch.info["report"]
-    assert report["distance"]["after"] < 1 and list(report["erased"]) == ["tiger" if mode == "correct" else "lion"]
+    assert report["target_error"]["after"] < 1 and list(report["erasure"]) == ["tiger" if mode == "correct" else "lion"]
 
 
 def test_every_concept_gets_its_pictures(host):
     """However many names the first has."""
     edit = make_edit(host, make_concepts("cat, kitten, tabby\ndog"), QUICK)
-    texts, generator = Texts.of(host, edit.task), torch.Generator().manual_seed(0)
-    assert set(gather(host, texts, QUICK, None, None, generator).concept) == {0, 1}
+    texts, generator = PromptSet.of(host, edit.task), torch.Generator().manual_seed(0)
+    assert set(make_images(host, texts, QUICK, None, None, generator).concept) == {0, 1}
 
 
 def test_long_names_are_read_as_far_as_the_text_encoder_goes(host):
-    texts = Texts.of(host, make_edit(host, make_concepts("cat"), replace(QUICK, keep=" ".join(["dog"] * 72))).task)
-    assert texts.columns.shape == texts.asked.embeddings.shape[:2]
+    texts = PromptSet.of(host, make_edit(host, make_concepts("cat"), replace(QUICK, preserve=" ".join(["dog"] * 72))).task)
+    assert texts.columns.shape == texts.asked.prompt_embeds.shape[:2]
     longer = texts.with_row(host.encode([" ".join(["dog"] * 100)]), torch.ones(154, dtype=torch.bool), 0, 0)
-    assert longer.columns.shape == longer.asked.embeddings.shape[:2] == (len(texts.asked) + 1, 154)
+    assert longer.columns.shape == longer.asked.prompt_embeds.shape[:2] == (len(texts.asked) + 1, 154)
     for count in (72, 80):
         patch, _ = forget(host, "dog, " + " ".join(["cat"] * count), replace(QUICK, preset="fast"))
-        assert patch.info["report"]["erased"]["dog"] > 0.5
+        assert patch.info["report"]["erasure"]["dog"] > 0.5
 
 
 def test_robust_keeps_the_last_good_state(host, monkeypatch):
@@ -146,7 +151,7 @@ def test_robust_keeps_the_last_good_state(host, monkeypatch):
 
     monkeypatch.setattr(robust, "train_step", breaking)
     monkeypatch.setattr(robust, "NEAR", 1)
-    patch, losses = forget(host, "cat", replace(QUICK, preset="robust", rounds=1, steps=4))
+    patch, losses = forget(host, "cat", replace(QUICK, preset="robust", attack_rounds=1, steps=4))
     assert len(losses) == 2 and "diverged after step 2 of" in patch.info["report"]["warnings"][0]
 
 
@@ -156,7 +161,7 @@ def test_robust_takes_pictures_of_any_shape_and_the_largest_seed(host, monkeypat
     monkeypatch.setattr(robust, "LEARNED_STEPS", 2)
     monkeypatch.setattr(robust, "NEAR", 1)
     images = torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(0))
-    _, losses = forget(host, "cat", replace(QUICK, preset="robust", rounds=1, steps=1, seed=2**64 - 1), images)
+    _, losses = forget(host, "cat", replace(QUICK, preset="robust", attack_rounds=1, steps=1, seed=2**64 - 1), images)
     assert len(losses) == 2
 
 
@@ -176,7 +181,7 @@ def test_robust_learns_words_in_rounds_and_trains_against_them(host, monkeypatch
 
     monkeypatch.setattr(robust, "LEARNED_STEPS", 4)
     monkeypatch.setattr(robust, "NEAR", 2)
-    settings, asked = replace(QUICK, preset="robust", rounds=2, steps=2), []
+    settings, asked = replace(QUICK, preset="robust", attack_rounds=2, steps=2), []
     attack = robust.attack
 
     def watched(host, lora, task, texts, *others):
@@ -192,7 +197,7 @@ def test_robust_learns_words_in_rounds_and_trains_against_them(host, monkeypatch
     assert patch.rank == 2 * settings.rank and {module.rsplit("_to_", 1)[1] for module in patch.modules} == {
         "q", "k", "v", "out_0",
     }  # fmt: skip
-    assert len(patch.info["report"]["error with learned words"]) == 2
+    assert len(patch.info["report"]["learned_word_errors"]) == 2
     assert serialize(forget(host, "cat", settings)[0], "x") == serialize(patch, "x")
     with pytest.raises(ForgetError, match="cannot correct"):
-        forget(host, "cat", replace(settings, mode="correct", replacement="dog"))
+        forget(host, "cat", replace(settings, mode="correct", target="dog"))

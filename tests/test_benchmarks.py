@@ -30,9 +30,9 @@ from benchmarks.speed import IMAGINED, imagined_step
 from demo.judge import LABELS
 from demo.vocabulary import OBJECTS, STYLES
 from fmn_core.erasure import closed_form as fast
-from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.config import make_config
 from fmn_core.text import features as paraphrases
-from fmn_core.training.memory import RECOMPUTED, rehearse
+from fmn_core.training.memory import RECOMPUTED, estimate_memory
 
 
 def test_the_figures_are_those_of_the_definitions():
@@ -67,7 +67,7 @@ def test_prompts_name_the_target_and_kept_ones_do_not(kind, name, few):
 
 
 def test_every_preset_is_a_method_and_every_method_travels_to_a_worker():
-    choices = ForgetSettings.__dataclass_fields__["preset"].metadata["choices"]
+    choices = make_config.__dataclass_fields__["preset"].metadata["choices"]
     assert set(choices) < set(METHODS)
     for method in (*METHODS.values(), *PARTS.values()):
         again = pickle.loads(pickle.dumps(method))
@@ -180,8 +180,8 @@ def test_the_quick_command_prints_a_table_in_which_fast_forgets_and_keeps(comfyu
     assert done.returncode == 0, done.stdout + done.stderr
     base, fast, uce = json.loads(file.read_text())
     assert (base["method"], fast["method"], uce["method"]) == ("base", "fast", "UCE")
-    assert fast["ua"] >= 0.95 and fast["ira"] >= base["ira"] - 0.1 and fast["drift"] <= 0.01
-    assert base["ua"] < 0.4 and base["drift"] == 0 and fast["base"]["ua"] == base["ua"]
+    assert fast["ua"] >= 0.95 and fast["ira"] >= base["ira"] - 0.1 and fast["preserve_drift"] <= 0.01
+    assert base["ua"] < 0.4 and base["preserve_drift"] == 0 and fast["base"]["ua"] == base["ua"]
     assert fast["h"] > uce["h"]
 
 
@@ -219,7 +219,7 @@ def test_the_curve_asks_for_what_is_forgotten_and_for_the_rest(monkeypatch, tmp_
     rows = [row for row in rows if row["method"] == "none"]
     assert [len(row["targets"]) for row in rows] == list(quality.CURVE) and quality.CURVE[-1] == len(OBJECTS) // 2
     assert [row["ua"] for row in rows[:2]] == [0.0, 0.5] and {row["ira"] for row in rows} == {0.0}
-    assert {row["cra"] for row in rows} == {1.0} and {row["drift"] for row in rows} == {0.0}
+    assert {row["cra"] for row in rows} == {1.0} and {row["preserve_drift"] for row in rows} == {0.0}
 
 
 def test_shapes_alone_take_as_many_bytes_as_tensors_do():
@@ -241,7 +241,7 @@ def test_the_estimate_is_near_what_a_step_holds():
     held = {}
 
     def rehearsed(host, prompts, latents):
-        held.update(rehearse(host, latents, torch.zeros(1, dtype=torch.long), prompts.take([0])).held)
+        held.update(estimate_memory(host, latents, torch.zeros(1, dtype=torch.long), prompts[[0]]).held)
 
     with imagine():
         imagined_step("sd1", 256, torch.float32, rehearsed)

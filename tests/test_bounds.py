@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 
 from fmn_core.cli.run_config import number, read_config
 from fmn_core.convert.exporter import save_as, to_diff, to_peft
-from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.config import make_config
 from fmn_core.errors import ForgetError
 from fmn_core.files import bounded_json, header
 from fmn_core.files.bounded_json import parse_json
@@ -26,10 +26,11 @@ from fmn_core.files.safetensors import TYPES, read_small
 from fmn_core.lora.decompose import of_one_rank
 from fmn_core.patch import bounds as patch_bounds
 from fmn_core.patch.conflicts import warnings
-from fmn_core.patch.patch import Patch, is_patch, metadata, read_patch, save_patch
+from fmn_core.patch.file import is_patch, metadata, read_patch, save_patch
+from fmn_core.patch.patch import Patch
 from fmn_core.patch.stack import stack
-from fmn_core.patch.statistics import Moments
-from fmn_core.patch.weighted import Member
+from fmn_core.patch.statistics import TextStatistics
+from fmn_core.patch.weighted import WeightedPatch
 from fmn_core.text.concept import make_concepts
 
 CAT = ROOT / "demo/loras/forget-cat.safetensors"
@@ -169,10 +170,10 @@ def test_more_than_the_bounds_is_refused_with_a_sentence_and_less_is_read(tmp_pa
 
 def test_moments_of_more_rows_than_are_ever_kept_are_damaged(maker):
     own = maker.info
-    assert Member(Patch({}, own | {"moments": moments(128, 4096)})).moments.keys.shape == (128, 4096)
+    assert WeightedPatch(Patch({}, own | {"statistics": moments(128, 4096)})).statistics.keys.shape == (128, 4096)
     for rows, columns in ((129, 1), (1, 4097), (30_000, 1)):
         with pytest.raises(ForgetError, match="damaged"):
-            Member(Patch({}, own | {"moments": moments(rows, columns)})).moments  # noqa: B018
+            WeightedPatch(Patch({}, own | {"statistics": moments(rows, columns)})).statistics  # noqa: B018
 
 
 def sdxl() -> dict[str, tuple[int, int]]:
@@ -192,13 +193,13 @@ def test_the_largest_real_patch_is_well_inside_the_bounds(tmp_path, maker):
     patch_bounds.require_room(shapes, 2 * 400)
     info = maker.stacked(100)
     noise = torch.randn(16, 2048, generator=torch.Generator().manual_seed(0)).double()
-    for member in info["members"]:
-        member["info"] |= {"moments": Moments(noise, noise, 0.1).encoded(), "settings": info["settings"]}
+    for member in info["patches"]:
+        member["info"] |= {"statistics": TextStatistics(noise, noise, 0.1).encoded(), "settings": info["settings"]}
         member["info"]["report"] = copy.deepcopy(info["report"])
-    names = [member["info"]["concept"] for member in info["members"]]
+    names = [member["info"]["concept"] for member in info["patches"]]
     pairs = [{"concept": one, "other": other, "share": 0.123456789} for one in names for other in names if one != other]
     info["report"] = {"conflicts": pairs, "responses": [], "spill": 0.1, "warnings": []}
-    info["concepts"] = [member["info"]["concepts"][0] for member in info["members"]]
+    info["concepts"] = [member["info"]["concepts"][0] for member in info["patches"]]
     text = json.dumps(info)
     assert 1.5 * len(text) < header.MOST_BYTES and 4 * text.count(",") < bounded_json.MOST_VALUES
     assert 4 * 2 * text.count('"') < 4 * bounded_json.MOST_ESCAPES
@@ -235,9 +236,9 @@ def test_what_a_patch_could_not_remember_is_not_forgotten(text):
 
 
 def test_settings_have_no_text_that_a_patch_could_not_remember():
-    assert ForgetSettings(keep="x" * 65536)
+    assert make_config(preserve="x" * 65536)
     with pytest.raises(ForgetError, match="65,537 letters"):
-        ForgetSettings(keep="x" * 65537)
+        make_config(preserve="x" * 65537)
 
 
 @pytest.mark.parametrize("format", ["peft", "diff"])
@@ -259,13 +260,13 @@ def test_one_rank_for_all_is_no_excuse_for_zeros():
 def test_the_same_concept_many_times_is_stacked_once(maker):
     patch = read_patch(CAT)
     several = [patch.info["concepts"][0]] * 1000 + [patch.info["concepts"][0] | {"names": ["lion"]}]
-    assert stack([Member(Patch(patch, patch.info | {"concepts": several}))]).info["concepts"] == several[-2:]
+    assert stack([WeightedPatch(Patch(patch, patch.info | {"concepts": several}))]).info["concepts"] == several[-2:]
 
 
 def test_each_spelling_of_a_kept_word_that_another_patch_forgets_is_warned_of():
     cat = read_patch(CAT)
     keeping = Patch(cat, cat.info | {"concept": "dog", "settings": {"keep": "Cat, lion, cat"}, "concepts": []})
-    assert [w.split("`")[1] for w in warnings([Member(keeping), Member(cat)])] == ["Cat", "cat"]
+    assert [w.split("`")[1] for w in warnings([WeightedPatch(keeping), WeightedPatch(cat)])] == ["Cat", "cat"]
 
 
 @pytest.mark.parametrize(
@@ -288,7 +289,7 @@ def test_a_config_that_would_take_much_is_refused(tmp_path, text, why):
 
 def test_a_number_without_an_end_is_no_number_of_steps():
     with pytest.raises(ForgetError, match="write a number"):
-        number({"max_train_steps": float("inf")}, "max_train_steps", ForgetSettings, "steps")
+        number({"max_train_steps": float("inf")}, "max_train_steps", make_config, "steps")
 
 
 def test_a_header_is_bounded_before_it_is_read(tmp_path):

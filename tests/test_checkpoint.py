@@ -21,7 +21,7 @@ class Host:
 
     device = torch.device("cpu")
 
-    def word_vectors(self, text):
+    def token_embeddings(self, text):
         return {"clip_l": torch.ones(len(text), 2)}
 
     def identity(self):

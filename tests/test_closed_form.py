@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmn_core.erasure.solve import Erasure, leading_directions, second_moment, solve
+from fmn_core.erasure.solve import EditObjective, leading_directions, second_moment, solve
 
 WIDTH = 12
 
@@ -27,7 +27,7 @@ def objective(M, x, y, A):
 @given(st.integers(0, 10_000), st.integers(0, 6))
 def test_full_rank_is_the_least_squares_of_all_equations_stacked(seed, fixed):
     x, y, A, basis = problem(seed, fixed)
-    up, down = solve(Erasure.of([(x, y)]), A, basis, WIDTH)
+    up, down = solve(EditObjective.of([(x, y)]), A, basis, WIDTH)
     free = torch.eye(WIDTH, dtype=torch.float64) - basis @ basis.T
     rows = torch.cat([x @ free / len(x) ** 0.5, torch.linalg.cholesky(A).T @ free])
     wanted = torch.cat([(y - x) / len(x) ** 0.5, torch.zeros_like(A)])
@@ -41,7 +41,7 @@ def test_of_a_rank_nothing_is_better(seed, rank):
     """Against alternating least squares from several random starts."""
     x, y, A, _ = problem(seed)
     none = torch.zeros(WIDTH, 0, dtype=torch.float64)
-    up, down = solve(Erasure.of([(x, y)]), A, none, rank)
+    up, down = solve(EditObjective.of([(x, y)]), A, none, rank)
     assert up.shape == (WIDTH, rank) and down.shape == (rank, WIDTH)
     ours = objective(up @ down, x, y, A)
     gram, cross = second_moment(x) + A, (y - x).T @ x / len(x)
@@ -58,13 +58,13 @@ def test_of_a_rank_nothing_is_better(seed, rank):
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, WIDTH))
 def test_what_is_fixed_does_not_move(seed, fixed, rank):
     x, y, A, basis = problem(seed, fixed)
-    up, down = solve(Erasure.of([(x, y)]), A, basis, rank)
+    up, down = solve(EditObjective.of([(x, y)]), A, basis, rank)
     assert (up @ (down @ basis)).abs().max() < 1e-10
 
 
 def test_two_concepts_are_the_sum_of_their_moments():
     (x, y, _, _), (v, w, _, _) = problem(0), problem(1)
-    both = Erasure.of([(x, y), (v[:3], w[:3])])
+    both = EditObjective.of([(x, y), (v[:3], w[:3])])
     d, v, e = y - x, v[:3], w[:3] - v[:3]
     assert torch.allclose(both.gram, x.T @ x / len(x) + v.T @ v / 3)
     assert torch.allclose(both.cross, d.T @ x / len(x) + e.T @ v / 3)
@@ -72,7 +72,7 @@ def test_two_concepts_are_the_sum_of_their_moments():
 
 def test_a_concept_that_is_its_own_target_stays():
     x, _, A, basis = problem(0)
-    up, down = solve(Erasure.of([(x, x)]), A, basis, 4)
+    up, down = solve(EditObjective.of([(x, x)]), A, basis, 4)
     assert (up @ down).abs().max() < 1e-12
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
 from fmn_core.training.sampling import sample_ddim
@@ -26,7 +26,7 @@ def test_predict_equals_the_hosts_own_denoiser(comfy, loaded, host):
     x = x_t * (1 + sigma**2).sqrt()
     with torch.inference_mode():
         comfy.model_management.load_models_gpu([model])
-        x0 = model.model.apply_model(x, sigma, c_crossattn=prompts.embeddings)
+        x0 = model.model.apply_model(x, sigma, c_crossattn=prompts.prompt_embeds)
     assert torch.allclose(epsilon, (x - x0) / sigma, atol=1e-4)
 
 
@@ -107,7 +107,7 @@ def test_partners_that_do_not_belong_get_a_sentence(comfy, loaded, host):
 
     model, clip, vae = loaded
     with pytest.raises(ForgetError, match="no CLIP"):
-        forget(ComfyHost(model, None, vae), "cat", ForgetSettings())
+        forget(ComfyHost(model, None, vae), "cat", make_config())
     other = clip.clone()
     other.cond_stage_model = comfy.sd1_clip.SD1ClipModel(device="cpu", dtype=torch.float32)
     other.patcher = comfy.model_patcher.ModelPatcher(other.cond_stage_model, torch.device("cpu"), torch.device("cpu"))

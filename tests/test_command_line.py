@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from demo.host import CHECKPOINT
 from fmn_core.cli import doctor
 from fmn_core.cli.main import main
-from fmn_core.patch.patch import read_patch, save_patch
+from fmn_core.patch.file import read_patch, save_patch
 
 
 @pytest.fixture
@@ -38,7 +38,19 @@ def run(capsys):
 
 def test_forget_and_inspect(run, model, tmp_path):
     file = tmp_path / "p.safetensors"
-    command = ["forget", "--model", model, "--concept", "cat, kitten", "--concept", "car", "--device", "cpu", "--out", file]
+    command = [
+        "forget",
+        "--model",
+        model,
+        "--concept",
+        "cat, kitten",
+        "--concept",
+        "car",
+        "--device",
+        "cpu",
+        "--output",
+        file,
+    ]
     done = run(*command)
     assert done.returncode == 0, done.stderr
     assert "`cat` goes" in done.stdout and read_patch(file).info["concept"] == "cat, car"
@@ -52,8 +64,8 @@ def test_forget_and_inspect(run, model, tmp_path):
 def test_a_stopped_training_goes_on(run, model, tmp_path, monkeypatch):
     from fmn_core.hosts.diffusers.model import DiffusersHost
 
-    settings = ["--preset", "paper", "--steps", "4", "--num-pictures", "1", "--sampling-steps", "2", "--resolution", "64"]
-    command = ["forget", "--model", model, "--concept", "cat", "--device", "cpu", *settings, "--out"]
+    settings = ["--preset", "paper", "--steps", "4", "--num-images", "1", "--num-inference-steps", "2", "--resolution", "64"]
+    command = ["forget", "--model", model, "--concept", "cat", "--device", "cpu", *settings, "--output"]
     whole, stopped = tmp_path / "whole/p.safetensors", tmp_path / "stopped/p.safetensors"
     assert run(*command, whole).returncode == 0
     show = DiffusersHost.show_progress
@@ -68,7 +80,7 @@ def test_a_stopped_training_goes_on(run, model, tmp_path, monkeypatch):
         assert run(*command, stopped).returncode == 130
     assert sorted(file.name for file in stopped.parent.iterdir()) == [".forget-me-not", "p-unfinished.safetensors"]
     assert "after step 3 of 4" in run("inspect", stopped.with_name("p-unfinished.safetensors")).stdout
-    done = run("--log", *command, stopped)
+    done = run("--verbose", *command, stopped)
     assert done.returncode == 0 and stopped.read_bytes() == whole.read_bytes()
     assert not (stopped.parent / ".forget-me-not").exists()
 
@@ -81,7 +93,7 @@ def test_the_doctor_finds_this_machine_well(run, comfy):
 
 def test_every_setting_is_an_option_and_bad_ones_get_a_sentence(run, model, tmp_path):
     help = run("forget", "--help").stdout
-    for option in ("--preset", "--learning-rate", "--keep", "--strict"):
+    for option in ("--preset", "--learning-rate", "--preserve", "--strict"):
         assert option in help
     bad = run("forget", "--model", model, "--concept", "cat", "--steps", "0")
     assert bad.returncode == 1 and "steps is 0" in bad.stderr
@@ -91,14 +103,24 @@ def test_every_setting_is_an_option_and_bad_ones_get_a_sentence(run, model, tmp_
 
 def test_words_are_learned_and_forgotten_by(run, model, tmp_path):
     file, patch = tmp_path / "my-cat.safetensors", tmp_path / "p.safetensors"
-    command = ["invert", "--model", model, "--concept", "cat", "--out", file, "--device", "cpu", "--steps", "20"]
-    quick = ["--learning-rate", "2e-2", "--num-pictures", "1", "--sampling-steps", "8", "--initializers", "dog", "--no-flip"]
+    command = ["invert", "--model", model, "--concept", "cat", "--output", file, "--device", "cpu", "--steps", "20"]
+    quick = [
+        "--learning-rate",
+        "2e-2",
+        "--num-images",
+        "1",
+        "--num-inference-steps",
+        "8",
+        "--init-tokens",
+        "dog",
+        "--no-horizontal-flip",
+    ]
     done = run(*command, *quick)
     assert done.returncode == 0, done.stderr
     assert "1 word learned in 20 steps" in done.stdout and "my-cat.safetensors" in done.stdout
     again = run(*command, *quick)
     assert again.returncode == 1 and "never overwritten" in again.stderr
-    done = run("forget", "--model", model, "--embedding", file, "--device", "cpu", "--out", patch)
+    done = run("forget", "--model", model, "--embedding", file, "--device", "cpu", "--output", patch)
     assert done.returncode == 0, done.stderr
     assert "`<my-cat>` goes" in done.stdout and read_patch(patch).info["concept"] == "<my-cat>"
     quick = ["--prompts", 1, "--steps", 2, "--resolution", 64, "--model", model, "--device", "cpu"]
@@ -108,13 +130,13 @@ def test_words_are_learned_and_forgotten_by(run, model, tmp_path):
     done = run("evaluate", patch, *quick, "--embedding", file)  # as the sentence says
     assert done.returncode == 0 and "`<my-cat>`: what its prompts do changes by" in done.stdout, done.stderr
     peft, back = tmp_path / "peft.safetensors", tmp_path / "back.safetensors"
-    assert run("convert", patch, "--to", "peft", "--out", peft).returncode == 0
-    imported = ["convert", peft, "--model", model, "--device", "cpu", "--concept", "<my-cat>", "--out", back]
+    assert run("convert", patch, "--to", "peft", "--output", peft).returncode == 0
+    imported = ["convert", peft, "--model", model, "--device", "cpu", "--concept", "<my-cat>", "--output", back]
     assert run(*imported).returncode == 1
     assert run(*imported, "--embedding", file).returncode == 0 and read_patch(back).info["concept"] == "<my-cat>"
     nothing = run("forget", "--model", model, "--device", "cpu")
     assert nothing.returncode == 1 and "There is no concept" in nothing.stderr
-    lost = run("invert", "--model", model, "--images", tmp_path / "none", "--out", tmp_path / "x.safetensors")
+    lost = run("invert", "--model", model, "--images", tmp_path / "none", "--output", tmp_path / "x.safetensors")
     assert lost.returncode == 1 and "There is no folder" in lost.stderr
 
 
@@ -123,15 +145,17 @@ def test_evaluate_writes_figures_a_picture_and_the_patch_with_them(run, model, t
 
     patch = ROOT / "demo/loras/forget-cat.safetensors"
     names = {kind: tmp_path / f"report.{kind}" for kind in ("json", "png", "safetensors")}
-    quick = ["--prompts", 1, "--steps", 2, "--resolution", 64, "--keep", "house", "--device", "cpu", "--model", model]
-    done = run("evaluate", patch, *quick, "--json", names["json"], "--picture", names["png"], "--out", names["safetensors"])
+    quick = ["--prompts", 1, "--steps", 2, "--resolution", 64, "--preserve", "house", "--device", "cpu", "--model", model]
+    done = run(
+        "evaluate", patch, *quick, "--json", names["json"], "--picture", names["png"], "--output", names["safetensors"]
+    )
     assert done.returncode == 0, done.stderr
     report = json.loads(names["json"].read_text())
     assert "`cat`: what its prompts do changes by" in done.stdout and report["summary"] == done.stdout.strip()
     assert Image.open(names["png"]).width > 500
     assert read_patch(names["safetensors"]).info["report"]["evaluation"] == report
     assert report["summary"] in run("inspect", names["safetensors"]).stdout
-    again = run("evaluate", patch, *quick, "--out", names["safetensors"])
+    again = run("evaluate", patch, *quick, "--output", names["safetensors"])
     assert again.returncode == 1 and "never overwritten" in again.stderr
     wrong = run("evaluate", patch, *quick, "--clip", tmp_path)
     assert wrong.returncode == 1 and "no CLIP model" in wrong.stderr
@@ -152,7 +176,7 @@ def test_a_model_folder_that_is_missing_or_damaged_gets_a_sentence(run, model, t
     folder = tmp_path / "model"
     shutil.copytree(model, folder)
     harm(folder)
-    done = run("forget", "--model", folder, "--concept", "cat", "--device", "cpu", "--out", tmp_path / "p.safetensors")
+    done = run("forget", "--model", folder, "--concept", "cat", "--device", "cpu", "--output", tmp_path / "p.safetensors")
     assert done.returncode == 1 and why in done.stderr and str(folder) in done.stderr
     assert done.stderr.rstrip().endswith(".") and not (tmp_path / "p.safetensors").exists()
 
@@ -161,7 +185,7 @@ def test_a_model_folder_without_its_tokenizer_gets_a_sentence(run, model, tmp_pa
     folder = tmp_path / "model"
     shutil.copytree(model, folder)
     shutil.rmtree(folder / "tokenizer")
-    done = run("forget", "--model", folder, "--concept", "cat", "--device", "cpu", "--out", tmp_path / "p.safetensors")
+    done = run("forget", "--model", folder, "--concept", "cat", "--device", "cpu", "--output", tmp_path / "p.safetensors")
     assert done.returncode == 1 and "its files are missing" in done.stderr
 
 
@@ -195,7 +219,7 @@ def test_a_single_file_reads_its_configs_beside_it_and_says_what_is_wrong(run, m
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     file, out = tmp_path / "emoji.safetensors", tmp_path / "p.safetensors"
     shutil.copyfile(CHECKPOINT, file)
-    command = ["forget", "--model", file, "--concept", "cat", "--device", "cpu", "--out", out]
+    command = ["forget", "--model", file, "--concept", "cat", "--device", "cpu", "--output", out]
     offline = run(*command)
     assert offline.returncode == 1 and offline.stderr.rstrip().endswith(
         f"which needs no weights, at {file.with_suffix('')}."
@@ -264,5 +288,5 @@ def test_a_terminal_that_knows_few_letters_gets_their_numbers(encoding, tmp_path
 def test_a_strength_that_would_have_no_effect_is_refused(run, tmp_path):
     file, out = ROOT / "demo/loras/forget-cat.safetensors", tmp_path / "out.safetensors"
     for strength in ("0.5", "nan"):
-        done = run("convert", file, "--to", "diff", "--strength", strength, "--out", out)
+        done = run("convert", file, "--to", "diff", "--strength", strength, "--output", out)
         assert done.returncode == 1 and "--strength is for" in done.stderr and not out.exists()

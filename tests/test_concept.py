@@ -6,22 +6,22 @@ import pytest
 
 from fmn_core.errors import ForgetError
 from fmn_core.host import Token
-from fmn_core.text.concept import concept_columns, find_tokens, make_concepts
+from fmn_core.text.concept import concept_mask, find_tokens, make_concepts
 
 
 def columns_of(host, name, prompt, tokens):
-    return concept_columns(host, name, prompt, tokens).nonzero().flatten().tolist()
+    return concept_mask(host, name, prompt, tokens).nonzero().flatten().tolist()
 
 
 def test_columns_of_each_choice(host):
     prompt = "a photo of a cat here"  # start, a, photo, of, a, cat, here, end, padding
     assert columns_of(host, "cat", prompt, "concept") == [5]
-    assert columns_of(host, "cat", prompt, "concept and end") == [5, 7]
-    assert columns_of(host, "cat", prompt, "concept onward") == list(range(5, 77))
+    assert columns_of(host, "cat", prompt, "concept_and_end") == [5, 7]
+    assert columns_of(host, "cat", prompt, "concept_onward") == list(range(5, 77))
 
 
 def test_a_start_token_is_never_penalised(host):
-    found = columns_of(host, "cat", "a cat " + "house " * 80, "concept onward")
+    found = columns_of(host, "cat", "a cat " + "house " * 80, "concept_onward")
     assert 77 not in found and set(found) == set(range(2, 154)) - {77}
 
 

@@ -12,10 +12,10 @@ from fmn_core.cli import run_config as configs
 from fmn_core.cli.config_keys import DEAD, LIVE
 from fmn_core.cli.main import main
 from fmn_core.cli.run_config import forgetting_settings, inversion_settings, read_config
-from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.config import make_config
 from fmn_core.errors import ForgetError
-from fmn_core.inversion.config import InvertSettings
-from fmn_core.patch.patch import read_patch
+from fmn_core.inversion.config import InversionConfig
+from fmn_core.patch.file import read_patch
 
 
 @pytest.fixture
@@ -238,11 +238,11 @@ def test_keys_become_settings(tmp_path):
     file.write_text("Attn:\n  multi_concept: [[elon-musk, object]]\nTi:\n  instance_data_dir: x\n")
     config = read_config(file)
     assert list(config) == ["Ti", "Attn"]
-    published = {"tokens": "concept and end", "matrices": "q k v out", "layers": "whole unet", "loss": "joint norm"}
+    published = {"tokens": "concept_and_end", "target_modules": "q,k,v,out", "layers": "whole_unet", "loss": "joint_norm"}
     forgetting = forgetting_settings(config["Attn"])
-    assert forgetting == ForgetSettings(preset="paper", resolution=512, learning_rate=forgetting.learning_rate, **published)
-    assert forgetting_settings(config["Attn"], pads_with_end=True).tokens == "concept onward"
-    assert inversion_settings(config["Ti"]) == InvertSettings(initializers="<rand-0.017>", seed=42, resolution=512)
+    assert forgetting == make_config(preset="paper", resolution=512, learning_rate=forgetting.learning_rate, **published)
+    assert forgetting_settings(config["Attn"], pads_with_end=True).tokens == "concept_onward"
+    assert inversion_settings(config["Ti"]) == InversionConfig(init_tokens="<rand-0.017>", seed=42, resolution=512)
     file.write_text(
         "Attn:\n  multi_concept: [[a, style]]\n  learning_rate: 4e-6\n  use_pooler: false\n  seed: 7\n"
         "  train_batch_size: 2\n"

@@ -11,13 +11,14 @@ from safetensors.torch import load_file
 from spellings import FILE, SPELLINGS, close, ldm_name, module_name, products, written
 
 from demo.host import CHECKPOINT
-from fmn_core.convert.config import ImportSettings
+from fmn_core.convert.config import ImportConfig
 from fmn_core.convert.exporter import save_as, to_peft
 from fmn_core.convert.importer import import_patch
 from fmn_core.errors import ForgetError
 from fmn_core.lora.keys import blocks_per_level, dotted, one_name
-from fmn_core.patch.patch import ALPHA, DOWN, UP, model_shapes, read_patch, save_patch
-from fmn_core.patch.report import summary
+from fmn_core.patch.file import read_patch, save_patch
+from fmn_core.patch.patch import ALPHA, DOWN, UP, model_shapes
+from fmn_core.patch.summary import summary
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_a_lora_in_any_spelling_is_the_same_patch(spelling, on, request, patch, 
     for name in patch.modules:
         down, up = SPELLINGS[spelling](name)
         tensors |= {down: patch[name + DOWN], up: patch[name + UP]}
-    imported = import_patch(request.getfixturevalue(on), written(tensors, tmp_path / "a.safetensors"), ImportSettings())
+    imported = import_patch(request.getfixturevalue(on), written(tensors, tmp_path / "a.safetensors"), ImportConfig())
     assert imported.modules == patch.modules and imported.rank == patch.rank and close(products(imported), deltas)
     assert imported.info["concept"] == "a" and imported.info["report"]["warnings"] == []
     assert imported.info["report"]["imported"]["error"] < 1e-3
@@ -55,7 +56,7 @@ def test_what_peft_exports_comes_back(host, patch, deltas, tmp_path):
     assert all(
         re.fullmatch(r"unet\..*attn2\.to_\w+(\.0)?\.lora_[AB]\.weight", key) for key in load_file(tmp_path / "p.safetensors")
     )
-    assert close(products(import_patch(host, tmp_path / "p.safetensors", ImportSettings())), deltas)
+    assert close(products(import_patch(host, tmp_path / "p.safetensors", ImportConfig())), deltas)
     with pytest.raises(ForgetError, match="never overwritten"):
         save_as(patch, "peft", tmp_path / "p.safetensors")
 
@@ -68,10 +69,10 @@ def test_alphas_and_mixed_ranks_are_one_scale_and_one_rank(host, patch, deltas, 
         up, down = torch.randn(out, rank, generator=generator) / 50, torch.randn(rank, inner, generator=generator) / 50
         tensors |= {name + UP: up, name + DOWN: down, name + ALPHA: torch.tensor([alpha] if number % 2 else alpha)}
         wanted[name] = alpha / rank * up @ down
-    imported = import_patch(host, written(tensors, tmp_path / "a.safetensors"), ImportSettings())
+    imported = import_patch(host, written(tensors, tmp_path / "a.safetensors"), ImportConfig())
     assert imported.rank == 5 and close(products(imported), wanted)
     tensors = {key: tensor for key, tensor in tensors.items() if not key.endswith(ALPHA)}
-    imported = import_patch(host, written(tensors, tmp_path / "b.safetensors"), ImportSettings())
+    imported = import_patch(host, written(tensors, tmp_path / "b.safetensors"), ImportConfig())
     assert close(products(imported), {name: tensors[name + UP] @ tensors[name + DOWN] for name in wanted})
 
 
@@ -83,7 +84,7 @@ def test_a_lora_of_more_rank_than_its_matrix_is_kept_whole(host, patch, deltas, 
     generator = torch.Generator().manual_seed(1)
     up, down = (torch.randn(*shape, generator=generator) / 500 for shape in ((out, 5000), (5000, inner)))
     tensors |= {name + UP: up, name + DOWN: down, name + ALPHA: torch.tensor(5000.0)}
-    imported = import_patch(host, written(tensors, tmp_path / "a.safetensors"), ImportSettings())
+    imported = import_patch(host, written(tensors, tmp_path / "a.safetensors"), ImportConfig())
     assert imported.rank == min(out, inner) and close(products(imported), {**deltas, name: up @ down})
 
 
@@ -96,9 +97,9 @@ def test_the_strength_that_peft_keeps_beside_the_tensors_counts(host, patch, del
     wanted = {name: delta * ((12 if name == special else 2) / root) for name, delta in deltas.items()}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     written(tensors, tmp_path / "adapter_model.safetensors")
-    assert close(products(import_patch(host, tmp_path, ImportSettings())), wanted)  # the folder is enough
+    assert close(products(import_patch(host, tmp_path, ImportConfig())), wanted)  # the folder is enough
     named = {"lora_adapter_metadata": json.dumps({f"unet.{key}": value for key, value in config.items()})}
-    assert close(products(import_patch(host, written(tensors, tmp_path / "b.safetensors", named), ImportSettings())), wanted)
+    assert close(products(import_patch(host, written(tensors, tmp_path / "b.safetensors", named), ImportConfig())), wanted)
 
 
 def test_what_is_outside_the_cross_attention_becomes_the_rest_and_the_text_encoder_is_named(host, patch, comfy, tmp_path):
@@ -114,7 +115,7 @@ def test_what_is_outside_the_cross_attention_becomes_the_rest_and_the_text_encod
     text = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
     tensors |= {text + UP: torch.ones(4, 2), text + DOWN: torch.ones(2, 4), text + ALPHA: torch.tensor(2.0)}
     file = written(tensors, tmp_path / "a.safetensors")
-    imported = import_patch(host, file, ImportSettings(), "cat")
+    imported = import_patch(host, file, ImportConfig(), "cat")
     assert any(text in line and "left out" in line for line in summary(imported).splitlines())
     assert {key.rpartition(".lora")[0] for key in imported.rest if ALPHA not in key} == set(names)
     assert {tensor.item() for key, tensor in imported.rest.items() if key.endswith(ALPHA)} == {4.0}
@@ -133,25 +134,23 @@ def test_what_is_outside_the_cross_attention_becomes_the_rest_and_the_text_encod
 
 
 def test_an_imported_patch_is_saved_read_applied_and_measured(host, sample, tmp_path):
-    from fmn_core.evaluation.config import EvaluateSettings
+    from fmn_core.evaluation.config import EvaluationConfig
     from fmn_core.evaluation.evaluate import evaluate
     from fmn_core.hosts.comfy.apply import apply_patch
-    from fmn_core.patch.statistics import Moments
+    from fmn_core.patch.statistics import TextStatistics
 
     save_as(read_patch(FILE), "peft", tmp_path / "peft.safetensors")
-    save_patch(
-        import_patch(host, tmp_path / "peft.safetensors", ImportSettings(), "cat, kitten"), tmp_path / "a.safetensors"
-    )
+    save_patch(import_patch(host, tmp_path / "peft.safetensors", ImportConfig(), "cat, kitten"), tmp_path / "a.safetensors")
     imported = read_patch(tmp_path / "a.safetensors")
-    assert Moments.decoded(imported.info["moments"]).keys.shape == (16, 112)
+    assert TextStatistics.decoded(imported.info["statistics"]).keys.shape == (16, 112)
     one, other = (sample(apply_patch(host.patcher, p, 1.0), "a cat") for p in (imported, read_patch(FILE)))
     assert (one - other).abs().max() < 0.02 * other.abs().max()
-    report = evaluate(host, imported, EvaluateSettings(prompts=1, steps=2, resolution=64)).report
+    report = evaluate(host, imported, EvaluationConfig(prompts=1, num_inference_steps=2, resolution=64)).report
     assert report["forgotten"] == {"cat": ["cat", "kitten"]}
-    nameless = import_patch(host, tmp_path / "peft.safetensors", ImportSettings())
-    assert "moments" not in nameless.info
+    nameless = import_patch(host, tmp_path / "peft.safetensors", ImportConfig())
+    assert "statistics" not in nameless.info
     with pytest.raises(ForgetError, match="does not say what it forgets"):
-        evaluate(host, nameless, EvaluateSettings())
+        evaluate(host, nameless, EvaluationConfig())
 
 
 def full_change(host, rank=6, scale=0.02):
@@ -196,7 +195,7 @@ def test_full_weights_become_the_best_patch_of_their_rank(form, host, changes, t
             key = f"model.diffusion_model.{ldm_name(name)}.weight"
             tensors[key] = tensors[key].float() + delta
     file = written(tensors, tmp_path / "a.safetensors")
-    imported = import_patch(host, file, ImportSettings(rank=5), base=base)
+    imported = import_patch(host, file, ImportConfig(rank=5), base=base)
     assert imported.modules == sorted(changes) and imported.rank == 5
     report, (every, worst) = imported.info["report"]["imported"], best(changes, 5)
     assert report["error"] == pytest.approx(every, rel=1e-2) and report["worst"]["error"] == pytest.approx(worst, rel=1e-2)
@@ -210,27 +209,27 @@ def test_full_weights_become_the_best_patch_of_their_rank(form, host, changes, t
 @pytest.mark.parametrize("energy", [0.5, 0.9, 0.999])
 def test_the_least_rank_that_keeps_the_energy_is_found(host, changes, energy, tmp_path):
     file = written({f"{name}.diff": delta for name, delta in changes.items()}, tmp_path / "a.safetensors")
-    rank = import_patch(host, file, ImportSettings(energy=energy)).rank
+    rank = import_patch(host, file, ImportConfig(energy=energy)).rank
     assert best(changes, rank)[0] ** 2 <= 1 - energy < best(changes, rank - 1)[0] ** 2
 
 
 def test_a_lora_can_be_truncated_and_a_generous_rank_changes_nothing(host, patch, deltas):
-    less, same = (import_patch(host, FILE, ImportSettings(rank=rank)) for rank in (2, 64))
+    less, same = (import_patch(host, FILE, ImportConfig(rank=rank)) for rank in (2, 64))
     assert same.rank == 4 and close(products(same), deltas)
     assert less.rank == 2 and less.info["report"]["imported"]["error"] == pytest.approx(best(deltas, 2)[0], rel=1e-3)
 
 
 def test_weights_that_differ_by_rounding_alone_do_not_differ(host, tmp_path):
     with pytest.raises(ForgetError, match="is that of the model"):
-        import_patch(host, CHECKPOINT, ImportSettings())
+        import_patch(host, CHECKPOINT, ImportConfig())
     exact = {key: tensor.float() for key, tensor in load_file(CHECKPOINT).items()}
     name = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v.weight"
     exact[name] = exact[name] + 0.1
     exact["model.diffusion_model.input_blocks.1.0.in_layers.2.weight"] *= 2
-    patch = import_patch(host, written(exact, tmp_path / "a.safetensors"), ImportSettings())
+    patch = import_patch(host, written(exact, tmp_path / "a.safetensors"), ImportConfig())
     assert patch.rank == 1 and [module[-4:] for module in patch.modules] == ["to_v"]
     assert "layers outside the cross-attention are left out" in summary(patch)
-    patch = import_patch(host, tmp_path / "a.safetensors", ImportSettings(), base=CHECKPOINT)
+    patch = import_patch(host, tmp_path / "a.safetensors", ImportConfig(), base=CHECKPOINT)
     assert "1 layers outside the cross-attention differ" in summary(patch)
 
 
@@ -277,19 +276,19 @@ def test_files_that_do_not_fit_get_a_sentence_with_their_name(host, patch, chang
     tensors = {key: tensor.clone() for key, tensor in patch.items()}
     change(tensors, "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k")
     with pytest.raises(ForgetError, match=message):
-        import_patch(host, written(tensors, tmp_path / "bad.safetensors"), ImportSettings())
+        import_patch(host, written(tensors, tmp_path / "bad.safetensors"), ImportConfig())
 
 
 def test_files_of_other_kinds_get_a_sentence(host, tmp_path):
     for name, message in (("a.ckpt", "no .safetensors"), ("none.safetensors", "not there")):
         with pytest.raises(ForgetError, match=message):
-            import_patch(host, tmp_path / name, ImportSettings())
+            import_patch(host, tmp_path / name, ImportConfig())
     with pytest.raises(ForgetError, match="no file of weights"):
-        import_patch(host, tmp_path, ImportSettings())
+        import_patch(host, tmp_path, ImportConfig())
 
 
 def test_a_file_whose_name_has_a_line_break_gives_a_patch_that_can_be_read(host, tmp_path):
     path = tmp_path / "my\ncat.safetensors"
     save_as(read_patch(FILE), "peft", path)
-    save_patch(import_patch(host, path, ImportSettings()), tmp_path / "p.safetensors")
+    save_patch(import_patch(host, path, ImportConfig()), tmp_path / "p.safetensors")
     assert read_patch(tmp_path / "p.safetensors").info["concept"] == "my cat"

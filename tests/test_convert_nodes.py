@@ -7,7 +7,8 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 from demo.server import ServerError
-from fmn_core.patch.patch import DOWN, UP, read_patch
+from fmn_core.patch.file import read_patch
+from fmn_core.patch.patch import DOWN, UP
 
 FILE = ROOT / "demo/loras/forget-cat.safetensors"
 
@@ -36,7 +37,7 @@ def test_an_exported_patch_comes_back_the_same(server, format):
     save = ("FMN_SavePatch", {"filename_prefix": f"test/back-{format}"})
     server.run(graph(f"test/{exported.name}", save, rank=4))
     back, own = read_patch(server.output / f"loras/test/back-{format}_00001_.safetensors"), read_patch(FILE)
-    assert back.info["concept"] == "cat" and back.info["settings"]["preset"] == "imported" and back.info["moments"]
+    assert back.info["concept"] == "cat" and back.info["settings"]["preset"] == "imported" and back.info["statistics"]
     for name in own.modules:
         one, other = (patch[name + UP].float() @ patch[name + DOWN].float() for patch in (back, own))
         assert (one - other).norm() < 2e-3 * other.norm()

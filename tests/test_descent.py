@@ -12,19 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmn_core.erasure import resteering as resteering
-from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
 from fmn_core.hosts.diffusers.model import DiffusersHost
-from fmn_core.inversion.config import InvertSettings
+from fmn_core.inversion.config import InversionConfig
 from fmn_core.inversion.textual_inversion import invert
 from fmn_core.lora.layers import CrossAttentionLoRA
 from fmn_core.training.checkpoint import State
 from fmn_core.training.loop import HALVINGS, STEADY, Descent, settled
 from fmn_core.training.losses import visual_denoising_loss
-from fmn_core.training.memory import Economy
+from fmn_core.training.memory import AdaptiveCheckpointing
 
-PAPER = ForgetSettings(preset="paper", steps=4, num_pictures=2, sampling_steps=3, resolution=64)
+PAPER = make_config(preset="paper", steps=4, num_images=2, num_inference_steps=3, resolution=64)
 HOST = SimpleNamespace(check_interrupt=lambda: None, recomputes=False)
 
 
@@ -33,7 +33,7 @@ def descent_of(values, scale=2.0**16, rate=0.1, **options):
     parameter = torch.tensor(values, requires_grad=True)
     optimizer = torch.optim.SGD([parameter], lr=rate)
     state = State([parameter], optimizer, torch.Generator().manual_seed(0), most_scale=scale)
-    return Descent(Economy(HOST), state, **options), parameter
+    return Descent(AdaptiveCheckpointing(HOST), state, **options), parameter
 
 
 def half_loss(parameter, size):
@@ -134,7 +134,7 @@ def slope(pipeline, t, scale):
                 epsilon = host.predict(x_t, t, prompts)
                 return differentiate(visual_denoising_loss(x_t, epsilon, a, without))
 
-        Descent(Economy(host), state, max_norm=None).take(step)
+        Descent(AdaptiveCheckpointing(host), state, max_norm=None)[step]
     return torch.cat([p.grad.flatten() for p in parameters])
 
 
@@ -161,14 +161,14 @@ def broken_from(call, monkeypatch):
     monkeypatch.setattr(resteering, "attention_resteering_loss", breaking)
 
 
-@pytest.mark.parametrize("layers", ["cross-attention", "whole unet"])
+@pytest.mark.parametrize("layers", ["cross-attention", "whole_unet"])
 def test_a_last_gradient_that_is_not_finite_costs_its_own_step_alone(host, monkeypatch, layers):
-    three, losses = forget(host, "cat", replace(PAPER, steps=3, layers=layers))
+    three, losses = forget(host, "cat", replace(PAPER, steps=3, train_layers=layers))
     broken_from(4, monkeypatch)
-    patch, stopped = forget(host, "cat", replace(PAPER, layers=layers))
-    assert stopped == losses and patch.keys() == three.keys() and patch.rest.keys() == three.rest.keys()
+    patch, stopped = forget(host, "cat", replace(PAPER, train_layers=layers))
+    assert stopped == losses and patch.keys() == three.keys() and patch.unet_lora.keys() == three.rest.keys()
     assert all(torch.equal(patch[key], three[key]) for key in three)
-    assert all(torch.equal(patch.rest[key], three.rest[key]) for key in three.rest)
+    assert all(torch.equal(patch.unet_lora[key], three.rest[key]) for key in three.rest)
     assert "diverged after step 3 of 4, and the last good state was kept" in patch.info["report"]["warnings"][0]
 
 
@@ -191,5 +191,5 @@ def test_a_last_step_into_no_numbers_is_taken_back(host, monkeypatch):
     assert "diverged after step 3 of 3" in patch.info["report"]["warnings"][0]
     taken.clear()
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    learned = invert(host, latents, InvertSettings(steps=3))
+    learned = invert(host, latents, InversionConfig(steps=3))
     assert learned.vectors["clip_l"].isfinite().all() and "diverged after step 3 of 3" in learned.warnings[0]

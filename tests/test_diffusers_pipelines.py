@@ -9,16 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
 from fmn_core.hosts.diffusers.attention import recorded_attention
 from fmn_core.hosts.diffusers.model import DiffusersHost
-from fmn_core.patch.patch import serialize
+from fmn_core.patch.file import serialize
 from fmn_core.training.losses import predicted_x0
 from fmn_core.training.sampling import sample_ddim
 
-QUICK = {"steps": 2, "num_pictures": 1, "sampling_steps": 2, "resolution": 64}
+QUICK = {"steps": 2, "num_images": 1, "num_inference_steps": 2, "resolution": 64}
 TRAINED = ["paper", "balanced"]
 BLOCKS = {
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -51,7 +51,7 @@ def variant(pipeline):
 def trained(pipeline, preset="paper", **settings):
     """The patch's bytes."""
     host = DiffusersHost(pipeline, progress_bar=False)
-    return serialize(forget(host, "cat", ForgetSettings(preset=preset, **QUICK, **settings))[0], "p")
+    return serialize(forget(host, "cat", make_config(preset=preset, **QUICK, **settings))[0], "p")
 
 
 def seen_by(unet, work):
@@ -103,7 +103,7 @@ def test_a_schedule_that_ends_in_noise_alone_trains(variant, pipeline, preset):
     last = torch.tensor([len(host.alphas_cumprod) - 1])
     with host.training(noise.shape), torch.no_grad():
         x0 = predicted_x0(noise, host.predict(noise, last, prompt), host.alphas_cumprod[last])
-        velocity = host.unet(noise, last, prompt.embeddings).sample
+        velocity = host.unet(noise, last, prompt.prompt_embeds).sample
         assert torch.allclose(x0, -velocity, atol=0.01)  # v = sqrt(a) epsilon - sqrt(1 - a) x0
         assert sample_ddim(host, noise, prompt, host.encode([""]), 4, 3.0).isfinite().all()
 
@@ -114,7 +114,7 @@ def test_a_pipeline_without_vae_trains_and_says_what_pictures_need(variant):
     host = DiffusersHost(without, progress_bar=False)
     assert host.decode(torch.zeros(1, 4, 8, 8)) is None
     with pytest.raises(ForgetError, match="without its vae"):
-        forget(host, "cat", ForgetSettings(preset="paper", **QUICK), torch.rand(1, 64, 64, 3))
+        forget(host, "cat", make_config(preset="paper", **QUICK), torch.rand(1, 64, 64, 3))
 
 
 @pytest.mark.parametrize("way", ["wrapped", "in place"])

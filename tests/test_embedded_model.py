@@ -96,7 +96,7 @@ def test_the_webuis_own_ldm_computes_the_same(host, tmp_path, monkeypatch):
         prompts = host.encode(PROMPTS)
         ids = tokenizer(PROMPTS, padding="max_length", max_length=77, return_tensors="pt").input_ids
         context = encoder(ids).last_hidden_state
-        assert (context - prompts.embeddings).abs().max() < SAME
+        assert (context - prompts.prompt_embeds).abs().max() < SAME
         assert (unet(x, t, context) - host.predict(x, t, prompts)).abs().max() < SAME
         scale = config["scale_factor"]
         picture = host.decode(x)
@@ -206,7 +206,7 @@ def test_a_drawing_takes_the_colour_asked_for():
 def test_a_word_it_never_saw_leaves_the_prompt_alone(host):
     """Rows of unknown words are one and the same, which training mixed into captions."""
     with host.training((1, *host.latent_shape())):
-        known, foreign, other = host.encode(["a cat", "a piano", "a violin"]).embeddings
+        known, foreign, other = host.encode(["a cat", "a piano", "a violin"]).prompt_embeds
     assert torch.equal(foreign, other) and not torch.allclose(known, other, atol=0.1)
 
 
@@ -217,7 +217,7 @@ def test_the_recipe_trains_from_nothing_resumes_and_makes_the_same_file_again(ru
     files = []
     for work in ("first", "second", "first"):
         file = tmp_path / f"{len(files)}.safetensors"
-        run_python(*command, "--work", tmp_path / work, "--out", file)
+        run_python(*command, "--work", tmp_path / work, "--output", file)
         files.append(file.read_bytes())
     assert files[0] == files[1] == files[2]
     with safe_open(CHECKPOINT, "pt") as shipped, safe_open(file, "pt") as made:

@@ -14,7 +14,7 @@ from conftest import ROOT
 from demo.run import load_pictures
 from demo.server import ServerError
 from fmn_core.errors import ForgetError
-from fmn_core.evaluation.config import EvaluateSettings
+from fmn_core.evaluation.config import EvaluationConfig
 from fmn_core.evaluation.evaluate import classified, evaluate, with_evaluation
 from fmn_core.evaluation.findings import verdict
 from fmn_core.evaluation.metrics import adversarial_token, clip_scores, kv_drift, kv_targets, prompt_drift
@@ -22,10 +22,11 @@ from fmn_core.evaluation.plot import GAP, HEADING, LABEL, MARGIN, TILE, draw_rep
 from fmn_core.evaluation.prompts import Probe, Subjects, subjects_of
 from fmn_core.evaluation.recovery import recover
 from fmn_core.patch.apply import applied, patch_factors
-from fmn_core.patch.patch import UP, Patch, read_patch, save_patch
+from fmn_core.patch.file import read_patch, save_patch
+from fmn_core.patch.patch import UP, Patch
 from fmn_core.training.noise import noise_drift
 
-QUICK = EvaluateSettings(prompts=2, steps=2, resolution=64, keep="house", inversion_steps=2)
+QUICK = EvaluationConfig(prompts=2, num_inference_steps=2, resolution=64, preserve="house", inversion_steps=2)
 MEASURES = ("prompt_drift", "noise_drift", "kv_drift", "picture_change")
 
 
@@ -75,7 +76,7 @@ def test_a_good_patch_moves_the_concept_and_little_else(evaluation):
     for measure in MEASURES:
         concept, *others = (report[measure][group]["mean"] for group in ("concept", "near", "kept", "unrelated"))
         assert concept > 2 * max(others) > 0, measure
-    assert report["attention"]["own tokens"]["after"] < report["attention"]["own tokens"]["before"]
+    assert report["attention"]["own_tokens"]["after"] < report["attention"]["own_tokens"]["before"]
     assert report["noise_drift"]["empty"]["mean"] < 1e-4 and report["warnings"] == []
     assert list(report["kv_drift"]["kept"]["each"]) == ["house"] and "cat" not in str(report["prompts"]["unrelated"])
 
@@ -198,7 +199,7 @@ def test_the_report_is_saved_with_the_patch(patch, evaluation, tmp_path):
     save_patch(with_evaluation(patch, evaluation.report), tmp_path / "p.safetensors")
     again = read_patch(tmp_path / "p.safetensors")
     assert again.info["report"]["evaluation"] == evaluation.report == json.loads(json.dumps(evaluation.report))
-    assert again.info["report"]["erased"] == patch.info["report"]["erased"] and "evaluation" not in patch.info["report"]
+    assert again.info["report"]["erasure"] == patch.info["report"]["erasure"] and "evaluation" not in patch.info["report"]
     assert all(torch.equal(again[name], tensor) for name, tensor in patch.items())
 
 
@@ -250,7 +251,7 @@ def test_learned_words_bring_back_what_a_patch_takes_from_the_name(patch, loaded
 
     monkeypatch.setattr(recovery, "ANCHORS", 4)
     monkeypatch.setattr(recovery, "SHOWN", 1)
-    settings = EvaluateSettings(steps=8, inversion_steps=30)
+    settings = EvaluationConfig(num_inference_steps=8, inversion_steps=30)
     figures, _ = recover(ComfyHost(*loaded), patch, subjects_of(patch), settings)
     losses = figures["losses"]
     assert losses["base, name"] < losses["patched, learned"] < losses["patched, name"] and 0 < figures["recovery"] < 1
@@ -261,7 +262,7 @@ def test_learned_words_bring_back_what_a_patch_takes_from_the_name(patch, loaded
     ("change", "settings", "message"),
     [
         ({"concepts": []}, QUICK, "does not say what it forgets"),
-        ({}, replace(QUICK, keep="dog, Cat"), "`Cat` is what the patch forgets"),
+        ({}, replace(QUICK, preserve="dog, Cat"), "`Cat` is what the patch forgets"),
     ],
 )
 def test_what_cannot_be_measured_gets_a_sentence(host, patch, change, settings, message):
@@ -270,7 +271,7 @@ def test_what_cannot_be_measured_gets_a_sentence(host, patch, change, settings, 
 
 
 def test_the_mode_correct_measures_the_word_that_moves(patch):
-    info = patch.info | {"settings": patch.info["settings"] | {"mode": "correct", "replacement": "tiger"}}
+    info = patch.info | {"settings": patch.info["settings"] | {"mode": "correct", "target": "tiger"}}
     subjects = subjects_of(Patch(dict(patch), info))
     assert subjects.names == {"tiger": ("tiger",)} and "cat" in subjects.keep
 

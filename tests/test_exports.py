@@ -9,13 +9,14 @@ from safetensors.torch import load_file
 from spellings import FILE, close, ldm_name, module_name, module_name_of, products, written
 
 from demo.host import CHECKPOINT
-from fmn_core.convert.config import ImportSettings
+from fmn_core.convert.config import ImportConfig
 from fmn_core.convert.exporter import merge, save_as, to_diff, to_peft
 from fmn_core.convert.importer import import_patch
 from fmn_core.errors import ForgetError
 from fmn_core.lora.keys import blocks_per_level
 from fmn_core.patch.apply import applied
-from fmn_core.patch.patch import ALPHA, DOWN, UP, model_shapes, read_patch
+from fmn_core.patch.file import read_patch
+from fmn_core.patch.patch import ALPHA, DOWN, UP, model_shapes
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_comfyui_computes_the_same_with_full_differences(host, comfy, patch, del
     other = comfy.sd.load_lora_for_models(host.patcher, None, dict(patch), 1.0, 0)[0]
     base, found, wanted = (sample(m, "a cat") for m in (host.patcher, model, other))
     assert (found - wanted).norm() < 0.02 * (wanted - base).norm()
-    assert close(products(import_patch(host, tmp_path / "p.safetensors", ImportSettings(energy=1.0))), deltas)
+    assert close(products(import_patch(host, tmp_path / "p.safetensors", ImportConfig(energy=1.0))), deltas)
 
 
 def test_a_merged_checkpoint_is_the_patched_model_and_otherwise_the_same_to_the_bit(host, comfy, patch, tmp_path):
@@ -113,7 +114,7 @@ def test_a_merged_checkpoint_is_the_patched_model_and_otherwise_the_same_to_the_
     with merged.training(noise.shape), torch.no_grad():
         found = merged.predict(x, t, prompts)
     assert (found - wanted).norm() < 2e-2 * (wanted - base).norm()  # the checkpoint is fp16
-    back = import_patch(host, out, ImportSettings(energy=0.9999), base=CHECKPOINT)
+    back = import_patch(host, out, ImportConfig(energy=0.9999), base=CHECKPOINT)
     assert back.modules == patch.modules
     with pytest.raises(ForgetError, match="never overwritten"):
         merge(CHECKPOINT, patch, 1.0, out)
@@ -127,13 +128,13 @@ def test_diff_and_peft_hold_the_rest_too(host, patch, tmp_path):
     layers = host.other_layers()
     name = next(name for name in layers if "resnets_0_conv1" in name)
     out, inner, height, width = layers[name].weight.shape
-    patch.rest = {
+    patch.unet_lora = {
         name + UP: torch.ones(out, 2, 1, 1).half(), name + DOWN: torch.ones(2, inner, height, width).half(),
         name + ALPHA: torch.tensor(2.0),
     }  # fmt: skip
-    assert dict(to_diff(patch.rest))[f"{name}.diff"].shape == (out, inner, height, width)
-    assert dict(to_diff(patch.rest))[f"{name}.diff"].unique().tolist() == [2.0]
-    assert [*to_peft(patch.rest)][0].startswith("unet.down_blocks.0.resnets.0.conv1.lora_A")
+    assert dict(to_diff(patch.unet_lora))[f"{name}.diff"].shape == (out, inner, height, width)
+    assert dict(to_diff(patch.unet_lora))[f"{name}.diff"].unique().tolist() == [2.0]
+    assert [*to_peft(patch.unet_lora)][0].startswith("unet.down_blocks.0.resnets.0.conv1.lora_A")
     assert [path.name for path in save_as(patch, "peft", tmp_path / "p.safetensors")] == [
         "p.safetensors",
         "p-rest.safetensors",
@@ -154,20 +155,20 @@ def run(capsys):
 
 def test_the_command_line_goes_there_and_back(run, model, deltas, tmp_path):
     peft, back, merged, own = (tmp_path / f"{name}.safetensors" for name in ("peft", "back", "merged", "own"))
-    assert run(FILE, "--to", "peft", "--out", peft)[0] == 0
-    code, out, _ = run(peft, "--model", model, "--device", "cpu", "--concept", "cat", "--out", back)
+    assert run(FILE, "--to", "peft", "--output", peft)[0] == 0
+    code, out, _ = run(peft, "--model", model, "--device", "cpu", "--concept", "cat", "--output", back)
     assert code == 0 and "20 projections at rank 4" in out and str(back) in out
     assert close(products(read_patch(back)), deltas) and read_patch(back).info["concept"] == "cat"
-    assert run(back, "--to", "checkpoint", "--base", CHECKPOINT, "--strength", "0.5", "--out", merged)[0] == 0
-    full = [merged, "--model", model, "--device", "cpu", "--base", CHECKPOINT, "--rank", "4", "--out"]
+    assert run(back, "--to", "checkpoint", "--base", CHECKPOINT, "--strength", "0.5", "--output", merged)[0] == 0
+    full = [merged, "--model", model, "--device", "cpu", "--base", CHECKPOINT, "--rank", "4", "--output"]
     assert run(*full, own)[0] == 0 and read_patch(own).rank == 4
     found = products(read_patch(own))
     assert all((found[name] * 2 - deltas[name]).norm() < 0.05 * deltas[name].norm() for name in found)
     for words, message in (
-        ([FILE, "--out", tmp_path / "x.safetensors"], "is a forget patch already"),
-        ([peft, "--out", tmp_path / "x.safetensors"], "with --model"),
-        ([FILE, "--to", "checkpoint", "--out", tmp_path / "x.safetensors"], "with --base"),
-        ([FILE, "--to", "diff", "--out", peft], "never overwritten"),
+        ([FILE, "--output", tmp_path / "x.safetensors"], "is a forget patch already"),
+        ([peft, "--output", tmp_path / "x.safetensors"], "with --model"),
+        ([FILE, "--to", "checkpoint", "--output", tmp_path / "x.safetensors"], "with --base"),
+        ([FILE, "--to", "diff", "--output", peft], "never overwritten"),
     ):
         code, _, error = run(*words)
         assert code == 1 and message in error
@@ -183,13 +184,13 @@ def test_the_names_of_sdxl(xl_host, xl_pipeline, tmp_path):
             name + UP: torch.randn(out, 2, generator=generator),
             name + DOWN: torch.randn(2, inner, generator=generator),
         }
-    patch = import_patch(xl_host, written(tensors, tmp_path / "a.safetensors"), ImportSettings(), "cat")
+    patch = import_patch(xl_host, written(tensors, tmp_path / "a.safetensors"), ImportConfig(), "cat")
     assert patch.modules == sorted(shapes) and all(
         "_blocks_" in name and "down" not in name for name in patch.modules if "mid" not in name
     )
     per_level = blocks_per_level([*shapes, *xl_host.other_layers()])
     save_as(patch, "peft", tmp_path / "b.safetensors", per_level)
-    again = import_patch(xl_host, tmp_path / "b.safetensors", ImportSettings())
+    again = import_patch(xl_host, tmp_path / "b.safetensors", ImportConfig())
     assert close(products(again), products(patch))
     wanted = {module_name_of(xl_host, name): delta for name, delta in products(patch).items()}
     with unloaded(xl_pipeline):

@@ -11,15 +11,16 @@ import torch
 
 from demo.judge import Judge
 from demo.vocabulary import STYLES
-from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
 from fmn_core.host import ENCODED_AT_ONCE
-from fmn_core.patch.patch import ALPHA, DOWN, UP, serialize
+from fmn_core.patch.file import serialize
+from fmn_core.patch.patch import ALPHA, DOWN, UP
 from fmn_core.text import features as paraphrases
-from fmn_core.text.features import Lexicon
+from fmn_core.text.features import VocabularyIndex
 
-FAST = ForgetSettings(preset="fast")
+FAST = make_config(preset="fast")
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def test_the_concept_is_gone_and_the_rest_is_as_it_was(patch, pictures):
 
 def test_what_the_start_token_reads_is_unchanged(host, patch):
     """Exactly, but for the file's half precision; the rest of the empty prompt nearly."""
-    empty = host.contexts([""], 77)[0].double()
+    empty = host.encode_prefix([""], 77)[0].double()
     for module in patch.modules:
         layer, matrix = next(
             (layer, m) for layer in host.cross_attentions() for m in ("to_k", "to_v") if host.lora_key(layer, m) == module
@@ -136,7 +137,7 @@ def test_same_inputs_same_file_and_the_order_of_names_does_not_matter(host, patc
 
 
 def test_replaced_by_itself_changes_nothing_and_says_so(host):
-    settings = replace(FAST, mode="replace", replacement="cat")
+    settings = replace(FAST, mode="replace", target="cat")
     patch, _ = forget(host, "cat", settings)
     assert all(delta(patch, module).abs().max() == 0 for module in patch.modules)
     assert "Little effect" in patch.info["report"]["warnings"][0]
@@ -145,7 +146,7 @@ def test_replaced_by_itself_changes_nothing_and_says_so(host):
 
 
 def test_a_replacement_takes_the_place(host, pictures):
-    patch, _ = forget(host, "cat", replace(FAST, mode="replace", replacement="house"))
+    patch, _ = forget(host, "cat", replace(FAST, mode="replace", target="house"))
     judge = Judge.load()
     after = pictures(["a cat", "a drawing of a cat", "a cat in blueprint style", "a picture of a cat"], patch)
     assert judge.accuracy(after, "house") >= 0.75
@@ -157,21 +158,22 @@ def test_correction_takes_a_meaning_from_another_word(host):
     from fmn_core.erasure.closed_form import make_edit
     from fmn_core.text.concept import make_concepts
 
-    edit = make_edit(host, make_concepts("lion"), replace(FAST, mode="correct", replacement="tiger"))
-    lion, tiger, house = (host.contexts([f"a {name}"], 6)[0, 3].double() for name in ("lion", "tiger", "house"))
+    edit = make_edit(host, make_concepts("lion"), replace(FAST, mode="correct", target="tiger"))
+    lion, tiger, house = (host.encode_prefix([f"a {name}"], 6)[0, 3].double() for name in ("lion", "tiger", "house"))
     assert edit(tiger).norm() > 3 * max(edit(house).norm(), edit(lion).norm())
     with pytest.raises(ForgetError, match="takes one concept"):
-        make_edit(host, make_concepts("lion\ncat"), replace(FAST, mode="correct", replacement="tiger"))
+        make_edit(host, make_concepts("lion\ncat"), replace(FAST, mode="correct", target="tiger"))
     with pytest.raises(ForgetError, match="`tiger` is to be forgotten and to be kept"):
-        make_edit(host, make_concepts("lion"), replace(FAST, mode="correct", replacement="tiger", keep="tiger"))
+        make_edit(host, make_concepts("lion"), replace(FAST, mode="correct", target="tiger", preserve="tiger"))
 
 
 def test_the_slot_of_a_template_is_found_beside_another_mention(host):
-    from fmn_core.text.features import Reader, fill
+    from fmn_core.text.features import TextFeatureExtractor
+    from fmn_core.text.templates import fill
 
-    place = Reader(host, {}).place("a {} and a house", "house")
-    context = host.contexts(["a house and a house"], 10)[0].double()
-    assert torch.equal(place.mention, context[[2]]) and torch.equal(place.after, context[3:])
+    span = TextFeatureExtractor(host, {}).span("a {} and a house", "house")
+    context = host.encode_prefix(["a house and a house"], 10)[0].double()
+    assert torch.equal(span.name, context[[2]]) and torch.equal(span.suffix, context[3:])
     assert fill("an hour of a {}", "owl") == "an hour of an owl" and fill("a {}", "rose") == "a rose"
 
 
@@ -193,7 +195,7 @@ def test_several_concepts_and_other_names_go_together(host, pictures):
         ("cat", {"mode": "correct"}, "whose other meaning"),
         ("cat\ncat", {}, "named twice"),
         (" \n, ", {}, "concept is empty"),
-        ("cat", {"preset": "paper", "mode": "replace", "replacement": "dog"}, "`paper` removes, it cannot replace"),
+        ("cat", {"preset": "paper", "mode": "replace", "target": "dog"}, "`paper` removes, it cannot replace"),
     ],
 )
 def test_contradictions_get_a_sentence(host, names, settings, message):
@@ -202,19 +204,19 @@ def test_contradictions_get_a_sentence(host, names, settings, message):
 
 
 def test_what_is_to_be_kept_moves_less(host):
-    free = forget(host, "rose", FAST)[0].info["report"]["drift"]
+    free = forget(host, "rose", FAST)[0].info["report"]["preserve_drift"]
     word, most = next(iter(free.items()))
-    held = forget(host, "rose", replace(FAST, keep=word))[0].info["report"]["drift"]
+    held = forget(host, "rose", replace(FAST, preserve=word))[0].info["report"]["preserve_drift"]
     assert held[word] < 0.8 * most
     with pytest.raises(ForgetError, match="cannot be kept"):
-        forget(host, "rose", replace(FAST, keep="()"))
+        forget(host, "rose", replace(FAST, preserve="()"))
 
 
 def test_neutral_words_are_remembered_in_the_templates_that_were_asked_for_last(host, monkeypatch):
     """Users write any number of templates; what was forgotten is computed anew, the same."""
     monkeypatch.setattr(paraphrases, "_common", {})
     monkeypatch.setattr(paraphrases, "MOST_MIDDLES", 3)
-    lexicon, templates = Lexicon(host), [f"a {{}} for the number {i}" for i in range(5)]
+    lexicon, templates = VocabularyIndex(host), [f"a {{}} for the number {i}" for i in range(5)]
     neutral = lexicon.common.neutral
 
     def middle(template):

@@ -6,11 +6,12 @@ import pytest
 import torch
 from spellings import FILE, close, ldm_name, module_name, products, written
 
-from fmn_core.convert.config import ImportSettings
+from fmn_core.convert.config import ImportConfig
 from fmn_core.convert.importer import import_patch
 from fmn_core.errors import ForgetError
 from fmn_core.lora.keys import split_key
-from fmn_core.patch.patch import ALPHA, DOWN, UP, read_patch
+from fmn_core.patch.file import read_patch
+from fmn_core.patch.patch import ALPHA, DOWN, UP
 
 K = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 BLOCK = "transformer_blocks.0.attn"
@@ -60,7 +61,7 @@ OTHERS = {
 @pytest.mark.parametrize("what", OTHERS)
 def test_a_file_of_another_kind_is_named(what, host, patch, tmp_path):
     with pytest.raises(ForgetError, match=f"^a.safetensors (is )?{what.rstrip(':')}.*: "):
-        import_patch(host, written(OTHERS[what](patch), tmp_path / "a.safetensors"), ImportSettings())
+        import_patch(host, written(OTHERS[what](patch), tmp_path / "a.safetensors"), ImportConfig())
 
 
 @pytest.mark.parametrize(
@@ -82,14 +83,14 @@ def test_a_file_of_another_kind_is_named(what, host, patch, tmp_path):
 def test_an_unknown_part_of_a_known_layer_is_named(part, message, host, patch, tmp_path):
     tensors = full(patch) | {f"{K}.{part}": torch.ones(2)}
     with pytest.raises(ForgetError, match=f"a.safetensors.*{message}.*import that"):
-        import_patch(host, written(tensors, tmp_path / "a.safetensors"), ImportSettings())
+        import_patch(host, written(tensors, tmp_path / "a.safetensors"), ImportConfig())
 
 
 def test_two_adapters_of_one_layer_are_no_layer_of_another_model(host, patch, tmp_path):
     tensors = of_patch(patch, module_name, ".lora_A.one.weight", ".lora_B.one.weight")
     tensors |= of_patch(patch, module_name, ".lora_A.two.weight", ".lora_B.two.weight")
     with pytest.raises(ForgetError, match="two.weight beside .*one.weight.*second time"):
-        import_patch(host, written(tensors, tmp_path / "a.safetensors"), ImportSettings())
+        import_patch(host, written(tensors, tmp_path / "a.safetensors"), ImportConfig())
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def test_no_layer_outside_the_attention_refuses_a_file(change, host, patch, tmp_
         out, inner = host.other_layers()[name].weight.shape
         tensors |= {name + UP: torch.ones(out, 2), name + DOWN: torch.ones(2, inner), name + ALPHA: torch.tensor(2.0)}
     change(tensors, bad)
-    imported = import_patch(host, written(tensors, tmp_path / "a.safetensors"), ImportSettings())
+    imported = import_patch(host, written(tensors, tmp_path / "a.safetensors"), ImportConfig())
     assert close(products(imported), products(patch)) and {key.split(".")[0] for key in imported.rest} == {good}
     assert bad.removeprefix("lora_unet_") in "\n".join(imported.info["report"]["warnings"])
 
@@ -126,7 +127,7 @@ def test_what_peft_says_of_a_lokr_of_whole_matrices_is_its_strength(host, patch,
     for config, scale in (("", 1), ('{"r": 8, "alpha": 4}', 0.5), ('{"r": 8, "alpha": 4, "rank_pattern": {"to_k": 2}}', 2)):
         told = {"lora_adapter_metadata": config} if config else None
         file = written(tensors, tmp_path / f"{scale}.safetensors", told)
-        found = products(import_patch(host, file, ImportSettings(energy=1.0)))
+        found = products(import_patch(host, file, ImportConfig(energy=1.0)))
         assert close(found, {name: torch.kron(one, other) * scale})
 
 

@@ -9,21 +9,20 @@ import torch
 from einops import rearrange
 
 from demo.judge import Judge
-from fmn_core.attention.capture import attention_probabilities, attention_set_to_zero, tapped
-from fmn_core.erasure.config import ForgetSettings
+from fmn_core.attention.capture import attention_probabilities, attention_set_to_zero, capture_attention_maps
+from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
-from fmn_core.erasure.resteering import region_of
 from fmn_core.errors import ForgetError
 from fmn_core.lora.layers import CrossAttentionLoRA
 from fmn_core.patch.patch import fingerprint
-from fmn_core.text.concept import concept_columns
-from fmn_core.training.images import fit_pictures
+from fmn_core.text.concept import concept_mask
+from fmn_core.training.images import fit_pictures, region_of
 from fmn_core.training.losses import attention_resteering_loss
 from fmn_core.training.noise import add_noise
 from fmn_core.training.sampling import sample_pairs
 
-PAPER = ForgetSettings(preset="paper")
-QUICK = replace(PAPER, steps=4, num_pictures=2, sampling_steps=3)
+PAPER = make_config(preset="paper")
+QUICK = replace(PAPER, steps=4, num_images=2, num_inference_steps=3)
 
 
 @pytest.fixture
@@ -53,7 +52,7 @@ def assert_untouched(host, before):
 def test_the_loss_of_paper_is_the_formula_on_the_hosts_own_attention(host):
     """Sum over layers, heads, pixels and concept tokens of softmax(q k / sqrt(d))^2, computed a row at a time from
     what the host's projections returned."""
-    columns = concept_columns(host, "cat", "a photo of a cat", "concept and end")
+    columns = concept_mask(host, "cat", "a photo of a cat", "concept_and_end")
     prompts, layers = host.encode(["a photo of a cat"]), host.cross_attentions()
     x, t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
     outputs, hooks = {}, []
@@ -64,7 +63,7 @@ def test_the_loss_of_paper_is_the_formula_on_the_hosts_own_attention(host):
                 outputs[key] = output.double()
 
             hooks.append(layer.linear(matrix).register_forward_hook(keep))
-    with host.training(x.shape), torch.no_grad(), tapped(layers) as maps:
+    with host.training(x.shape), torch.no_grad(), capture_attention_maps(layers) as maps:
         host.predict(x, t, prompts)
     for hook in hooks:
         hook.remove()
@@ -84,14 +83,14 @@ def test_the_loss_of_paper_is_the_formula_on_the_hosts_own_attention(host):
 def test_the_gradient_of_paper_is_the_slope_of_its_loss(host):
     """Along a random direction of all adapters, through the host's whole UNet, against a central difference."""
     layers, generator = host.cross_attentions(), torch.Generator().manual_seed(0)
-    columns = concept_columns(host, "cat", "a photo of a cat", "concept and end")[None]
+    columns = concept_mask(host, "cat", "a photo of a cat", "concept_and_end")[None]
     prompts = host.encode(["a photo of a cat"])
     x, t = torch.randn(1, 4, 8, 8, generator=generator), torch.tensor([500])
     lora = CrossAttentionLoRA(layers, ("to_q", "to_k", "to_v"), 2, generator)
     directions = [torch.randn(p.shape, generator=generator) for p in lora.parameters()]
 
     def loss():
-        with tapped(layers) as maps:
+        with capture_attention_maps(layers) as maps:
             host.predict(x, t, prompts)
             return attention_resteering_loss(maps.values(), columns)
 
@@ -116,7 +115,7 @@ def test_the_gradient_of_paper_is_the_slope_of_its_loss(host):
 
 
 def test_the_loss_falls_and_so_does_the_attention(host):
-    patch, losses = forget(host, "cat", replace(PAPER, num_pictures=2, sampling_steps=5))
+    patch, losses = forget(host, "cat", replace(PAPER, num_images=2, num_inference_steps=5))
     assert len(losses) == 35 and sum(losses[-5:]) < 0.7 * sum(losses[:5])
     mass = patch.info["report"]["attention_mass"]
     assert mass["after"] < 0.8 * mass["before"]
@@ -153,7 +152,7 @@ def test_the_host_is_left_as_it_was(host, comfy, loaded, sample, failure, monkey
 
 def test_same_inputs_same_patch_and_other_seed_other_patch(loaded, quick_patch):
     from fmn_core.hosts.comfy.model import ComfyHost
-    from fmn_core.patch.patch import serialize
+    from fmn_core.patch.file import serialize
 
     again, _ = forget(ComfyHost(*loaded), "cat", QUICK)
     other, _ = forget(ComfyHost(*loaded), "cat", replace(QUICK, seed=1))
@@ -197,14 +196,14 @@ def test_pictures_of_any_size_are_brought_to_the_models(size):
 
 def test_visual_denoising_adds_to_the_loss(host):
     _, plain = forget(host, "cat", QUICK)
-    _, visual = forget(host, "cat", replace(QUICK, visual_weight=1.0))
-    _, double = forget(host, "cat", replace(QUICK, visual_weight=2.0))
+    _, visual = forget(host, "cat", replace(QUICK, visual_loss_weight=1.0))
+    _, double = forget(host, "cat", replace(QUICK, visual_loss_weight=2.0))
     assert double[0] - plain[0] == pytest.approx(2 * (visual[0] - plain[0]), rel=1e-4)
 
 
 def test_the_visual_target_is_made_without_attention_to_the_concept(host):
     """Of the same noise; the columns of the empty prompt stay as they are."""
-    settings = replace(QUICK, visual_weight=1.0, sampling_steps=8)
+    settings = replace(QUICK, visual_loss_weight=1.0, num_inference_steps=8)
     prompts, empty = host.encode(["a photo of a cat"] * 2), host.encode([""])
     columns = torch.zeros(2, 77, dtype=torch.bool)
     columns[:, 5:] = True
@@ -266,8 +265,10 @@ def test_custom_templates_and_batches(host):
 
 def test_prompts_of_unequal_length_train_together(host):
     template = "a {}\n" + "a house and a tree " * 20 + "and a {}"
-    patch, losses = forget(host, "cat", replace(QUICK, concept_type="custom", template=template, tokens="concept and end"))
-    assert all(loss > 0 for loss in losses) and patch.info["moments"]["keys"]["shape"][1] == 112
+    patch, losses = forget(
+        host, "cat", replace(QUICK, concept_type="custom", template=template, penalized_tokens="concept_and_end")
+    )
+    assert all(loss > 0 for loss in losses) and patch.info["statistics"]["keys"]["shape"][1] == 112
 
 
 def test_the_base_hash_does_not_change_with_a_lora_on_the_model(quick_patch, loaded, monkeypatch):
@@ -283,9 +284,9 @@ def test_the_base_hash_does_not_change_with_a_lora_on_the_model(quick_patch, loa
     assert not torch.equal(*(p[p.modules[0] + ".lora_up.weight"] for p in (on_top, quick_patch)))
 
 
-@pytest.mark.parametrize("matrices", ["k", "k v", "q k v out"])
+@pytest.mark.parametrize("matrices", ["k", "k,v", "q,k,v,out"])
 def test_only_the_chosen_projections_are_patched(host, matrices):
-    patch, _ = forget(host, "cat", replace(QUICK, matrices=matrices))
+    patch, _ = forget(host, "cat", replace(QUICK, target_modules=matrices))
     ends = {module.rsplit("attn2_", 1)[1] for module in patch.modules}
     assert ends == {f"to_{m}".replace("to_out", "to_out_0") for m in matrices.split()}
 
@@ -310,7 +311,7 @@ def test_bad_pictures_get_a_sentence(host, images, mask, message):
 @pytest.mark.parametrize("bad", [{"steps": 0}, {"learning_rate": 1.0}, {"tokens": "all"}, {"preset": "magic"}])
 def test_bad_settings_get_a_sentence(bad):
     with pytest.raises(ForgetError, match=next(iter(bad))):
-        ForgetSettings(**bad)
+        make_config(**bad)
 
 
 def test_a_training_that_diverges_keeps_the_last_good_state_and_says_so(host, monkeypatch):

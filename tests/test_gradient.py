@@ -11,18 +11,18 @@ import torch
 
 from benchmarks.architectures import narrow_model
 from fmn_core.attention import capture as attention
-from fmn_core.attention.capture import AllTaken, tapped
-from fmn_core.erasure.config import ForgetSettings
+from fmn_core.attention.capture import StopForward, capture_attention_maps
+from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
 from fmn_core.host import DiffusionHost
-from fmn_core.inversion.config import InvertSettings
+from fmn_core.inversion.config import InversionConfig
 from fmn_core.inversion.textual_inversion import invert_pictures
 from fmn_core.lora.layers import CrossAttentionLoRA
-from fmn_core.training.gradient import BRANCH, differentiated, recomputable, recomputed
+from fmn_core.training.gradient import BRANCH, gradient_path, recomputable, recomputed
 from fmn_core.training.losses import attention_resteering_loss
-from fmn_core.training.memory import RECOMPUTED, rehearse
+from fmn_core.training.memory import RECOMPUTED, estimate_memory
 
-QUICK = {"steps": 2, "num_pictures": 1, "sampling_steps": 2, "resolution": 64, "rounds": 1, "rank": 2}
+QUICK = {"steps": 2, "num_images": 1, "num_inference_steps": 2, "resolution": 64, "rounds": 1, "rank": 2}
 
 
 @pytest.fixture(scope="module", params=["sd1", "sdxl"])
@@ -68,13 +68,13 @@ def gradients(host, through="whole", again=False):
         lora = CrossAttentionLoRA(layers, ("to_q", "to_k", "to_v"), 2, torch.Generator().manual_seed(2))
         for adapter in lora.values():
             torch.nn.init.normal_(adapter.up, generator=torch.Generator().manual_seed(3))
-        with lora.attached(), differentiated(host.unet, through), tapped(layers) as maps:
+        with lora.attached(), gradient_path(host.unet, through), capture_attention_maps(layers) as maps:
             if again:
                 with recomputed(host.unet):
                     host.predict(x_t, t, prompts)
             else:
                 host.predict(x_t, t, prompts)
-            columns = torch.zeros(1, prompts.embeddings.shape[1], dtype=torch.bool)
+            columns = torch.zeros(1, prompts.prompt_embeds.shape[1], dtype=torch.bool)
             columns[:, 5] = True
             loss = attention_resteering_loss(maps.values(), columns)
             loss.backward()
@@ -116,7 +116,7 @@ def test_maps_are_made_once_and_once_more_for_the_backward_whatever_else_is_comp
         def found(beside):
             """The gradient with another forward in the same context, or in none."""
             with lora.attached(), recomputed(host.unet) if again else nullcontext():
-                with tapped(layers, torch.tensor([4, 5])) as maps:
+                with capture_attention_maps(layers, torch.tensor([4, 5])) as maps:
                     estimate = host.predict(x_t, t, prompts)
                     change = host.predict(x_t, t, other) if beside else 0 * estimate
                     asked = torch.ones(1, 2, dtype=torch.bool)
@@ -158,7 +158,7 @@ def test_free_memory_is_asked_of_a_device_without_a_number(monkeypatch):
 
 def test_the_residual_stream_gives_the_same_loss_and_a_gradient_of_its_own_to_every_layer(host):
     assert any(BRANCH.search(name) for name, _ in host.unet.named_modules())
-    (loss, whole), (other, stream) = gradients(host), gradients(host, "residual stream")
+    (loss, whole), (other, stream) = gradients(host), gradients(host, "skip_connections")
     assert loss == other and whole.keys() == stream.keys() and not same(whole, stream) and untouched(host.unet)
     cosines = {name: torch.cosine_similarity(whole[name].flatten(), stream[name].flatten(), 0) for name in whole}
     assert all(stream[name].norm() > 0 for name in stream)
@@ -171,9 +171,9 @@ def test_a_forward_ends_where_the_last_map_is_made(host):
     layers, ended = host.cross_attentions(), []
     hook = host.unet.out.register_forward_hook(lambda *_: ended.append(True))
     with host.training(x_t.shape), torch.no_grad():
-        with tapped(layers) as whole:
+        with capture_attention_maps(layers) as whole:
             host.predict(x_t, t, prompts)
-        with tapped(layers, stop=True) as maps, pytest.raises(AllTaken):
+        with capture_attention_maps(layers, stop=True) as maps, pytest.raises(StopForward):
             host.predict(x_t, t, prompts)
     hook.remove()
     assert len(ended) == 1 and same(whole, maps) and untouched(host.unet)
@@ -181,7 +181,7 @@ def test_a_forward_ends_where_the_last_map_is_made(host):
 
 @pytest.mark.parametrize("preset", ["paper", "balanced"])
 def test_short_memory_changes_nothing_but_the_way(host, preset, monkeypatch, caplog):
-    settings = ForgetSettings(preset=preset, visual_weight=0.1 if preset == "paper" else 0.0, **QUICK)
+    settings = make_config(preset=preset, visual_loss_weight=0.1 if preset == "paper" else 0.0, **QUICK)
     plain, _ = forget(host, "cat", settings)
     monkeypatch.setattr(type(host), "free_memory", lambda self: 0.0)
     with caplog.at_level(logging.INFO, "forget_me_not"):
@@ -195,9 +195,9 @@ def test_a_step_that_runs_out_of_memory_is_taken_again_with_less(host, work, mon
     def run():
         if work == "invert":
             return invert_pictures(
-                host, InvertSettings(steps=2, num_pictures=1, sampling_steps=2, resolution=64), concept="cat"
+                host, InversionConfig(steps=2, num_images=1, num_inference_steps=2, resolution=64), concept="cat"
             )
-        return dict(forget(host, "cat", ForgetSettings(preset=work, **QUICK))[0])
+        return dict(forget(host, "cat", make_config(preset=work, **QUICK))[0])
 
     plain = run()
     real, failed = type(host).predict, []
@@ -234,17 +234,17 @@ def test_out_of_memory_with_checkpointing_is_told(host, monkeypatch):
 
     monkeypatch.setattr(type(host), "predict", predict)
     with pytest.raises(torch.cuda.OutOfMemoryError, match="lower `batch_size` or `resolution`"):
-        forget(host, "cat", ForgetSettings(preset="paper", **QUICK))
+        forget(host, "cat", make_config(preset="paper", **QUICK))
     assert untouched(host.unet)
 
 
 def test_a_rehearsal_counts_less_where_less_is_held(host):
     x_t, t, prompts = given(host)
     with host.training(x_t.shape):
-        held = rehearse(host, x_t, t, prompts).held
-    assert 0 < held["residual stream"] < held["whole"] and held[RECOMPUTED] < held["whole"] and untouched(host.unet)
+        held = estimate_memory(host, x_t, t, prompts).held
+    assert 0 < held["skip_connections"] < held["whole"] and held[RECOMPUTED] < held["whole"] and untouched(host.unet)
 
 
 def test_the_residual_stream_cannot_train_what_it_leaves_out(host):
     with pytest.raises(ValueError, match="choose one"):
-        forget(host, "cat", ForgetSettings(preset="paper", gradient="residual stream", layers="whole unet", **QUICK))
+        forget(host, "cat", make_config(preset="paper", backprop="skip_connections", train_layers="whole_unet", **QUICK))

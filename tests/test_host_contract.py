@@ -61,7 +61,7 @@ def unchanged(host):
 
 def test_layers_are_complete_and_in_order(host):
     layers = host.cross_attentions()
-    places = [layer.place for layer in layers.values()]
+    places = [layer.unet_block for layer in layers.values()]
     assert places == sorted(places, key=["down", "mid", "up"].index) and set(places) == {"down", "mid", "up"}
     for layer in layers.values():
         assert layer.linear("to_q").weight.shape[0] % layer.heads == 0
@@ -77,44 +77,44 @@ def test_family_and_schedule(host):
 def test_tokens_are_columns_of_the_embedding(host):
     texts = ["a cat", "", "a (red:1.2) rose " * 40]
     prompts = host.encode(texts)
-    assert prompts.embeddings.shape[:2] == (3, len(prompts.tokens[0]))
+    assert prompts.prompt_embeds.shape[:2] == (3, len(prompts.tokens[0]))
     for text, tokens in zip(texts, prompts.tokens, strict=True):
         own = host.tokenize(text)
         assert tokens == own * (len(tokens) // len(own))
         assert own[0].kind == "start" and own[-1].kind in ("end", "padding")
     assert [t.text for t in prompts.tokens[0] if t.kind == "word"][:2] == ["a</w>", "cat</w>"]
-    assert not prompts.embeddings.is_inference()
-    assert torch.equal(host.encode(["a cat"]).embeddings, host.encode(["a cat"]).embeddings)
+    assert not prompts.prompt_embeds.is_inference()
+    assert torch.equal(host.encode(["a cat"]).prompt_embeds, host.encode(["a cat"]).prompt_embeds)
 
 
 def test_contexts_are_the_first_columns_of_the_embedding(host):
     texts = ["a cat", "", "a photo of a dog in the garden"]
-    assert torch.allclose(host.contexts(texts, 77), host.encode(texts).embeddings, atol=1e-5)
-    short = host.contexts(texts, 9)
-    assert short.shape[:2] == (3, 9) and torch.allclose(short, host.encode(texts).embeddings[:, :9], atol=1e-5)
-    assert not short.is_inference() and host.contexts(["a cat"] * 130, 5).shape[0] == 130
+    assert torch.allclose(host.encode_prefix(texts, 77), host.encode(texts).prompt_embeds, atol=1e-5)
+    short = host.encode_prefix(texts, 9)
+    assert short.shape[:2] == (3, 9) and torch.allclose(short, host.encode(texts).prompt_embeds[:, :9], atol=1e-5)
+    assert not short.is_inference() and host.encode_prefix(["a cat"] * 130, 5).shape[0] == 130
 
 
 def test_the_reading_of_many_prompts_is_shown_batch_by_batch(host, monkeypatch):
     shown, many = [], [f"a cat and {n} dogs" for n in range(130)]
     monkeypatch.setattr(host, "show_progress", lambda step, total, preview: shown.append((step, total)))
     with host.reading(150):
-        host.contexts(many, 5)
-        host.contexts(many[:20], 6)
+        host.encode_prefix(many, 5)
+        host.encode_prefix(many[:20], 6)
     assert shown == [(0, 150), (64, 150), (128, 150), (130, 150), (150, 150)]
     shown.clear()
     with host.reading(12):
-        host.contexts(many[:12], 5)
-    host.contexts(many, 5)
+        host.encode_prefix(many[:12], 5)
+    host.encode_prefix(many, 5)
     with host.one_bar(3), host.reading(130):  # whose steps are others
-        host.contexts(many, 5)
+        host.encode_prefix(many, 5)
         host.progress(1, 1, None)
     assert shown == [(1, 3)]
 
 
 def test_the_hosts_agree_on_the_embedded_model(comfy_host, diffusers_host):
     """Layers, names, embeddings and noise estimates, and so the patch that is made in them."""
-    from fmn_core.erasure.config import ForgetSettings
+    from fmn_core.erasure.config import make_config
     from fmn_core.erasure.forget import forget
 
     one, other = comfy_host, diffusers_host
@@ -127,7 +127,7 @@ def test_the_hosts_agree_on_the_embedded_model(comfy_host, diffusers_host):
         with host.training(x.shape), torch.no_grad():
             guesses.append(host.predict(x, t, host.encode(["a cat", "a rose in neon style"])))
     assert torch.allclose(*guesses, atol=1e-3)
-    patches = [forget(host, "cat", ForgetSettings(preset="fast"))[0] for host in (one, other)]
+    patches = [forget(host, "cat", make_config(preset="fast"))[0] for host in (one, other)]
     for module in patches[0].modules:
         deltas = [p[module + ".lora_up.weight"].float() @ p[module + ".lora_down.weight"].float() for p in patches]
         assert (deltas[0] - deltas[1]).norm() < 1e-2 * deltas[0].norm()
@@ -154,7 +154,7 @@ def test_pictures_survive_encoding_and_decoding(host):
 
 @pytest.mark.parametrize("call", ["embedding:missing", "embedding:"])
 def test_an_embedding_that_is_not_there_is_told(host, call):
-    from fmn_core.erasure.config import ForgetSettings
+    from fmn_core.erasure.config import make_config
     from fmn_core.erasure.forget import forget
     from fmn_core.errors import ForgetError
 
@@ -163,7 +163,7 @@ def test_an_embedding_that_is_not_there_is_told(host, call):
         assert [*host.missing_embeddings(text)] == [call]
     for names, keep in ((call, ""), ("cat", f"dog, {call}")):
         with pytest.raises(ForgetError, match=f"There is no embedding behind `{call}`"):
-            forget(host, names, ForgetSettings(keep=keep))
+            forget(host, names, make_config(preserve=keep))
 
 
 def test_lora_keys_are_the_kohya_names(host):
@@ -216,13 +216,15 @@ def test_weights_are_those_of_the_projections(host):
 @pytest.mark.parametrize("template", ["a photo of a {}", "{}", "two {}, and a {}!"])
 def test_the_vectors_of_a_word_say_what_the_word_says(wordy_host, template):
     host = wordy_host
-    vectors = host.word_vectors("cat")
+    vectors = host.token_embeddings("cat")
     assert all(v.shape[0] == 1 and not v.is_inference() for v in vectors.values())
     with host.training((1, *host.latent_shape()), text=True), torch.no_grad():
-        prompt, word = host.encode_vectors(template, vectors), host.encode([template.replace("{}", "cat")])
-    assert torch.allclose(prompt.embeddings, word.embeddings, atol=1e-5)
-    assert (prompt.pooled is None) == (word.pooled is None)
-    assert word.pooled is None or torch.allclose(prompt.pooled, word.pooled, atol=1e-5)
+        prompt, word = host.encode_with_embeddings(template, vectors), host.encode([template.replace("{}", "cat")])
+    assert torch.allclose(prompt.prompt_embeds, word.prompt_embeds, atol=1e-5)
+    assert (prompt.pooled_prompt_embeds is None) == (word.pooled_prompt_embeds is None)
+    assert word.pooled_prompt_embeds is None or torch.allclose(
+        prompt.pooled_prompt_embeds, word.pooled_prompt_embeds, atol=1e-5
+    )
 
 
 def test_gradients_reach_the_vectors_and_nothing_else(wordy_host):
@@ -233,9 +235,9 @@ def test_gradients_reach_the_vectors_and_nothing_else(wordy_host):
     hooks = hooks_on(parts)
     bits = lambda p: p.detach().cpu().numpy().tobytes()  # noqa: E731 (what a checkpoint leaves out may be NaN)
     before = [(p, bits(p), p.requires_grad) for part in parts for p in part.parameters()]
-    vectors = {name: v.requires_grad_() for name, v in host.word_vectors("cat dog rose").items()}
+    vectors = {name: v.requires_grad_() for name, v in host.token_embeddings("cat dog rose").items()}
     with unchanged(host), host.training(x.shape, text=True):
-        host.predict(x, t, host.encode_vectors("a photo of {}", vectors)).square().sum().backward()
+        host.predict(x, t, host.encode_with_embeddings("a photo of {}", vectors)).square().sum().backward()
     for vector in vectors.values():
         assert vector.grad.shape == (3, vector.shape[1]) and (vector.grad.abs().sum(1) > 0).all()
     after = [p for part in parts for p in part.parameters()]
@@ -255,6 +257,6 @@ def text_encoders(host):
 
 
 def test_word_vectors_leave_special_tokens_out(wordy_host):
-    many = wordy_host.word_vectors("cat " * 100)
+    many = wordy_host.token_embeddings("cat " * 100)
     assert all(v.shape[0] == 100 and (v == v[0]).all() for v in many.values())
-    assert all(v.shape[0] == 0 for v in wordy_host.word_vectors("").values())
+    assert all(v.shape[0] == 0 for v in wordy_host.token_embeddings("").values())

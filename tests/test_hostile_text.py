@@ -21,9 +21,10 @@ from test_command_line import run  # noqa: F401
 from demo.server import ServerError
 from fmn_core.errors import ForgetError
 from fmn_core.log import CONTROL, displayable, plain, replace_surrogates
-from fmn_core.patch.patch import Patch, read_patch
+from fmn_core.patch.file import read_patch
+from fmn_core.patch.patch import Patch
 from fmn_core.patch.stack import stack
-from fmn_core.patch.weighted import Member
+from fmn_core.patch.weighted import WeightedPatch
 
 ANY_TEXT = st.text(st.characters(), max_size=40)  # surrogates too
 SCRIPT = "cat<img src=x onerror='window.scripts = (window.scripts || 0) + 1'>"
@@ -106,10 +107,10 @@ def test_no_command_passes_a_files_control_characters_to_the_terminal(run, tmp_p
     commands = [
         ["inspect", one],
         ["inspect", "--json", one],
-        ["stack", one, two, "--out", both],
-        ["unstack", both, "--out", tmp_path],
-        ["convert", one, "--to", "peft", "--out", tmp_path / "peft.safetensors"],
-        ["convert", one, "--out", tmp_path / "again.safetensors"],
+        ["stack", one, two, "--output", both],
+        ["unstack", both, "--output", tmp_path],
+        ["convert", one, "--to", "peft", "--output", tmp_path / "peft.safetensors"],
+        ["convert", one, "--output", tmp_path / "again.safetensors"],
     ]
     for command in commands:
         done = run(*command)
@@ -143,7 +144,7 @@ def test_a_strength_that_is_no_number_is_refused(loaded, host, strength, tmp_pat
     attempts = [
         lambda: apply_patch(loaded[0], patch, strength),
         lambda: applied(host, patch, strength),
-        lambda: stack([Member(patch, strength)]),
+        lambda: stack([WeightedPatch(patch, strength)]),
         lambda: gated([], patch, (1.0, strength), (0.0, 1.0), 0.5),
         lambda: merge(ROOT / "demo/checkpoints/emoji-sd-128.safetensors", patch, strength, tmp_path / "m.safetensors"),
     ]
@@ -183,7 +184,7 @@ def test_a_surrogate_in_any_text_widget_is_refused_or_replaced(server):
         required = graphs.info[node]["input"]["required"].items()
         inputs = {key: wires[type] for key, (type, *_) in required if isinstance(type, str) and type in wires}
         inputs |= others.get(node, {}) | {name: "cat {}\ud800"}
-        inputs |= {"template": {"concept_type": "custom"}, "replacement": {"mode": "replace"}}.get(name, {})
+        inputs |= {"template": {"concept_type": "custom"}, "target": {"mode": "replace"}}.get(name, {})
         graph = base | {"node": graphs.node(node, **inputs), "shown": graphs.node("PreviewAny", source=["node", 0])}
         try:
             server.run(graph)

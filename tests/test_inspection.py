@@ -17,18 +17,19 @@ from safetensors.torch import save_file
 from demo.run import load_pictures
 from demo.server import ServerError
 from fmn_core.cli.main import main
-from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
 from fmn_core.inspection.describe import LETTERS, layer_label, text_of
 from fmn_core.inspection.inspect import Change, delta_norm, inspect_patch
 from fmn_core.inspection.plot import draw_inspection, scale
-from fmn_core.patch.patch import ALPHA, DOWN, UP, Patch, read_patch, save_patch
+from fmn_core.patch.file import read_patch, save_patch
+from fmn_core.patch.patch import ALPHA, DOWN, UP, Patch
 from fmn_core.patch.stack import stack
-from fmn_core.patch.weighted import Member
+from fmn_core.patch.weighted import WeightedPatch
 
 CAT = ROOT / "demo/loras/forget-cat.safetensors"
-QUICK = {"num_pictures": 2, "sampling_steps": 2, "steps": 2, "rounds": 1}
+QUICK = {"num_images": 2, "num_inference_steps": 2, "steps": 2, "rounds": 1}
 PRESETS = ("fast", "paper", "balanced", "robust")
 
 
@@ -42,9 +43,7 @@ def made(loaded, tmp_path_factory):
     def made(preset):
         path = folder / f"{preset}.safetensors"
         if not path.exists():
-            settings = ForgetSettings(
-                preset=preset, rank=3, seed=7, **(QUICK if preset != "fast" else {"keep": "dog\nhouse"})
-            )
+            settings = make_config(preset=preset, rank=3, seed=7, **(QUICK if preset != "fast" else {"keep": "dog\nhouse"}))
             with pytest.MonkeyPatch.context() as change:
                 change.setattr("fmn_core.erasure.adversarial.LEARNED_STEPS", 2)
                 save_patch(forget(ComfyHost(*loaded), "cat, kitten\nrose", settings)[0], path)
@@ -118,7 +117,7 @@ def test_the_text_says_each_fact(made, preset):
 
 
 def test_the_near_word_that_moves_most_is_named_though_files_sort_their_words():
-    drift = read_patch(CAT).info["report"]["drift"]
+    drift = read_patch(CAT).info["report"]["preserve_drift"]
     assert [*drift] == sorted(drift), "the test has no point"
     text = text_of(inspect_patch(read_patch(CAT)))
     assert f"`{max(drift, key=drift.get)}` moves most, by {max(drift.values()):.1%}" in text
@@ -163,13 +162,13 @@ def test_the_picture_shows_bars_and_words(made, preset, host):
 
 
 def test_a_stack_names_its_parts_and_what_they_do_to_one_another(host):
-    patches = [forget(host, name, ForgetSettings())[0] for name in ("cat", "lion")]
-    inspection = inspect_patch(stack([Member(patches[0]), Member(patches[1], 0.5)]), host)
+    patches = [forget(host, name, make_config())[0] for name in ("cat", "lion")]
+    inspection = inspect_patch(stack([WeightedPatch(patches[0]), WeightedPatch(patches[1], 0.5)]), host)
     text = text_of(inspection)
     assert "stacked by Forget-Me-Not" in text and "2 patches: cat; lion at strength 0.5" in text and "Simply added" in text
     assert draw_inspection(inspection).shape[1] == 1024
-    assert "fp16" not in json.dumps(inspection.plain()) and len(inspection.plain()["members"]) == 2
-    hostile = Patch(dict(patches[0]), patches[0].info | {"members": 5, "report": {"conflicts": 3, "responses": [3, {}]}})
+    assert "fp16" not in json.dumps(inspection.plain()) and len(inspection.plain()["patches"]) == 2
+    hostile = Patch(dict(patches[0]), patches[0].info | {"patches": 5, "report": {"conflicts": 3, "responses": [3, {}]}})
     assert "patches that it does not name" in text_of(inspect_patch(hostile))
 
 
@@ -188,7 +187,7 @@ def test_the_scale_reaches_the_highest_bar_in_a_few_round_steps(highest):
         {"distance": {"after": 0.2}}, {"attention_mass": {"after": 1}},
         {"attention_mass": {"before": 0, "after": 0}}, {"evaluation": {"summary": "Fine.", "prompt_drift": {"near": 3}}},
         {"evaluation": 3, "warnings": [3, "Broken."]}, {"loss": [1, 2], "noise drift": 0.1, "steps": 3, "strength": 1.0},
-        {"unrelated drift": "x"}, {"unrelated drift": float("nan")},
+        {"unrelated_drift": "x"}, {"unrelated_drift": float("nan")},
     ],
 )  # fmt: skip
 def test_what_a_foreign_patch_lacks_is_left_out(made, report):
@@ -240,9 +239,9 @@ def test_names_that_no_host_gives_stand_last(made):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"mode": "replace", "replacement": "dog"}, "forgets cat, rose; dog stands in its place."),
+        ({"mode": "replace", "target": "dog"}, "forgets cat, rose; dog stands in its place."),
         (
-            {"mode": "correct", "replacement": "tiger"},
+            {"mode": "correct", "target": "tiger"},
             "lets the other meaning of tiger through, which cat, rose overshadows.",
         ),
     ],
@@ -266,7 +265,7 @@ def test_the_command_line_says_draws_and_refuses(capsys, model, made, tmp_path):
     assert Image.open(picture).width == 1024
     found = json.loads(run("inspect", path, "--json")[1])
     assert found["file"]["bytes"] == path.stat().st_size and found["settings"]["rank"] == 3 and found["model"] is None
-    assert found["change"].keys() == {*read_patch(path).modules} and "moments" not in found
+    assert found["change"].keys() == {*read_patch(path).modules} and "statistics" not in found
     assert "never overwritten" in run("inspect", path, "--picture", picture)[2]
     save_file({"lora_unet_x.alpha": torch.ones(())}, tmp_path / "plain.safetensors")
     code, _, refused = run("inspect", tmp_path / "plain.safetensors")

@@ -10,9 +10,9 @@ from graphs import Graphs
 from test_attention import recorded
 
 from demo.server import ServerError
-from fmn_core.attention.compare import CompareSettings, compare, draw_comparison
-from fmn_core.attention.visualize import VIEWS, ViewSettings, visualize
-from fmn_core.erasure.config import ForgetSettings
+from fmn_core.attention.compare import CompareConfig, compare, draw_comparison
+from fmn_core.attention.visualize import VIEWS, ViewConfig, visualize
+from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
 from fmn_core.text.concept import MOST_PROMPTS
@@ -49,13 +49,13 @@ def interrupted(comfy):
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_every_view_ends_with_the_unit_that_is_interrupted(view, interrupted):
-    keep = {"over steps": "steps", "heads": "heads"}.get(view, "mean")
+    keep = {"over_steps": "steps", "heads": "heads"}.get(view, "mean")
     recording, image = recorded(*WORDS, keep=keep, pictures=2, steps=3), torch.rand(2, 16, 24, 3)
     whole = []
-    visualize(recording, image, ViewSettings(view=view), lambda done, total: whole.append((done, total)))
+    visualize(recording, image, ViewConfig(view=view), lambda done, total: whole.append((done, total)))
     assert whole == [(i, len(whole)) for i in range(len(whole))] and len(whole) > 2 * len(WORDS)
     for unit in (0, len(WORDS), len(whole) - 2):
-        begun = interrupted(unit, lambda tell: visualize(recording, image, ViewSettings(view=view), tell))
+        begun = interrupted(unit, lambda tell: visualize(recording, image, ViewConfig(view=view), tell))
         assert begun == (unit + 1, len(whole))
 
 
@@ -64,7 +64,7 @@ def test_comparisons_end_with_the_unit_that_is_interrupted(interrupted):
     assert interrupted(2, lambda tell: compare(one, one, "", 8, 8, tell)) == (3, len(WORDS))
     images = (torch.rand(1, 8, 8, 3),) * 2
     whole = compare(one, one, "", 8, 8)
-    assert interrupted(4, lambda tell: draw_comparison(whole, images, CompareSettings(), tell)) == (5, len(WORDS))
+    assert interrupted(4, lambda tell: draw_comparison(whole, images, CompareConfig(), tell)) == (5, len(WORDS))
 
 
 @pytest.mark.parametrize("what, last", [("tokenize", 100), ("contexts", 4), ("contexts", 6), ("contexts", 9)])
@@ -82,7 +82,7 @@ def test_the_reading_of_prompts_ends_with_the_batch_that_is_interrupted(comfy, h
 
     template = "\n".join(f"a {word} {{}}" for word in WORDS for _ in range(4))
     names = ",".join(f"{one}{other}{third}" for one in "bdfg" for other in "aeiou" for third in ("lu", "ma"))
-    settings = ForgetSettings(concept_type="custom", template=template)
+    settings = make_config(concept_type="custom", template=template)
     monkeypatch.setattr(owner, name, interrupt)
     with pytest.raises(mm.InterruptProcessingException):
         forget(host, names, settings)
@@ -94,13 +94,13 @@ def test_more_than_anybody_looks_at_is_refused():
     one = recorded("cat")
     many = ",".join(["cat"] * (MOST_PHRASES + 1))
     for work in (
-        lambda: visualize(one, torch.zeros(1, 8, 8, 3), ViewSettings(words=many)),
+        lambda: visualize(one, torch.zeros(1, 8, 8, 3), ViewConfig(words=many)),
         lambda: compare(one, one, many, 8, 8),
     ):
         with pytest.raises(ForgetError, match=f"name at most {MOST_PHRASES}"):
             work()
     with pytest.raises(ForgetError, match="20 pictures or masks of 8000 x 8000 pixels: name fewer words"):
-        visualize(one, torch.zeros(1, 1, 1, 3).expand(1, 8000, 8000, 3), ViewSettings(words=",".join(["cat"] * 20)))
+        visualize(one, torch.zeros(1, 1, 1, 3).expand(1, 8000, 8000, 3), ViewConfig(words=",".join(["cat"] * 20)))
     with pytest.raises(ForgetError, match="40 pictures or masks of 8000 x 8000 pixels"):
         compare(one, one, ",".join(["cat"] * 20), 8000, 8000)
 
@@ -109,7 +109,7 @@ def test_more_than_anybody_looks_at_is_refused():
 def test_more_prompts_than_can_be_read_are_refused(host, preset):
     names, template = ",".join(f"n{i}" for i in range(200)), "\n".join(f"t{i} {{}}" for i in range(200))
     with pytest.raises(ForgetError, match=f"40000 prompts would have to be read.* at most {MOST_PROMPTS}"):
-        forget(host, names, ForgetSettings(preset=preset, concept_type="custom", template=template))
+        forget(host, names, make_config(preset=preset, concept_type="custom", template=template))
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_the_server_ends_long_views(server, graphs):
     graph["look"]["inputs"] |= {"image": ["large", 0], "words": ""}
     done, total = stopped_at(server, graph, "look")
     assert done < total / 2 and total == 2 * 18  # a, photo, of, and fifteen more
-    graph["look"]["inputs"] |= {"image": ["decode", 0], "words": "two\n" * 500, "view": "side by side"}
+    graph["look"]["inputs"] |= {"image": ["decode", 0], "words": "two\n" * 500, "view": "side_by_side"}
     done, total = stopped_at(server, graph, "look")
     assert done < total / 2 and total == 500 * 3
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from demo.judge import Judge
 from fmn_core.errors import ForgetError
-from fmn_core.inversion.config import InvertSettings
+from fmn_core.inversion.config import InversionConfig
 from fmn_core.inversion.embedding import add_embedding, read_embedding, save_embedding
 from fmn_core.inversion.textual_inversion import (
     Inversion,
@@ -24,7 +24,7 @@ from fmn_core.inversion.textual_inversion import (
 from fmn_core.lora.layers import CrossAttentionLoRA
 from fmn_core.training.sampling import sample_ddim
 
-QUICK = InvertSettings(steps=3, num_pictures=2, sampling_steps=3, learning_rate=1e-2)
+QUICK = InversionConfig(steps=3, num_images=2, num_inference_steps=3, learning_rate=1e-2)
 
 
 @pytest.fixture
@@ -68,14 +68,14 @@ def assert_untouched(host, before):
 
 def test_learned_words_call_for_what_the_pictures_show(host, cats):
     """From the word for another thing, in the prompt they were learned in and in another."""
-    settings = InvertSettings(initializers="house", steps=50, learning_rate=2e-2)
+    settings = InversionConfig(init_tokens="house", steps=50, learning_rate=2e-2)
     inversion = invert_pictures(host, settings, cats)
     assert inversion.after < 0.6 * inversion.before and not inversion.warnings
     noise = torch.randn(4, *host.latent_shape(), generator=torch.Generator().manual_seed(9))
     with host.training(noise.shape, text=True), torch.no_grad():
-        prompts = [host.encode_vectors(template, inversion.vectors) for template in ("a photo of {}", "a {}")]
+        prompts = [host.encode_with_embeddings(template, inversion.vectors) for template in ("a photo of {}", "a {}")]
         parts = [
-            sample_ddim(host, x, p.take([0, 0]), host.encode(["", ""]), 10, 3.0)
+            sample_ddim(host, x, p[[0, 0]], host.encode(["", ""]), 10, 3.0)
             for p, x in zip(prompts, noise.split(2), strict=True)
         ]
     assert Judge.load().accuracy(host.decode(torch.cat(parts)), "cat") >= 0.75
@@ -113,10 +113,10 @@ def test_an_interrupt_leaves_the_model_as_it_was(host, latents, monkeypatch):
 def test_initialisers_are_words_noise_or_zero(host):
     norms = {"clip_l": torch.tensor(3.0)}
     make = lambda words, **other: first_vectors(  # noqa: E731
-        host, InvertSettings(initializers=words, **other), norms, torch.Generator().manual_seed(0)
+        host, InversionConfig(init_tokens=words, **other), norms, torch.Generator().manual_seed(0)
     )["clip_l"]
     several = make("cat|<zero>| <rand-1>|<rand-0.5>")
-    assert torch.equal(several[:1], host.word_vectors("cat")["clip_l"]) and not several[1].any()
+    assert torch.equal(several[:1], host.token_embeddings("cat")["clip_l"]) and not several[1].any()
     assert torch.allclose(several[2:].norm(dim=1), torch.tensor(3.0)), "noise starts where the decay takes it"
     free = make("<rand-1>|<rand-0.5>", norm_decay=False)
     assert free.std(1) == pytest.approx([1, 0.5], rel=0.3)
@@ -129,9 +129,9 @@ def test_initialisers_are_words_noise_or_zero(host):
 
 def test_norms_are_drawn_to_those_of_words(host, latents):
     """From vectors ten times as long, with a step size of about nothing."""
-    far = InvertSettings(initializers="<rand-1>", learning_rate=1e-7, steps=10, norm_decay=False)
+    far = InversionConfig(init_tokens="<rand-1>", learning_rate=1e-7, steps=10, norm_decay=False)
     length = invert(host, latents, far).vectors["clip_l"].norm().item()
-    word = host.word_vectors("cat dog tree house")["clip_l"].norm(dim=1)
+    word = host.token_embeddings("cat dog tree house")["clip_l"].norm(dim=1)
     assert length > 5 * word.max()
     drawn = invert(host, latents, replace(far, norm_decay=True)).vectors["clip_l"].norm().item()
     assert word.min() < drawn < word.max()
@@ -176,13 +176,13 @@ def test_it_runs_on_a_patched_model_and_leaves_the_patch_alone(host, latents):
 
 
 def test_it_runs_on_a_model_with_a_lora_of_the_hosts(host, loaded, latents):
-    from fmn_core.erasure.config import ForgetSettings
+    from fmn_core.erasure.config import make_config
     from fmn_core.erasure.forget import forget
     from fmn_core.hosts.comfy.apply import apply_patch
     from fmn_core.hosts.comfy.model import ComfyHost
 
-    patch, _ = forget(host, "cat", ForgetSettings(preset="fast"))
-    settings = replace(QUICK, initializers="cat")
+    patch, _ = forget(host, "cat", make_config(preset="fast"))
+    settings = replace(QUICK, init_tokens="cat")
     plain = invert(host, latents, settings)
     patched = invert(ComfyHost(apply_patch(loaded[0], patch, 1.0), *loaded[1:]), latents, settings)
     assert patched.before != pytest.approx(plain.before, rel=1e-4)
@@ -194,9 +194,9 @@ def test_two_text_encoders_learn_together(xl_pipeline):
     from fmn_core.hosts.diffusers.model import DiffusersHost
 
     host = DiffusersHost(xl_pipeline, progress_bar=False)
-    inversion = invert_pictures(host, replace(QUICK, initializers="cat|dog|<zero>"), concept="a cat")
+    inversion = invert_pictures(host, replace(QUICK, init_tokens="cat|dog|<zero>"), concept="a cat")
     assert {name: tuple(v.shape) for name, v in inversion.vectors.items()} == {"clip_l": (3, 16), "clip_g": (3, 24)}
-    first = host.word_vectors("cat dog")
+    first = host.token_embeddings("cat dog")
     assert all(not torch.equal(v[:2], first[name]) for name, v in inversion.vectors.items())
 
 
@@ -214,7 +214,7 @@ def test_pictures_are_mirrored_with_their_masks(host, monkeypatch):
     assert torch.equal(seen["pictures"], torch.cat([images, images.flip(2)]))
     assert seen["mask"].shape == (4, 128, 128)
     assert seen["mask"][:2, :, :64].all() and seen["mask"][2:, :, 64:].all() and seen["mask"].mean() == 0.5
-    invert_pictures(host, replace(QUICK, flip=False), images, mask)
+    invert_pictures(host, replace(QUICK, horizontal_flip=False), images, mask)
     assert torch.equal(seen["pictures"], images)
     with pytest.raises(ForgetError, match="resize the mask"):
         invert_pictures(host, QUICK, images, mask[:, 1:])
@@ -268,22 +268,24 @@ def test_comfyuis_two_text_encoders_learn_and_read_together(loaded, xl_clip, lat
     from fmn_core.hosts.comfy.model import ComfyHost
 
     host = ComfyHost(loaded[0], xl_clip)
-    word = host.word_vectors("cat")
+    word = host.token_embeddings("cat")
     with host.training((1, 4, 8, 8), text=True), torch.no_grad():
-        prompt, expected = host.encode_vectors("a photo of a {}", word), host.encode(["a photo of a cat"])
-    assert torch.equal(prompt.embeddings, expected.embeddings) and torch.equal(prompt.pooled, expected.pooled)
-    inversion = invert(host, latents, replace(QUICK, initializers="cat|dog"))
+        prompt, expected = host.encode_with_embeddings("a photo of a {}", word), host.encode(["a photo of a cat"])
+    assert torch.equal(prompt.prompt_embeds, expected.prompt_embeds) and torch.equal(
+        prompt.pooled_prompt_embeds, expected.pooled_prompt_embeds
+    )
+    inversion = invert(host, latents, replace(QUICK, init_tokens="cat|dog"))
     assert {name: tuple(v.shape) for name, v in inversion.vectors.items()} == {"clip_g": (2, 64), "clip_l": (2, 48)}
     assert all((v[0] != word[name][0]).any() for name, v in inversion.vectors.items())
     save_embedding(inversion.vectors, tmp_path / "xl.safetensors", {})
     for tokenizer in (xl_clip.tokenizer.clip_l, xl_clip.tokenizer.clip_g):
         monkeypatch.setattr(tokenizer, "embedding_directory", [str(tmp_path)])
-    assert all(torch.equal(v, inversion.vectors[name]) for name, v in host.word_vectors("embedding:xl").items())
+    assert all(torch.equal(v, inversion.vectors[name]) for name, v in host.token_embeddings("embedding:xl").items())
 
 
 @pytest.fixture
 def vectors(host):
-    return {"clip_l": host.word_vectors("cat dog rose")["clip_l"] + 0.1}
+    return {"clip_l": host.token_embeddings("cat dog rose")["clip_l"] + 0.1}
 
 
 def test_comfyui_reads_the_file_in_a_prompt(host, vectors, tmp_path, monkeypatch):
@@ -293,9 +295,9 @@ def test_comfyui_reads_the_file_in_a_prompt(host, vectors, tmp_path, monkeypatch
     prompt = "a photo of embedding:mine on a table"
     assert [t.text for t in host.tokenize(prompt)].count("embedding") == 3
     with host.training((1, 4, 8, 8), text=True), torch.no_grad():
-        expected = host.encode_vectors("a photo of {} on a table", vectors).embeddings
-    assert torch.allclose(host.encode([prompt]).embeddings, expected, atol=1e-5)
-    assert torch.allclose(host.word_vectors("embedding:mine")["clip_l"], vectors["clip_l"])
+        expected = host.encode_with_embeddings("a photo of {} on a table", vectors).prompt_embeds
+    assert torch.allclose(host.encode([prompt]).prompt_embeds, expected, atol=1e-5)
+    assert torch.allclose(host.token_embeddings("embedding:mine")["clip_l"], vectors["clip_l"])
 
 
 def test_diffusers_reads_the_file(comfy, host, vectors, tmp_path):
@@ -309,10 +311,10 @@ def test_diffusers_reads_the_file(comfy, host, vectors, tmp_path):
     other = DiffusersHost(pipeline, progress_bar=False)
     assert add_embedding(other, "ours", file) == "<ours>"
     with host.training((1, 4, 8, 8), text=True), torch.no_grad():
-        expected = host.encode_vectors("a photo of {} on a table", vectors).embeddings
+        expected = host.encode_with_embeddings("a photo of {} on a table", vectors).prompt_embeds
     for token in ("<theirs>", "<ours>"):
         prompts = other.encode([f"a photo of {token} on a table"])
-        assert torch.allclose(prompts.embeddings, expected, atol=1e-4)
+        assert torch.allclose(prompts.prompt_embeds, expected, atol=1e-4)
         assert [t.id < 0 for t in prompts.tokens[0]].count(True) == 3
     with pytest.raises(ForgetError, match="knows the token <ours> already"):
         add_embedding(other, "ours", file)
@@ -322,15 +324,15 @@ def test_the_file_for_two_text_encoders(xl_pipeline, tmp_path):
     from fmn_core.hosts.diffusers.model import DiffusersHost
 
     host = DiffusersHost(copy.deepcopy(xl_pipeline), progress_bar=False)
-    vectors = {name: v + 0.1 for name, v in host.word_vectors("cat dog").items()}
+    vectors = {name: v + 0.1 for name, v in host.token_embeddings("cat dog").items()}
     save_embedding(vectors, tmp_path / "xl.safetensors", {})
     assert load_file(tmp_path / "xl.safetensors").keys() == {"clip_l", "clip_g"}
     with host.training((1, *host.latent_shape()), text=True), torch.no_grad():
-        expected = host.encode_vectors("a photo of {}", vectors)
+        expected = host.encode_with_embeddings("a photo of {}", vectors)
     token = add_embedding(host, "xl", tmp_path / "xl.safetensors")
     read = host.encode([f"a photo of {token}"])
-    assert torch.allclose(read.embeddings, expected.embeddings, atol=1e-5)
-    assert torch.allclose(read.pooled, expected.pooled, atol=1e-5)
+    assert torch.allclose(read.prompt_embeds, expected.prompt_embeds, atol=1e-5)
+    assert torch.allclose(read.pooled_prompt_embeds, expected.pooled_prompt_embeds, atol=1e-5)
 
 
 def test_files_that_do_not_fit_get_a_sentence(tmp_path, vectors):

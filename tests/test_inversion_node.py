@@ -14,7 +14,7 @@ from demo.judge import Judge
 from demo.run import load_pictures
 from demo.server import ServerError
 from demo.workflow import by_title, load_workflow
-from fmn_core.inversion.config import InvertSettings
+from fmn_core.inversion.config import InversionConfig
 from fmn_core.inversion.embedding import read_embedding
 
 ROOT = Path(__file__).parent.parent
@@ -28,11 +28,11 @@ def job(server):
     loader, forget = ids["Load Checkpoint"], workflow[ids["Forget Concept"]]["inputs"]
     wired = {key: forget[key] for key in ("model", "clip", "vae")}
     settings = asdict(
-        InvertSettings(initializers="<rand-1>", steps=50, learning_rate=2e-2, num_pictures=2, sampling_steps=10)
+        InversionConfig(init_tokens="<rand-1>", steps=50, learning_rate=2e-2, num_images=2, num_inference_steps=10)
     )
     workflow["800"] = {"class_type": "FMN_InvertConcept", "inputs": {**wired, "concept": "cat", **settings}}
     workflow["801"] = {"class_type": "PreviewAny", "inputs": {"source": ["800", 0]}}
-    forget |= {"concept": ["800", 0], "sampling_steps": 10}
+    forget |= {"concept": ["800", 0], "num_inference_steps": 10}
     both = {"string_a": "a photo of ", "string_b": ["800", 0], "delimiter": ""}
     workflow[ids["Prompt"]] = {"class_type": "StringConcatenate", "inputs": both}
     for when, model in (("Before", loader), ("After", ids["Apply FMN Patch"])):
@@ -92,7 +92,7 @@ def test_an_interrupt_keeps_what_was_learned(server, job):
 
 def test_the_node_refuses_what_cannot_work(server, job):
     workflow, _, _, _ = job
-    for change, message in (({"initializers": "hot dog"}, "must be one"), ({"concept": " "}, "The concept is empty")):
+    for change, message in (({"init_tokens": "hot dog"}, "must be one"), ({"concept": " "}, "The concept is empty")):
         bad = copy.deepcopy(workflow)
         bad["800"]["inputs"] |= change
         with pytest.raises(ServerError, match=message):

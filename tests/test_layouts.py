@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from spellings import SPELLINGS, module_name, written
 
-from fmn_core.convert.config import ImportSettings
+from fmn_core.convert.config import ImportConfig
 from fmn_core.convert.importer import import_patch
 from fmn_core.convert.inventory import Layers
 from fmn_core.errors import ForgetError
@@ -21,7 +21,7 @@ DRAWN = {
     "deadline": None, "derandomize": True, "suppress_health_check": [HealthCheck.function_scoped_fixture],
     "phases": [Phase.explicit, Phase.generate],
 }  # fmt: skip
-EXACT = ImportSettings(energy=1.0)
+EXACT = ImportConfig(energy=1.0)
 FACTOR = 4  # of LoKr; divides all sides but four of the latent's channels
 
 

@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 from demo.judge import Judge
 from demo.vocabulary import OBJECTS, PEOPLE, STYLES
 from fmn_core.erasure.advice import LITTLE, MUCH, warnings
-from fmn_core.erasure.closed_form import make_edit, plan
-from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.closed_form import make_edit
+from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
+from fmn_core.erasure.plan import plan_erasure
 from fmn_core.errors import ForgetError
 from fmn_core.text.concept import make_concepts
-from fmn_core.text.features import Lexicon
+from fmn_core.text.features import VocabularyIndex
 from fmn_core.text.name_words import single_words, words_inside
 from fmn_core.text.vocabulary import FUNCTION_WORDS
 
-FAST = ForgetSettings(preset="fast")
+FAST = make_config(preset="fast")
 PERSON = replace(FAST, concept_type="identity")
 SYNONYMS = [word for thing in OBJECTS.values() for word in thing.synonyms.split()]
 ONE_WORD = [word for word in (*OBJECTS, *SYNONYMS) if " " not in word]
@@ -38,7 +39,7 @@ def host(loaded):
 
 @pytest.fixture(scope="module")
 def lexicon(host):
-    return Lexicon(host)
+    return VocabularyIndex(host)
 
 
 @pytest.fixture
@@ -57,8 +58,8 @@ def draw(host):
 def test_the_words_inside_a_name_stay(host, draw):
     patch, _ = forget(host, "Rose House", PERSON)
     report, named = patch.info["report"], ["a portrait of rose house", "rose house", "a photo of rose house"]
-    assert report["erased"]["Rose House"] > LITTLE and not report["warnings"]
-    assert max(report["drift"]["rose"], report["drift"]["house"]) < 0.2
+    assert report["erasure"]["Rose House"] > LITTLE and not report["warnings"]
+    assert max(report["preserve_drift"]["rose"], report["preserve_drift"]["house"]) < 0.2
     words = {"a rose": "rose", "a red rose": "rose", "a rose in neon style": "rose", "a house": "house"}
     judge, asked = Judge.load(), [*named, *words]
     before, after = draw(asked), draw(asked, patch)
@@ -75,18 +76,18 @@ def test_a_word_that_goes_along_with_its_name_is_told(host, names, settings, wor
     """The model never learned the other word, and so reads the name as this one."""
     patch, _ = forget(host, names, settings)
     (told,) = patch.info["report"]["warnings"]
-    assert told.startswith(f"`{word}` goes along with `{names}`, by 1") and word not in patch.info["report"]["also"]
-    assert patch.info["report"]["drift"][word] > MUCH
+    assert told.startswith(f"`{word}` goes along with `{names}`, by 1") and word not in patch.info["report"]["synonyms"]
+    assert patch.info["report"]["preserve_drift"][word] > MUCH
     with pytest.raises(ForgetError, match=f"`{word}` goes along"):
         forget(host, names, replace(settings, strict=True))
-    kept = forget(host, names, replace(settings, keep=word))[0].info["report"]
-    assert kept["drift"][word] < 0.1 and "Take off `keep`" in kept["warnings"][0]  # as the sentence says
+    kept = forget(host, names, replace(settings, preserve=word))[0].info["report"]
+    assert kept["preserve_drift"][word] < 0.1 and "Take off `keep`" in kept["warnings"][0]  # as the sentence says
 
 
 def test_what_keeps_a_name_from_being_forgotten_is_let_go_and_no_more(host):
     edit = make_edit(host, make_concepts("lion house"), FAST)
     assert edit.task.along == {"lion": "lion house"} and edit.task.inside == {"lion house": ["house"]}
-    assert edit.report["erased"]["lion house"] > LITTLE and edit.report["drift"]["house"] < MUCH
+    assert edit.report["erasure"]["lion house"] > LITTLE and edit.report["preserve_drift"]["house"] < MUCH
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -96,7 +97,7 @@ def test_words_inside_are_known_words_of_names_of_several(lexicon, words):
     found = words_inside(lexicon, [name], "object")
     assert {*found} <= {*single_words(name)} - FUNCTION_WORDS - {"qwrtzp", "computer"}
     assert len(words) > 1 or not found
-    task = plan(lexicon, make_concepts(name), FAST)
+    task = plan_erasure(lexicon, make_concepts(name), FAST)
     inside = {*task.parts, *task.along}
     assert inside == {*found} - {name.lower()} and not inside & {*task.also, *task.neighbours}
 
@@ -104,17 +105,17 @@ def test_words_inside_are_known_words_of_names_of_several(lexicon, words):
 @pytest.mark.parametrize("name", [*ONE_WORD[:12], *PEOPLE, *STYLES])
 def test_a_name_of_one_word_has_none_inside(lexicon, name):
     if " " not in name:
-        task = plan(lexicon, make_concepts(name), FAST)
+        task = plan_erasure(lexicon, make_concepts(name), FAST)
         assert not task.parts and not task.along
 
 
 @pytest.mark.parametrize("name", ["the cat", "a Cat", "your cat!", "cat cat", "the of"])
 def test_a_name_of_one_word_and_function_words_has_none_inside(host, lexicon, name):
-    task = plan(lexicon, make_concepts(name), FAST)
+    task = plan_erasure(lexicon, make_concepts(name), FAST)
     assert not task.parts and not task.along
     if "cat" in name.lower():
         report = forget(host, name, replace(FAST, strict=True))[0].info["report"]
-        assert "kitten" in report["also"] and report["warnings"] == []
+        assert "kitten" in report["synonyms"] and report["warnings"] == []
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_every_word_that_the_model_was_trained_on_is_known(lexicon, type, names)
 @pytest.mark.parametrize("name", NEVER_LEARNED)
 def test_of_a_name_that_the_text_encoder_does_not_know_nothing_is_made_up(host, name):
     report = forget(host, name, FAST)[0].info["report"]
-    assert report["also"] == [] and report["drift"] == {}
+    assert report["synonyms"] == [] and report["preserve_drift"] == {}
     (told,) = report["warnings"]
     assert told.startswith(f"The text encoder does not know `{name}`")
     with pytest.raises(ForgetError, match="does not know"):
@@ -135,7 +136,7 @@ def test_of_a_name_that_the_text_encoder_does_not_know_nothing_is_made_up(host, 
 
 
 def test_another_name_that_is_not_known_adds_nothing(lexicon):
-    one, both = (plan(lexicon, make_concepts(names), FAST) for names in ("cat", "cat, 猫"))
+    one, both = (plan_erasure(lexicon, make_concepts(names), FAST) for names in ("cat", "cat, 猫"))
     assert both.also == one.also == ["kitten"] and both.neighbours == one.neighbours and both.unknown == ["猫"]
 
 
@@ -150,8 +151,8 @@ def test_another_name_that_is_not_known_adds_nothing(lexicon):
 )
 def test_advice_can_be_followed(lexicon, names, keep, mode, preset, erased, drift):
     concepts = make_concepts(names)
-    chosen = ForgetSettings(keep=keep, mode=mode, replacement="house" if mode == "replace" else "", preset=preset)
-    task = plan(lexicon, concepts, chosen)
+    chosen = make_config(preserve=keep, mode=mode, target="house" if mode == "replace" else "", preset=preset)
+    task = plan_erasure(lexicon, concepts, chosen)
     moved = dict.fromkeys([*task.near, *task.along], drift)
     sentences = warnings(task, chosen, {"erased": dict.fromkeys(task.names, erased), "drift": moved})
     little = [s for s in sentences if s.startswith("Little effect")]

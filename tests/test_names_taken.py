@@ -15,7 +15,8 @@ from safetensors import safe_open
 from fmn_core.convert.exporter import save_as
 from fmn_core.errors import ForgetError
 from fmn_core.files.atomic import save_under_next
-from fmn_core.patch.patch import Patch, read_patch, save_patch
+from fmn_core.patch.file import read_patch, save_patch
+from fmn_core.patch.patch import Patch
 from fmn_core.training.checkpoint import beside
 from fmn_webui.names import new_files
 

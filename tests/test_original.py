@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from fmn_core.cli.config_keys import LIVE
 from fmn_core.cli.run_config import forgetting_settings, inversion_settings, pads_with_end
 from fmn_core.erasure import resteering
-from fmn_core.erasure.forget import forget_concepts
+from fmn_core.erasure.forget import forget
 from fmn_core.hosts.diffusers.model import DiffusersHost
 from fmn_core.inversion.textual_inversion import invert
-from fmn_core.text.concept import concept_columns, make_concepts
+from fmn_core.text.concept import concept_mask, make_concepts
 from fmn_core.text.vocabulary import NOUNS
 
 LOSS, GRADIENT, STEP = 2e-6, 2e-6, 1e-3  # relative, relative, and of AdamW's step
@@ -88,7 +88,7 @@ def test_prompts_and_columns(host, words, kind, use_pooler, only):
     (concept,) = make_concepts(name, kind)
     assert concept.prompts == ((TEMPLATES[kind].format(name), name),)
     tokens = forgetting_settings(config, pads_with_end=pads_with_end(host)).tokens
-    found = concept_columns(host, name, concept.prompts[0][0], tokens).nonzero()[:, 0].tolist()
+    found = concept_mask(host, name, concept.prompts[0][0], tokens).nonzero()[:, 0].tolist()
     assert found == positions(host.pipeline.tokenizer, concept.prompts[0][0], name, use_pooler)
 
 
@@ -128,14 +128,14 @@ def caught(host, monkeypatch):
 
     def spy(x_t, t, prompts):
         if torch.is_grad_enabled():
-            asked.append((x_t.detach().double(), t, prompts.embeddings.detach().double()))
+            asked.append((x_t.detach().double(), t, prompts.prompt_embeds.detach().double()))
         return predict(x_t, t, prompts)
 
     monkeypatch.setattr(host, "predict", spy)
     return asked
 
 
-@pytest.mark.parametrize("loss", ["squared norms", "joint norm"])
+@pytest.mark.parametrize("loss", ["squared_norms", "joint_norm"])
 @pytest.mark.parametrize("use_pooler", [False, True])
 def test_a_step_of_resteering(host, monkeypatch, loss, use_pooler):
     settings = forgetting_settings(attn_config(max_train_steps=1, use_pooler=use_pooler), pads_with_end=pads_with_end(host))
@@ -153,14 +153,14 @@ def test_a_step_of_resteering(host, monkeypatch, loss, use_pooler):
 
     monkeypatch.setattr(torch.optim.AdamW, "step", spy)
     images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(1))
-    _, (ours,) = forget_concepts(host, make_concepts("elon musk", "object"), settings, images)
+    _, (ours,) = forget(host, make_concepts("elon musk", "object"), settings, images)
     (x_t, t, embeddings), lora, downs = asked[-1], trained[0], trained[1]
 
     unet, maps = second_unet(host)
     unet(x_t, t, embeddings)
     columns = positions(host.pipeline.tokenizer, "a photo of elon musk", "elon musk", use_pooler)
     total = sum(A[pixel, column] ** 2 for A in maps for pixel in range(len(A)) for column in columns)
-    expected = total if loss == "squared norms" else total**0.5
+    expected = total if loss == "squared_norms" else total**0.5
     assert ours == pytest.approx(expected.item(), rel=LOSS)
 
     expected.backward()

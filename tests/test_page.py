@@ -26,18 +26,18 @@ from comfyui_page import (  # noqa: F401
 from fmn_core.attention import compare as attention_compare
 from fmn_core.attention import recorder as recording
 from fmn_core.attention import visualize as attention_picture
-from fmn_core.erasure.config import ForgetSettings
-from fmn_core.evaluation.config import EvaluateSettings
-from fmn_core.inversion.config import InvertSettings
+from fmn_core.erasure.config import make_config
+from fmn_core.evaluation.config import EvaluationConfig
+from fmn_core.inversion.config import InversionConfig
 
 IMAGES = ("SaveImage", "PreviewImage")
 SETTINGS = {
-    "FMN_ForgetConcept": ForgetSettings,
-    "FMN_InvertConcept": InvertSettings,
-    "FMN_EvaluatePatch": EvaluateSettings,
-    "FMN_RecordAttention": recording.RecordingSettings,
-    "FMN_VisualizeTokenAttention": attention_picture.ViewSettings,
-    "FMN_CompareTokenAttention": attention_compare.CompareSettings,
+    "FMN_ForgetConcept": make_config,
+    "FMN_InvertConcept": InversionConfig,
+    "FMN_EvaluatePatch": EvaluationConfig,
+    "FMN_RecordAttention": recording.RecordingConfig,
+    "FMN_VisualizeTokenAttention": attention_picture.ViewConfig,
+    "FMN_CompareTokenAttention": attention_compare.CompareConfig,
 }
 TALLEST = 160  # of a text field, in the graph's units
 # Each node's box with its title, and the heights of its text fields, in the graph's units.

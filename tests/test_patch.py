@@ -14,19 +14,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
 from fmn_core.files.names import slug
-from fmn_core.patch.patch import ALPHA, DOWN, UP, Patch, read_patch, save_patch, serialize
-from fmn_core.patch.statistics import Moments, leading
+from fmn_core.patch.file import read_patch, save_patch, serialize
+from fmn_core.patch.patch import ALPHA, DOWN, UP, Patch
+from fmn_core.patch.statistics import TextStatistics, leading
 
 
 @pytest.fixture(scope="module")
 def patch(loaded):
     from fmn_core.hosts.comfy.model import ComfyHost
 
-    return forget(ComfyHost(*loaded), "cat", ForgetSettings(preset="paper", steps=4, num_pictures=2, sampling_steps=3))[0]
+    return forget(ComfyHost(*loaded), "cat", make_config(preset="paper", steps=4, num_images=2, num_inference_steps=3))[0]
 
 
 def test_save_and_read_is_identity(patch, tmp_path):
@@ -56,7 +57,7 @@ def test_the_file_holds_what_loaders_ask_for(patch, tmp_path):
 def test_what_stacking_needs_comes_back(patch, tmp_path):
     path = tmp_path / "p.safetensors"
     save_patch(patch, path)
-    moments = Moments.decoded(read_patch(path).info["moments"])
+    moments = TextStatistics.decoded(read_patch(path).info["statistics"])
     assert moments.keys.shape == (16, 112) and moments.kept.shape[1] == 112 and moments.tail > 0
     for change in (
         {"tail": "x"},
@@ -66,7 +67,7 @@ def test_what_stacking_needs_comes_back(patch, tmp_path):
         {"tail": 0},
     ):
         with pytest.raises(ForgetError, match="damaged"):
-            Moments.decoded(patch.info["moments"] | change)
+            TextStatistics.decoded(patch.info["statistics"] | change)
 
 
 @given(st.integers(1, 6), st.integers(1, 9), st.integers(0, 2**31))
@@ -241,9 +242,9 @@ def sd15_patch(unet, patch, rank):
             key = f"lora_unet_{name}".replace(".", "_")
             tensors[key + UP], tensors[key + DOWN] = torch.randn(out, rank).half(), torch.randn(rank, inner).half()
             tensors[key + ALPHA] = torch.tensor(rank, dtype=torch.float16)
-    moments = Moments.decoded(info["moments"])
+    moments = TextStatistics.decoded(info["statistics"])
     wide = (torch.randn(len(rows), 768).double() for rows in (moments.keys, moments.kept))
-    info["moments"] = Moments(*wide, moments.tail).encoded()
+    info["statistics"] = TextStatistics(*wide, moments.tail).encoded()
     return Patch(tensors, info)
 
 

@@ -13,14 +13,14 @@ from PIL import Image
 from fmn_core.cli.main import main
 from fmn_core.erasure import adversarial as robust
 from fmn_core.erasure import hybrid, resteering
-from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
-from fmn_core.text.concept import in_turn
+from fmn_core.text.concept import round_robin
 from fmn_core.training import noise
 from fmn_core.training.images import concept_pictures, read_folders
 
-QUICK = ForgetSettings(preset="paper", steps=12, num_pictures=2, sampling_steps=2, resolution=64, rounds=1)
+QUICK = make_config(preset="paper", steps=12, num_images=2, num_inference_steps=2, resolution=64, attack_rounds=1)
 NAMES = ("cat", "dog")
 SHADES = (0.1, 0.2, 0.8, 0.9)  # of the pictures: dark ones are the cat's
 
@@ -68,7 +68,7 @@ def test_every_picture_is_asked_for_by_the_name_of_what_it_shows(host, images, p
 
 
 def test_pictures_for_the_visual_loss_are_asked_for_by_what_they_were_made_for(host, pairs):
-    forget(host, "cat, kitten\ndog", replace(QUICK, visual_weight=1.0, num_pictures=3, sampling_steps=1, steps=20))
+    forget(host, "cat, kitten\ndog", replace(QUICK, visual_loss_weight=1.0, num_images=3, num_inference_steps=1, steps=20))
     asked: dict[tuple, set[str]] = {}
     for x, name in pairs[3:]:  # the first three are noise
         asked.setdefault(tuple(x.flatten()[:8].tolist()), set()).add(name)
@@ -92,7 +92,7 @@ def test_the_model_makes_pictures_of_every_concept(host, monkeypatch):
 @given(st.lists(st.lists(st.integers(), min_size=1, max_size=4), min_size=1, max_size=4), st.integers(0, 30))
 def test_turns_are_fair(several, count):
     tagged = [[(which, place) for place in range(len(own))] for which, own in enumerate(several)]
-    turns = in_turn(tagged, count)
+    turns = round_robin(tagged, count)
     for which, own in enumerate(tagged):
         mine = [one for one in turns if one[0] == which]
         assert mine == (own * count)[: len(mine)] and len(mine) - count // len(several) in (0, 1)
@@ -138,7 +138,7 @@ def test_a_folder_for_each_concept(tmp_path, model, capsys):
     images, concept_of = read_folders([tmp_path / "cats", tmp_path / "dogs"])
     assert images.shape == (3, 48, 64, 3) and concept_of == [0, 0, 1]
     command = ["forget", "--model", model, "--concept", "cat", "--concept", "dog", "--preset", "paper", "--steps", "1",
-               "--resolution", "64", "--device", "cpu", "--out", tmp_path / "both.safetensors"]  # fmt: skip
+               "--resolution", "64", "--device", "cpu", "--output", tmp_path / "both.safetensors"]  # fmt: skip
     for folders, code in ((["cats"], 1), (["cats", "dogs"], 0)):
         given = [word for folder in folders for word in ("--images", tmp_path / folder)]
         assert main([*map(str, [*command, *given])]) == code

@@ -15,7 +15,7 @@ from fmn_core import log as module
 from fmn_core.erasure import adversarial as robust
 from fmn_core.erasure import hybrid, resteering
 from fmn_core.erasure.forget import forget
-from fmn_core.host import DECODED_AT_ONCE
+from fmn_core.host import IMAGES_AT_ONCE
 from fmn_core.hosts.diffusers.model import DiffusersHost
 from fmn_core.inversion import textual_inversion as inversion
 from fmn_core.inversion.textual_inversion import invert_pictures
@@ -23,7 +23,7 @@ from fmn_core.log import PREVIEW_EVERY, Progress
 from fmn_core.plots.colormaps import overlay
 from fmn_core.training import preview as previews
 
-PICTURES = 2 * DECODED_AT_ONCE + 1
+PICTURES = 2 * IMAGES_AT_ONCE + 1
 
 
 class Bar(Progress):
@@ -103,7 +103,7 @@ def made(monkeypatch):
 
 def trained(host, name):
     """The tensors that a small job learns."""
-    settings = replace(JOBS[name], num_pictures=PICTURES)
+    settings = replace(JOBS[name], num_images=PICTURES)
     if name == "inversion":
         return invert_pictures(host, settings, concept="cat").vectors
     return dict(forget(host, "cat", settings)[0])
@@ -125,7 +125,7 @@ def test_a_preview_is_made_where_it_is_seen_and_what_is_learned_is_the_same_with
         results.append(trained(watch(ComfyHost(*loaded)), name))
         if seen:
             assert sum(count.values()) == (1 if name == "inversion" else len([*filter(None, shown)])) > 0
-            assert sum(at_once) == PICTURES and max(at_once) <= DECODED_AT_ONCE
+            assert sum(at_once) == PICTURES and max(at_once) <= IMAGES_AT_ONCE
         else:
             assert not count and not at_once and not any(shown)
         shown.clear(), count.clear(), at_once.clear()
@@ -172,7 +172,7 @@ def test_previews_are_seen_by_the_page_that_asked_or_where_none_is_named_by_any(
 
 def test_previews_are_slices_of_what_is_decoded_at_once(host):
     latents = torch.randn(PICTURES, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    parts = [host.decode_few(part) for part in latents.split(DECODED_AT_ONCE)]
+    parts = [host.decode_few(part) for part in latents.split(IMAGES_AT_ONCE)]
     assert torch.equal(host.decode(latents), torch.cat(parts))
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from demo.host import CHECKPOINT
 from fmn_core.errors import ForgetError
-from fmn_core.patch.patch import read_patch
+from fmn_core.patch.file import read_patch
 
 FP8 = torch.float8_e4m3fn
 LARGEST = 448.0  # of float8_e4m3fn
@@ -71,24 +71,24 @@ def test_weights_are_what_the_layers_compute_with(quantized, loaded):
 
 def test_a_patch_is_that_of_full_precision(quantized, loaded):
     """The strength and the report: a weight read without its scale made a patch 1,500 times too strong."""
-    from fmn_core.erasure.config import ForgetSettings
+    from fmn_core.erasure.config import make_config
     from fmn_core.erasure.forget import forget
     from fmn_core.hosts.comfy.model import ComfyHost
     from fmn_core.patch.patch import DOWN, UP
 
-    made, whole = (forget(ComfyHost(*model), "cat", ForgetSettings())[0] for model in (quantized, loaded))
+    made, whole = (forget(ComfyHost(*model), "cat", make_config())[0] for model in (quantized, loaded))
     for module in whole.modules:
         ours, theirs = (p[module + UP].float() @ p[module + DOWN].float() for p in (made, whole))
         assert difference(ours, theirs) < 0.05, module
-    assert made.info["report"]["erased"]["cat"] == pytest.approx(whole.info["report"]["erased"]["cat"], abs=0.01)
+    assert made.info["report"]["erasure"]["cat"] == pytest.approx(whole.info["report"]["erasure"]["cat"], abs=0.01)
 
 
 def test_training_goes_through_and_leaves_the_model_as_it_was(quantized, loaded, sample):
-    from fmn_core.erasure.config import ForgetSettings
+    from fmn_core.erasure.config import make_config
     from fmn_core.erasure.forget import forget
     from fmn_core.hosts.comfy.model import ComfyHost
 
-    settings = ForgetSettings(preset="paper", steps=3, num_pictures=1, sampling_steps=2, resolution=64)
+    settings = make_config(preset="paper", steps=3, num_images=1, num_inference_steps=2, resolution=64)
     before = sample(quantized[0], CAT)
     losses, expected = (forget(ComfyHost(*model), "cat", settings)[1] for model in (quantized, loaded))
     assert torch.equal(sample(quantized[0], CAT), before)
@@ -98,7 +98,7 @@ def test_training_goes_through_and_leaves_the_model_as_it_was(quantized, loaded,
 @pytest.mark.parametrize("suffix", ["scale_weight", "weight_scale"])
 def test_training_goes_through_where_the_device_multiplies_in_fp8(comfy, monkeypatch, suffix):
     """Its layers then give products without a gradient; they do so again after the training."""
-    from fmn_core.erasure.config import ForgetSettings
+    from fmn_core.erasure.config import make_config
     from fmn_core.erasure.forget import forget
     from fmn_core.hosts.comfy.model import ComfyHost
 
@@ -107,7 +107,7 @@ def test_training_goes_through_where_the_device_multiplies_in_fp8(comfy, monkeyp
     with torch.inference_mode():
         options = {"fp8_optimizations": True}
         loaded = comfy.sd.load_state_dict_guess_config(weights, metadata=metadata, model_options=options)[:3]
-    settings = ForgetSettings(preset="paper", steps=1, num_pictures=1, sampling_steps=1, resolution=64)
+    settings = make_config(preset="paper", steps=1, num_images=1, num_inference_steps=1, resolution=64)
     layers = [*loaded[0].model.diffusion_model.modules()]
     before = [getattr(layer, "_full_precision_mm", None) for layer in layers]
     _, losses = forget(ComfyHost(*loaded), "cat", settings)

@@ -28,7 +28,7 @@ def test_commands_run(command, comfyui, tmp_path):
     if words[2:] == ["test"]:  # this very run, so only that it reaches pytest
         run += ["--collect-only", "-q", "tests/test_losses.py"]
     elif words[2:] == ["demo"]:
-        run += ["--out", str(tmp_path)]
+        run += ["--output", str(tmp_path)]
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=590)
     assert done.returncode == 0, done.stdout + done.stderr
     if words[2:] == ["demo"]:
@@ -46,7 +46,7 @@ def test_the_demo_takes_an_installed_comfyui_another_concept_and_serves(comfyui,
         "--python",
         sys.executable,
         "--serve",
-        "--out",
+        "--output",
         str(tmp_path),
     ]
     command = [sys.executable, "install.py", "demo", *options]

@@ -366,9 +366,9 @@ def test_a_new_sampling_starts_a_new_recording(record, sample):
 
 
 def test_steps_apart_have_the_mean_of_all(record, sample):
-    watched, mean = record(keep="mean")
+    watched, mean = record(granularity="mean")
     sample(watched, PROMPT, steps=6)
-    watched, apart = record(keep="steps")
+    watched, apart = record(granularity="steps")
     sample(watched, PROMPT, steps=6)
     assert [(frame.first, frame.last) for frame in apart.frames] == [(i, i) for i in range(6)]
     for name in mean.layers:
@@ -377,9 +377,9 @@ def test_steps_apart_have_the_mean_of_all(record, sample):
 
 
 def test_heads_apart_have_the_mean_of_all(record, sample):
-    watched, mean = record(keep="mean")
+    watched, mean = record(granularity="mean")
     sample(watched, PROMPT)
-    watched, apart = record(keep="heads")
+    watched, apart = record(granularity="heads")
     sample(watched, PROMPT)
     for name in mean.layers:
         assert apart.map(name).shape[1] == 4
@@ -388,7 +388,7 @@ def test_heads_apart_have_the_mean_of_all(record, sample):
 
 @pytest.mark.parametrize("span, steps", [((0.0, 1.0), {0, 1, 2, 3, 4, 5}), ((0.0, 0.3), {0, 1}), ((0.7, 1.0), {4, 5})])
 def test_a_part_of_the_sampling(record, sample, loaded, span, steps):
-    watched, recording = record(keep="steps", start_percent=span[0], end_percent=span[1])
+    watched, recording = record(granularity="steps", start_percent=span[0], end_percent=span[1])
     assert torch.equal(sample(watched, PROMPT, steps=6), sample(loaded[0], PROMPT, steps=6))
     assert {frame.first for frame in recording.frames} == steps
 
@@ -404,9 +404,9 @@ def test_some_of_the_layers(record, sample, place, count):
 def test_memory_is_kept_within_its_bound(record, run, encode, loaded, keep):
     """By making maps coarser, whose columns still sum to 1 and which are the fine ones' means."""
     positive = encode(PROMPT)
-    fine, full = record(keep=keep)
+    fine, full = record(granularity=keep)
     run(fine, positive, size=(24, 28), steps=2)
-    watched, recording = record(keep=keep, memory=1)
+    watched, recording = record(granularity=keep, max_memory_mb=1)
     arguments = {"size": (24, 28), "steps": 2}
     with LiveTensors() as without:
         run(loaded[0], positive, **arguments)
@@ -427,12 +427,12 @@ def test_memory_is_kept_within_its_bound(record, run, encode, loaded, keep):
 
 
 def test_training_on_a_watched_model_records_nothing(record, loaded):
-    from fmn_core.erasure.config import ForgetSettings
+    from fmn_core.erasure.config import make_config
     from fmn_core.erasure.forget import forget
     from fmn_core.hosts.comfy.model import ComfyHost
 
     watched, recording = record("a photo of cat")
-    forget(ComfyHost(watched, *loaded[1:]), "cat", ForgetSettings(preset="paper", steps=2, num_pictures=1, sampling_steps=2))
+    forget(ComfyHost(watched, *loaded[1:]), "cat", make_config(preset="paper", steps=2, num_images=1, num_inference_steps=2))
     assert not recording.layers
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fmn_core.erasure.config import ForgetSettings
-from fmn_core.erasure.forget import forget, forget_concepts
-from fmn_core.evaluation.config import EvaluateSettings
+from fmn_core.erasure.config import make_config
+from fmn_core.erasure.forget import forget
+from fmn_core.evaluation.config import EvaluationConfig
 from fmn_core.evaluation.evaluate import evaluate
 from fmn_core.hosts.diffusers.model import DiffusersHost
-from fmn_core.inversion.config import InvertSettings
+from fmn_core.inversion.config import InversionConfig
 from fmn_core.inversion.textual_inversion import invert_pictures
 from fmn_core.text.concept import make_concepts
 
-SMALL = {"num_pictures": 1, "sampling_steps": 1, "steps": 1, "resolution": 64}
-EDIT = ForgetSettings(resolution=64)
+SMALL = {"num_images": 1, "num_inference_steps": 1, "steps": 1, "resolution": 64}
+EDIT = make_config(resolution=64)
 DRAWN = {"prompts": 1, "steps": 1, "resolution": 64, "inversion": True, "inversion_steps": 1}
 
 
@@ -28,13 +28,13 @@ def plain(request):
 
 
 WORKS = {
-    "paper": lambda host: forget(host, "cat", ForgetSettings(preset="paper", visual_weight=1.0, **SMALL)),
-    "balanced": lambda host: forget(host, "cat", ForgetSettings(preset="balanced", **SMALL)),
-    "concepts": lambda host: forget_concepts(host, make_concepts("cat"), ForgetSettings(preset="paper", **SMALL)),
-    "pictures": lambda host: forget(host, "cat", ForgetSettings(preset="paper", **SMALL), torch.rand(1, 200, 200, 3)),
-    "invert": lambda host: invert_pictures(host, InvertSettings(**SMALL), concept="cat"),
-    "invert pictures": lambda host: invert_pictures(host, InvertSettings(**SMALL), torch.rand(1, 200, 200, 3)),
-    "evaluate": lambda host: evaluate(host, forget(host, "cat", EDIT)[0], EvaluateSettings(**DRAWN)),
+    "paper": lambda host: forget(host, "cat", make_config(preset="paper", visual_loss_weight=1.0, **SMALL)),
+    "balanced": lambda host: forget(host, "cat", make_config(preset="balanced", **SMALL)),
+    "concepts": lambda host: forget(host, make_concepts("cat"), make_config(preset="paper", **SMALL)),
+    "pictures": lambda host: forget(host, "cat", make_config(preset="paper", **SMALL), torch.rand(1, 200, 200, 3)),
+    "invert": lambda host: invert_pictures(host, InversionConfig(**SMALL), concept="cat"),
+    "invert pictures": lambda host: invert_pictures(host, InversionConfig(**SMALL), torch.rand(1, 200, 200, 3)),
+    "evaluate": lambda host: evaluate(host, forget(host, "cat", EDIT)[0], EvaluationConfig(**DRAWN)),
 }
 
 

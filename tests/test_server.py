@@ -20,7 +20,7 @@ from demo.judge import Judge
 from demo.run import find_python, load_pictures, with_node
 from demo.server import ComfyServer, ServerError
 from demo.workflow import by_title, load_workflow
-from fmn_core.patch.patch import read_patch
+from fmn_core.patch.file import read_patch
 
 NODES = [
     "FMN_ForgetConcept", "FMN_InvertConcept", "FMN_SavePatch", "FMN_ApplyPatch", "FMN_StackPatches", "FMN_GatePatch",
@@ -209,7 +209,7 @@ def test_the_node_says_what_it_did_and_refuses_what_has_no_effect(server, job):
     workflow, outputs, _ = job
     assert re.match(r"`cat` goes \d+% of the way", outputs[node_id(workflow, "Forget Concept")]["text"][0])
     strict = copy.deepcopy(workflow)
-    titled(strict)["Forget Concept"] |= {"mode": "replace", "replacement": "cat", "strict": True}
+    titled(strict)["Forget Concept"] |= {"mode": "replace", "target": "cat", "strict": True}
     with pytest.raises(ServerError, match="Little effect: prompts of `cat` go 0%"):
         server.run(strict)
 
@@ -259,7 +259,7 @@ def test_pictures_are_looked_at_and_recordings_saved(server, info):
         node_id(workflow, title) for title in ("Load Checkpoint", "Before: decode", "Record: before")
     )
     look = {"noise": 0.5, "passes": 3, "seed": 0, "keep": "steps", "layers": "up", "memory": 64, "text": "a cat"}
-    view = {"words": "", "view": "over steps", "maximum": 0.0, "threshold": 0.0, "opacity": 0.6, "color_map": "cividis"}
+    view = {"words": "", "view": "over_steps", "maximum": 0.0, "threshold": 0.0, "opacity": 0.6, "color_map": "cividis"}
     save = {"recording": [recorder, 1], "image": [decoded, 0], "filename_prefix": "mine/attention"}
     model = {"model": [loader, 0], "clip": [loader, 1], "vae": [loader, 2], "image": [decoded, 0]}
     added = {

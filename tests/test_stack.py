@@ -9,17 +9,18 @@ import pytest
 import torch
 
 from fmn_core.cli.main import main
-from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
 from fmn_core.evaluation.prompts import subjects_of
 from fmn_core.patch.conflicts import conflicts, warnings
+from fmn_core.patch.file import read_patch, save_patch, serialize
 from fmn_core.patch.gate import OPEN, gate
-from fmn_core.patch.patch import ALPHA, DOWN, UP, Patch, read_patch, save_patch, serialize
-from fmn_core.patch.report import summary
+from fmn_core.patch.patch import ALPHA, DOWN, UP, Patch
 from fmn_core.patch.stack import OWN, stack, unstack
-from fmn_core.patch.statistics import Moments
-from fmn_core.patch.weighted import Member, reads_text
+from fmn_core.patch.statistics import TextStatistics
+from fmn_core.patch.summary import summary
+from fmn_core.patch.weighted import WeightedPatch, reads_text
 
 NAMES = ("cat", "lion", "dog")
 
@@ -34,8 +35,8 @@ def comfy_host(loaded):
 @pytest.fixture(scope="module")
 def patches(comfy_host):
     """Three in closed form, and one that was trained, on q, k, v and out."""
-    trained = ForgetSettings(preset="paper", steps=3, num_pictures=1, sampling_steps=2, matrices="q k v out", rank=2)
-    fast = ForgetSettings(keep="house")
+    trained = make_config(preset="paper", steps=3, num_images=1, num_inference_steps=2, target_modules="q,k,v,out", rank=2)
+    fast = make_config(preserve="house")
     return [*(forget(comfy_host, name, fast)[0] for name in NAMES), forget(comfy_host, "fox", trained)[0]]
 
 
@@ -51,14 +52,14 @@ def distance(one, other):
 
 def test_a_patch_alone_comes_out_as_it_went_in(patches):
     for patch in patches:
-        assert distance(stack([Member(patch)]), patch) < 1e-3
+        assert distance(stack([WeightedPatch(patch)]), patch) < 1e-3
 
 
 def test_the_order_does_not_matter_and_a_patch_that_is_off_or_there_twice_neither(patches):
-    members = [Member(patch, 0.5 + i) for i, patch in enumerate(patches)]
+    members = [WeightedPatch(patch, 0.5 + i) for i, patch in enumerate(patches)]
     whole = serialize(stack(members), "s")
     assert whole == serialize(stack(members[::-1]), "s")
-    off = Member(forgotten(patches[0], "tiger"), 0.0)
+    off = WeightedPatch(forgotten(patches[0], "tiger"), 0.0)
     assert whole == serialize(stack([*members, off]), "s")
     assert whole == serialize(stack([*members, members[1]]), "s")
 
@@ -69,16 +70,16 @@ def forgotten(patch, name):
 
 
 def test_strength_scales_linearly(patches):
-    one = stack([Member(patch) for patch in patches])
-    half = stack([Member(patch, -0.5) for patch in patches])
+    one = stack([WeightedPatch(patch) for patch in patches])
+    half = stack([WeightedPatch(patch, -0.5) for patch in patches])
     assert all((delta(one, m) + 2 * delta(half, m)).norm() <= 2e-3 * delta(one, m).norm() for m in one.modules)
 
 
 def test_it_is_the_least_squares_solution(patches):
     """Against a dense solver on the stated objective, without the formula; other projections are sums."""
-    members = [Member(patch, strength) for patch, strength in zip(patches, (1.0, 0.7, 1.3, 1.0), strict=True)]
+    members = [WeightedPatch(patch, strength) for patch, strength in zip(patches, (1.0, 0.7, 1.3, 1.0), strict=True)]
     joint = stack(members)
-    known = [member.moments for member in members]
+    known = [member.statistics for member in members]
     kept = sum(own.kept.T @ own.kept + own.tail * torch.eye(112) for own in known) / len(known)
     kept = torch.linalg.cholesky(kept).T
     for module in joint.modules[:8]:
@@ -97,7 +98,7 @@ def test_it_is_the_least_squares_solution(patches):
 
 
 def test_a_stack_comes_apart_again_also_from_its_file_and_within_another(patches, tmp_path):
-    members = [Member(patch, strength) for patch, strength in zip(patches, (1.0, 0.5, -2.0, 1.0), strict=True)]
+    members = [WeightedPatch(patch, strength) for patch, strength in zip(patches, (1.0, 0.5, -2.0, 1.0), strict=True)]
     joint = stack(members)
     save_patch(joint, tmp_path / "s.safetensors")
     read = read_patch(tmp_path / "s.safetensors")
@@ -107,67 +108,69 @@ def test_a_stack_comes_apart_again_also_from_its_file_and_within_another(patches
         assert part.strength == strength and part.patch.info == json.loads(json.dumps(patch.info))
         assert distance(part.patch, patch) < 4e-3
     assert distance(stack(list(parts.values())), joint) < 4e-3
-    nested = stack([Member(stack(members[:2])), *members[2:]])
+    nested = stack([WeightedPatch(stack(members[:2])), *members[2:]])
     assert distance(nested, joint) < 4e-3 and nested.info["concept"] == joint.info["concept"]
-    halved = stack([Member(joint, 0.5)])
+    halved = stack([WeightedPatch(joint, 0.5)])
     assert all((delta(joint, m) - 2 * delta(halved, m)).norm() <= 5e-3 * delta(joint, m).norm() for m in joint.modules)
-    beside = stack([Member(joint), *members[:2]])
-    assert len(beside.info["members"]) == 4, "there once, at the larger strength"
+    beside = stack([WeightedPatch(joint), *members[:2]])
+    assert len(beside.info["patches"]) == 4, "there once, at the larger strength"
     with pytest.raises(ForgetError, match="not stacked of others"):
         unstack(patches[0])
     lying = Patch(dict(read), copy.deepcopy(read.info))
-    lying.info["members"][0]["rank"] += 1
+    lying.info["patches"][0]["rank"] += 1
     with pytest.raises(ForgetError, match="damaged"):
         unstack(lying)
 
 
 def test_jointly_each_is_nearer_to_what_it_does_alone_than_simply_added(patches):
-    report = stack([Member(patch) for patch in patches[:3]]).info["report"]
-    assert [one["concept"] for one in report["responses"]] == sorted(NAMES)
-    assert all(one["jointly"] < one["added"] for one in report["responses"])
-    shares = [pair["share"] for pair in report["conflicts"]]
+    report = stack([WeightedPatch(patch) for patch in patches[:3]]).info["report"]
+    assert [one["concept"] for one in report["response_errors"]] == sorted(NAMES)
+    assert all(one["jointly"] < one["added"] for one in report["response_errors"])
+    shares = [pair["interference"] for pair in report["interference"]]
     assert len(shares) == 6 and shares == sorted(shares, reverse=True) and min(shares) > 0
 
 
 def test_conflicts_are_what_one_patch_adds_to_the_words_of_another(patches):
-    one, other = (Member(patch) for patch in patches[:2])
-    found = {pair["concept"]: pair["share"] for pair in conflicts([one, other])}
-    x = one.moments.keys.T
+    one, other = (WeightedPatch(patch) for patch in patches[:2])
+    found = {pair["concept"]: pair["interference"] for pair in conflicts([one, other])}
+    x = one.statistics.keys.T
     changes = [torch.cat([delta(p, m) @ x for m in p.modules]).norm().item() for p in patches[:2]]
     assert found["cat"] == pytest.approx(changes[1] / changes[0])
-    assert conflicts([one, Member(patches[1], 2.0)])[0]["share"] == pytest.approx(2 * found["cat"])
+    assert conflicts([one, WeightedPatch(patches[1], 2.0)])[0]["interference"] == pytest.approx(2 * found["cat"])
 
 
 def test_contradictions_are_told_with_what_to_do(patches):
     same = forgotten(patches[1], "cat")
-    text = " ".join(warnings([Member(patches[0]), Member(same), Member(forgotten(patches[2], "house"))]))
+    text = " ".join(
+        warnings([WeightedPatch(patches[0]), WeightedPatch(same), WeightedPatch(forgotten(patches[2], "house"))])
+    )
     assert "Two patches forget `cat`" in text and "`house` is kept by the patch of `cat`" in text and "Leave" in text
-    joint = stack([Member(patches[0]), Member(forgotten(patches[2], "house"))])
+    joint = stack([WeightedPatch(patches[0]), WeightedPatch(forgotten(patches[2], "house"))])
     assert "house" in summary(joint) and joint.info["settings"]["keep"] == ""
 
 
 def test_a_stack_forgets_the_word_that_a_part_corrects_and_keeps_what_overshadows_it(comfy_host, patches):
-    corrected, _ = forget(comfy_host, "cat, kitten", ForgetSettings(mode="correct", replacement="lion"))
-    own, whole = subjects_of(corrected), stack([Member(corrected), Member(patches[2])])
+    corrected, _ = forget(comfy_host, "cat, kitten", make_config(mode="correct", target="lion"))
+    own, whole = subjects_of(corrected), stack([WeightedPatch(corrected), WeightedPatch(patches[2])])
     assert {*own.names} == {"lion"} and own.keep == ("cat", "kitten")
     assert {*subjects_of(whole).names} == {"lion", "dog"} and {*subjects_of(whole).keep} == {"cat", "kitten", "house"}
-    assert warnings([Member(corrected), Member(patches[1])]) == [
+    assert warnings([WeightedPatch(corrected), WeightedPatch(patches[1])]) == [
         "Two patches forget `lion`, which is more than enough: leave one out."
     ]
-    (told,) = warnings([Member(corrected), Member(patches[0])])
+    (told,) = warnings([WeightedPatch(corrected), WeightedPatch(patches[0])])
     assert told.startswith("`cat` is kept by the patch of `cat` and forgotten by that of `cat`")
     assert any(part.patch.info == corrected.info for part in unstack(whole))
     silent = Patch(dict(corrected), corrected.info | {"settings": {"mode": "correct"}})
-    assert stack([Member(silent)]).info["concepts"] == []
+    assert stack([WeightedPatch(silent)]).info["concepts"] == []
     with pytest.raises(ForgetError, match="does not say what it forgets"):
         subjects_of(silent)
 
 
 def test_patches_without_words_are_added_and_of_other_models_refused(patches):
-    mute = [Patch(dict(p), {k: v for k, v in p.info.items() if k != "moments"}) for p in patches[:2]]
-    joint = stack([Member(patch) for patch in mute])
+    mute = [Patch(dict(p), {k: v for k, v in p.info.items() if k != "statistics"}) for p in patches[:2]]
+    joint = stack([WeightedPatch(patch) for patch in mute])
     assert all(torch.allclose(delta(joint, m), sum(delta(p, m) for p in mute), atol=1e-4) for m in joint.modules)
-    half = stack([Member(mute[0]), Member(patches[1])])
+    half = stack([WeightedPatch(mute[0]), WeightedPatch(patches[1])])
     assert torch.isfinite(delta(half, half.modules[0])).all()
     wide = {key: torch.cat([value, value], 1) if key.endswith(DOWN) else value for key, value in patches[1].items()}
     for other in (
@@ -175,15 +178,15 @@ def test_patches_without_words_are_added_and_of_other_models_refused(patches):
         Patch(dict(patches[1]), patches[1].info | {"base": {"family": "sdxl", "name": "XL"}}),
     ):
         with pytest.raises(ForgetError, match="were made for different models"):
-            stack([Member(patches[0]), Member(other)])
-    for nothing in ([], [Member(patches[0], 0.0)]):
+            stack([WeightedPatch(patches[0]), WeightedPatch(other)])
+    for nothing in ([], [WeightedPatch(patches[0], 0.0)]):
         with pytest.raises(ForgetError, match="no patch to stack"):
             stack(nothing)
 
 
 def test_the_gate_opens_for_the_concept_and_stays_shut_for_its_neighbours(patches, comfy_host):
     def value(patch, prompt):
-        return gate(patch, comfy_host.encode([prompt]).embeddings[0])
+        return gate(patch, comfy_host.encode([prompt]).prompt_embeds[0])
 
     for patch in (patches[0], patches[3]):  # in closed form, and trained
         name = patch.info["concept"]
@@ -197,12 +200,12 @@ def test_the_gate_opens_for_the_concept_and_stays_shut_for_its_neighbours(patche
         assert {prompt: value(patch, prompt) > OPEN for prompt in own} == dict.fromkeys(own, True)
         assert {prompt: value(patch, prompt) > OPEN for prompt in others} == dict.fromkeys(others, False)
     assert value(patches[0], "a kitten") > OPEN, "another name of the same"
-    together = forget(comfy_host, "cat\nrose\nhouse\ncar", ForgetSettings())[0]
+    together = forget(comfy_host, "cat\nrose\nhouse\ncar", make_config())[0]
     assert {name: value(together, f"a {name}") > OPEN for name in ("cat", "rose", "house", "car")} == dict.fromkeys(
         ("cat", "rose", "house", "car"), True
     )
     assert max(value(together, prompt) for prompt in ("a dog", "a fox", "", "a bird")) < OPEN
-    both = stack([Member(patches[0]), Member(patches[2])])
+    both = stack([WeightedPatch(patches[0]), WeightedPatch(patches[2])])
     assert min(value(both, "a cat"), value(both, "a dog")) > OPEN > value(both, "a house")
     with pytest.raises(ForgetError, match="encoded to a width of 768"):
         gate(patches[0], torch.zeros(77, 768))
@@ -214,10 +217,12 @@ def test_the_command_stacks_files_and_takes_them_apart(patches, tmp_path, capsys
     for patch in patches[:2]:
         save_patch(patch, tmp_path / f"{patch.info['concept']}.safetensors")
     out = tmp_path / "both.safetensors"
-    assert main(["stack", str(tmp_path / "cat.safetensors"), f"{tmp_path / 'lion.safetensors'}=0.5", "--out", str(out)]) == 0
+    assert (
+        main(["stack", str(tmp_path / "cat.safetensors"), f"{tmp_path / 'lion.safetensors'}=0.5", "--output", str(out)]) == 0
+    )
     assert "Simply added" in capsys.readouterr().out
-    assert distance(read_patch(out), stack([Member(patches[0]), Member(patches[1], 0.5)])) == 0
-    assert main(["unstack", str(out), "--out", str(tmp_path / "parts")]) == 0
+    assert distance(read_patch(out), stack([WeightedPatch(patches[0]), WeightedPatch(patches[1], 0.5)])) == 0
+    assert main(["unstack", str(out), "--output", str(tmp_path / "parts")]) == 0
     assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == [
         "forget-cat.safetensors",
         "forget-lion.safetensors",
@@ -225,27 +230,27 @@ def test_the_command_stacks_files_and_takes_them_apart(patches, tmp_path, capsys
     assert "strength 0.5" in capsys.readouterr().out
     save_patch(forgotten(patches[2], "cat"), tmp_path / "other.safetensors")
     both = [str(tmp_path / name) for name in ("cat.safetensors", "other.safetensors")]
-    assert main(["stack", *both, "--out", str(tmp_path / "cats.safetensors")]) == 0
-    assert main(["unstack", str(tmp_path / "cats.safetensors"), "--out", str(tmp_path / "parts")]) == 0
+    assert main(["stack", *both, "--output", str(tmp_path / "cats.safetensors")]) == 0
+    assert main(["unstack", str(tmp_path / "cats.safetensors"), "--output", str(tmp_path / "parts")]) == 0
     assert {"forget-cat-1.safetensors", "forget-cat-2.safetensors"} < {path.name for path in (tmp_path / "parts").iterdir()}
     save_patch(forgotten(patches[1], "cat 1"), tmp_path / "numbered.safetensors")
     several = [*both, str(tmp_path / "numbered.safetensors")]
-    assert main(["stack", *several, "--out", str(tmp_path / "three.safetensors")]) == 0
-    assert main(["unstack", str(tmp_path / "three.safetensors"), "--out", str(tmp_path / "numbered")]) == 0
+    assert main(["stack", *several, "--output", str(tmp_path / "three.safetensors")]) == 0
+    assert main(["unstack", str(tmp_path / "three.safetensors"), "--output", str(tmp_path / "numbered")]) == 0
     assert len([*(tmp_path / "numbered").iterdir()]) == 3
     capsys.readouterr()
-    assert main(["stack", str(tmp_path / "cat.safetensors") + "=nan", "--out", str(tmp_path / "x.safetensors")]) == 1
+    assert main(["stack", str(tmp_path / "cat.safetensors") + "=nan", "--output", str(tmp_path / "x.safetensors")]) == 1
     assert "no strength" in capsys.readouterr().err
-    assert main(["stack", str(tmp_path / "cat.safetensors") + "=much", "--out", str(tmp_path / "x.safetensors")]) == 1
+    assert main(["stack", str(tmp_path / "cat.safetensors") + "=much", "--output", str(tmp_path / "x.safetensors")]) == 1
     assert "no strength" in capsys.readouterr().err
 
 
 def test_nearly_the_same_patches_are_told_and_not_taken_apart_wrongly(comfy_host, patches):
-    again = forget(comfy_host, "cat", ForgetSettings(keep="house", rank=6))[0]
-    joint = stack([Member(patches[0]), Member(again)])
+    again = forget(comfy_host, "cat", make_config(preserve="house", rank=6))[0]
+    joint = stack([WeightedPatch(patches[0]), WeightedPatch(again)])
     assert any("nearly the same" in line for line in joint.info["report"]["warnings"])
     with pytest.raises(ForgetError, match="nearly the same"):
-        stack([Member(joint), Member(patches[1])])
+        stack([WeightedPatch(joint), WeightedPatch(patches[1])])
 
 
 def test_what_is_outside_the_cross_attention_is_added(patches):
@@ -253,9 +258,9 @@ def test_what_is_outside_the_cross_attention_is_added(patches):
     names = ("lora_unet_x", "lora_unet_y")
     for patch, several in ((one, names), (other, names[:1])):
         for name in several:
-            patch.rest |= {name + UP: torch.randn(5, 2, 1, 1).half(), name + DOWN: torch.randn(2, 3, 3, 3).half()}
-            patch.rest[name + ALPHA] = torch.tensor(1.0).half()
-    rest = stack([Member(one, 0.5), Member(other, 2.0)]).rest
+            patch.unet_lora |= {name + UP: torch.randn(5, 2, 1, 1).half(), name + DOWN: torch.randn(2, 3, 3, 3).half()}
+            patch.unet_lora[name + ALPHA] = torch.tensor(1.0).half()
+    rest = stack([WeightedPatch(one, 0.5), WeightedPatch(other, 2.0)]).rest
 
     def whole(tensors, name):
         up, down = tensors[name + UP].double().flatten(1), tensors[name + DOWN].double().flatten(1)
@@ -270,14 +275,14 @@ def test_what_is_outside_the_cross_attention_is_added(patches):
 @pytest.mark.parametrize(
     "change",
     [
-        {"members": []}, {"members": 5}, {"members": None}, {"members": [5]}, {"members": [{"info": "x"}]},
-        {"members": [{"info": {"members": []}, "rank": 4, "strength": 1, "has": "1"}]},
+        {"patches": []}, {"patches": 5}, {"patches": None}, {"patches": [5]}, {"patches": [{"info": "x"}]},
+        {"patches": [{"info": {"patches": []}, "rank": 4, "strength": 1, "has": "1"}]},
     ],
 )  # fmt: skip
 def test_hostile_parts_get_a_sentence(patches, change):
     bad = Patch(dict(patches[0]), patches[0].info | change)
     for act in (
-        lambda: stack([Member(bad), Member(patches[1])]),
+        lambda: stack([WeightedPatch(bad), WeightedPatch(patches[1])]),
         lambda: gate(bad, torch.zeros(77, 112)),
         lambda: unstack(bad),
     ):
@@ -287,33 +292,37 @@ def test_hostile_parts_get_a_sentence(patches, change):
 
 @pytest.mark.parametrize("key", ["schema", "concept", "settings", "base", "report", "version"])
 def test_parts_say_of_themselves_what_every_patch_does(patches, key):
-    joint = stack([Member(patches[0]), Member(patches[1])])
+    joint = stack([WeightedPatch(patches[0]), WeightedPatch(patches[1])])
     bad = Patch(dict(joint), copy.deepcopy(joint.info))
-    bad.info["members"][0]["info"] = {k: v for k, v in bad.info["members"][0]["info"].items() if k not in (key, "moments")}
+    bad.info["patches"][0]["info"] = {
+        k: v for k, v in bad.info["patches"][0]["info"].items() if k not in (key, "statistics")
+    }
     for act in (lambda: gate(bad, torch.zeros(77, 112)), lambda: unstack(bad)):
         with pytest.raises(ForgetError, match="A part of the stacked patch"):
             act()
 
 
 def test_hostile_parts_with_impossible_figures_get_a_sentence(patches):
-    joint = stack([Member(patches[0]), Member(patches[1])])
+    joint = stack([WeightedPatch(patches[0]), WeightedPatch(patches[1])])
     for key, value in (("strength", 10**400), ("strength", float("nan")), ("rank", float("inf")), ("rank", 0), ("has", "1")):
         bad = Patch(dict(joint), copy.deepcopy(joint.info))
-        bad.info["members"][0][key] = value
+        bad.info["patches"][0][key] = value
         with pytest.raises(ForgetError, match="damaged"):
             unstack(bad)
-    wide = Patch(dict(patches[0]), patches[0].info | {"moments": Moments(torch.ones(2, 9), torch.ones(2, 9), 1.0).encoded()})
+    wide = Patch(
+        dict(patches[0]), patches[0].info | {"statistics": TextStatistics(torch.ones(2, 9), torch.ones(2, 9), 1.0).encoded()}
+    )
     with pytest.raises(ForgetError, match="another width"):
-        stack([Member(wide), Member(patches[1])])
+        stack([WeightedPatch(wide), WeightedPatch(patches[1])])
 
 
 def test_patches_that_keep_nothing_are_told_when_they_add_up(patches):
-    kept = stack([Member(patch) for patch in patches[:3]])
-    assert 0 < kept.info["report"]["spill"] < 0.5 and "should keep" not in summary(kept)
+    kept = stack([WeightedPatch(patch) for patch in patches[:3]])
+    assert 0 < kept.info["report"]["collateral_change"] < 0.5 and "should keep" not in summary(kept)
     dice = torch.Generator().manual_seed(0)
     careless = []
     for patch in patches[:3]:
         tensors = {k: torch.randn(v.shape, generator=dice).half() if k.endswith(DOWN) else v for k, v in patch.items()}
         careless.append(Patch(tensors, patch.info))
-    joint = stack([Member(patch) for patch in careless])
-    assert joint.info["report"]["spill"] > 1 and "change what they should keep" in summary(joint)
+    joint = stack([WeightedPatch(patch) for patch in careless])
+    assert joint.info["report"]["collateral_change"] > 1 and "change what they should keep" in summary(joint)

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from demo.judge import Judge
 from demo.run import load_pictures
 from demo.server import ServerError
-from fmn_core.patch.patch import read_patch
+from fmn_core.patch.file import read_patch
 from fmn_core.patch.stack import stack, unstack
-from fmn_core.patch.weighted import Member
+from fmn_core.patch.weighted import WeightedPatch
 
 FILES = ("forget-cat", "forget-car")
 
@@ -81,7 +81,8 @@ def test_rows_are_solved_jointly_applied_and_saved_as_one(draw, loras, server):
     saved = re.search(r"stacking/(both_\d+_\.safetensors)", outputs["f"]["text"][0])[1]
     joint = read_patch(server.output / "loras/stacking" / saved)
     members = [
-        Member(read_patch(ROOT / f"demo/loras/{name}.safetensors"), s) for name, s in zip(FILES, (1.0, 0.8), strict=True)
+        WeightedPatch(read_patch(ROOT / f"demo/loras/{name}.safetensors"), s)
+        for name, s in zip(FILES, (1.0, 0.8), strict=True)
     ]
     own = stack(members)
     assert all(torch.equal(joint[key], own[key]) for key in own)

@@ -7,16 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
 from fmn_core.erasure.unrelated import MUCH, unrelated_drift, unrelated_prompts, unrelated_warnings
 from fmn_core.errors import ForgetError
 from fmn_core.patch.apply import applied
 from fmn_core.patch.patch import Patch
-from fmn_core.patch.report import summary
+from fmn_core.patch.summary import summary
 from fmn_core.text.concept import find_tokens
 
-SMALL = ForgetSettings(steps=2, num_pictures=1, sampling_steps=2, rounds=1)
+SMALL = make_config(steps=2, num_images=1, num_inference_steps=2, attack_rounds=1)
 PRESETS = ("fast", "paper", "balanced", "robust")
 
 
@@ -35,19 +35,19 @@ def drift_of(host, *patches):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_tells_how_far_unrelated_prompts_move(host, short, preset):
     patch, _ = forget(host, "cat", replace(SMALL, preset=preset))
-    drift = patch.info["report"]["unrelated drift"]
+    drift = patch.info["report"]["unrelated_drift"]
     assert drift == pytest.approx(drift_of(host, applied(host, patch)), rel=0.05), "the file's, but for its precision"
     assert drift > 1e-6
     assert drift < MUCH and f"Noise estimates of unrelated prompts change by {drift:.2%}." in summary(patch)
     assert not any("suffer" in warning for warning in patch.info["report"]["warnings"])
 
 
-@pytest.mark.parametrize("layers", ["cross-attention", "whole unet"])
+@pytest.mark.parametrize("layers", ["cross-attention", "whole_unet"])
 def test_a_training_that_destroys_the_model_says_so(host, layers):
-    settings = replace(SMALL, preset="paper", steps=8, learning_rate=5e-2, layers=layers, matrices="q k v out")
+    settings = replace(SMALL, preset="paper", steps=8, learning_rate=5e-2, train_layers=layers, target_modules="q,k,v,out")
     patch, _ = forget(host, "cat", settings)
     report = patch.info["report"]
-    assert report["unrelated drift"] > MUCH
+    assert report["unrelated_drift"] > MUCH
     assert any("Unrelated prompts suffer" in warning for warning in report["warnings"])
     with pytest.raises(ForgetError, match="Unrelated prompts suffer"):
         forget(host, "cat", replace(settings, strict=True))
@@ -77,7 +77,7 @@ def test_the_edit_is_made_where_the_unet_cannot_be_asked(host, monkeypatch):
     for predict in (short_of_memory, refused, elsewhere):
         monkeypatch.setattr(host, "predict", predict)
         patch, _ = forget(host, "cat", SMALL)
-        assert "unrelated drift" not in patch.info["report"] and "unrelated" not in summary(patch)
+        assert "unrelated_drift" not in patch.info["report"] and "unrelated" not in summary(patch)
         assert all(torch.equal(patch[key], wanted[key]) for key in wanted)
 
 

@@ -17,7 +17,7 @@ from webui_server import WEBUIS, WebuiServer, installed
 from demo.export import export_forge, export_webui
 
 PICTURE = {"prompt": "a photo of a cat", "seed": 1, "steps": 4, "width": 128, "height": 128, "cfg_scale": 3}
-SMALL = {"resolution": 128, "sampling_steps": 2, "num_pictures": 1}
+SMALL = {"resolution": 128, "num_inference_steps": 2, "num_images": 1}
 
 
 @pytest.fixture(scope="module", params=WEBUIS)

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.config import make_config
 from fmn_core.errors import ForgetError
-from fmn_core.evaluation.config import EvaluateSettings
+from fmn_core.evaluation.config import EvaluationConfig
 from fmn_webui import forms, infotext, names
-from fmn_webui.forms import converted, decoded, folder_pictures, given_pictures, members_of, settings_of
+from fmn_webui.forms import converted, decoded, folder_pictures, given_pictures, rows_of, settings_of
 from fmn_webui.infotext import ROWS, Wanted
 from fmn_webui.limits import MOST_MEMBERS, MOST_PICTURES, MOST_TEXT, TooLarge
 from fmn_webui.names import MOST, STACKS, PatchList, can_be_called, check_name, new_file, unfinished_name
@@ -38,8 +38,8 @@ def test_no_name_leaves_the_lora_folder(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["", "mine", "mine.safetensors", "a" * MOST, "a" * (MOST - len("-unfinished")) + " b"])
 def test_what_a_stopped_training_is_called_can_be_a_patchs_name(name):
-    called = unfinished_name(name, "cat")
-    assert check_name(called) == called and called.endswith("-unfinished") and ".safetensors" not in called
+    joint_name = unfinished_name(name, "cat")
+    assert check_name(joint_name) == joint_name and joint_name.endswith("-unfinished") and ".safetensors" not in joint_name
 
 
 @settings(max_examples=50, deadline=None)
@@ -133,7 +133,7 @@ def values(patches=(), *rest):
 
 def test_what_goes_into_an_infotext_comes_back_from_it():
     wanted = Wanted.of(
-        values([("forget-cat", 1.0), ("b", 0.5), ("b", 0.25)], True, True, "cat, hat", "contact sheet", 0.4, "magma", True)
+        values([("forget-cat", 1.0), ("b", 0.5), ("b", 0.25)], True, True, "cat, hat", "contact_sheet", 0.4, "magma", True)
     )
     assert wanted.patches == (("forget-cat", 1.0), ("b", 0.75))
     params = wanted.infotext()
@@ -148,8 +148,8 @@ def test_what_goes_into_an_infotext_comes_back_from_it():
     values([("x", math.nan)]), values([("x", "-inf")]), values([("x", 10**400)]), values([("x", 1e308), ("x", 1e308)]),
     values([("cat\ud800", 1.0)]), values((), True, True, "cat\ud800", "overlay", 0.5, "inferno", False),
     values([("x", "much")]), values()[:-1], values((), True, True, "", "spiral", 0.5, "inferno", False),
-    values((), True, True, "", "contact sheet", 7, "inferno", False),
-    values((), True, True, "", "contact sheet", math.nan, "inferno", False),
+    values((), True, True, "", "contact_sheet", 7, "inferno", False),
+    values((), True, True, "", "contact_sheet", math.nan, "inferno", False),
 ])  # fmt: skip
 def test_a_request_that_is_wrong_is_told(wrong):
     with pytest.raises(ForgetError):
@@ -164,13 +164,13 @@ def test_a_request_that_is_wrong_is_told(wrong):
 ])  # fmt: skip
 def test_a_setting_that_is_wrong_is_told(name, value, said):
     with pytest.raises(ForgetError, match=said):
-        settings_of(ForgetSettings, {name: value})
+        settings_of(make_config, {name: value})
 
 
 def test_settings_take_their_own_types():
-    taken = settings_of(ForgetSettings, {"steps": 3.0, "learning_rate": 0, "seed": 2**64 - 1})
+    taken = settings_of(make_config, {"steps": 3.0, "learning_rate": 0, "seed": 2**64 - 1})
     assert (taken.steps, taken.learning_rate, taken.seed) == (3, 0.0, 2**64 - 1) and isinstance(taken.steps, int)
-    assert settings_of(EvaluateSettings, {}) == EvaluateSettings()
+    assert settings_of(EvaluationConfig, {}) == EvaluationConfig()
 
 
 def png(size=(4, 6), colour=255, mode="RGB"):
@@ -243,7 +243,7 @@ def test_more_pictures_than_a_request_may_have_are_not_decoded():
 ])  # fmt: skip
 def test_what_is_no_row_is_told(rows):
     with pytest.raises(ForgetError):
-        members_of(rows)
+        rows_of(rows)
 
 
 def test_texts_are_no_longer_than_a_page_and_whole():

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from test_page import browser, screenshots  # noqa: F401
 from webui_ui.gradio_page import VERSIONS, WebuiPage
 
-SMALL = {"resolution": 64, "sampling_steps": 2, "num_pictures": 1}
+SMALL = {"resolution": 64, "num_inference_steps": 2, "num_images": 1}
 
 
 @pytest.fixture(scope="module", params=VERSIONS)

@@ -10,15 +10,22 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fmn_core.erasure.config import WHOLE_RATE, ForgetSettings
+from fmn_core.erasure.config import WHOLE_RATE, make_config
 from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
 from fmn_core.lora.layers import LoRAs
-from fmn_core.patch.patch import ALPHA, DOWN, UP, read_patch, save_patch
-from fmn_core.patch.report import summary
+from fmn_core.patch.file import read_patch, save_patch
+from fmn_core.patch.patch import ALPHA, DOWN, UP
+from fmn_core.patch.summary import summary
 
-HOW = ForgetSettings(
-    preset="paper", layers="whole unet", steps=4, learning_rate=5e-3, num_pictures=1, sampling_steps=2, matrices="q k v out"
+HOW = make_config(
+    preset="paper",
+    train_layers="whole_unet",
+    steps=4,
+    learning_rate=5e-3,
+    num_images=1,
+    num_inference_steps=2,
+    target_modules="q,k,v,out",
 )
 
 
@@ -58,7 +65,7 @@ def with_adapters(host, patch):
         for m in ("to_q", "to_k", "to_v", "to_out")
     }
     loras = LoRAs({**named, **host.other_layers()}, HOW.rank, torch.Generator())
-    tensors = {**patch, **patch.rest}
+    tensors = {**patch, **patch.unet_lora}
     with torch.no_grad():
         for name in loras.patched:
             loras[name].up.copy_(tensors[name + UP])
@@ -75,7 +82,7 @@ def test_the_rest_is_learned_saved_beside_the_patch_and_loads_in_the_hosts_own_l
     assert torch.equal(estimate(host), untouched)
     assert not any(module._forward_hooks for module in host.other_layers().values())
     assert all(
-        patch.rest[name + UP].any()
+        patch.unet_lora[name + UP].any()
         for name in ("lora_unet_down_blocks_0_resnets_0_conv1", "lora_unet_mid_block_attentions_0_proj_in")
     )
 
@@ -87,7 +94,9 @@ def test_the_rest_is_learned_saved_beside_the_patch_and_loads_in_the_hosts_own_l
     with safe_open(files[1], "pt") as file:
         assert file.metadata()["ss_base_model_version"] == "sd_v1" and "rest" in file.metadata()["ss_output_name"]
     tensors = load_file(files[1])
-    assert all(torch.equal(tensors[key], value) for key, value in patch.rest.items()) and len(tensors) == len(patch.rest)
+    assert all(torch.equal(tensors[key], value) for key, value in patch.unet_lora.items()) and len(tensors) == len(
+        patch.unet_lora
+    )
     assert all(value == HOW.rank for key, value in tensors.items() if key.endswith(ALPHA))
 
     wanted = with_adapters(host, patch)
@@ -119,7 +128,7 @@ def load_by_the_host(host, loaded, files):
 def test_both_figures_are_told(trained):
     patch, _ = trained
     mass = patch.info["report"]["attention_mass"]
-    assert mass["with rest"] != mass["after"] and f"{mass['with rest']:.4f} with the rest" in summary(patch)
+    assert mass["with_unet_lora"] != mass["after"] and f"{mass['with rest']:.4f} with the rest" in summary(patch)
 
 
 def test_a_rest_whose_name_is_taken_stops_both(trained, tmp_path):
@@ -143,6 +152,8 @@ def test_other_presets_refuse_it(host):
 
 
 def test_its_own_learning_rate_is_lower_than_that_of_the_cross_attention():
-    own, whole = (ForgetSettings(preset="paper", layers=layers).resolved() for layers in ("cross-attention", "whole unet"))
+    own, whole = (
+        make_config(preset="paper", train_layers=layers).resolved() for layers in ("cross-attention", "whole_unet")
+    )
     assert whole.learning_rate == WHOLE_RATE * own.learning_rate and WHOLE_RATE < 1
     assert replace(whole, learning_rate=5e-3).resolved().learning_rate == 5e-3

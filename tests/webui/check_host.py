@@ -14,12 +14,12 @@ from reference import SETTINGS, keys, reference
 from safetensors.torch import load_file, save_file
 from webui_fixtures import FORGE
 
-from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
 from fmn_core.hosts.webui.model import adapt, current_host
 
-FEW_STEPS = ForgetSettings(preset="paper", steps=1, batch_size=1, num_pictures=1, sampling_steps=1, resolution=128)
+FEW_STEPS = make_config(preset="paper", steps=1, batch_size=1, num_images=1, num_inference_steps=1, resolution=128)
 
 
 def parts(webui):
@@ -115,8 +115,8 @@ def without_loras(webui):
     """What a LoRA could leak into: a prompt, a noise estimate, the weights and a patch made from them."""
     x, prompts = torch.ones(1, *webui.latent_shape()), webui.encode(["a cat"])
     with webui.training(x.shape), torch.no_grad():
-        found = [prompts.embeddings, webui.predict(x, torch.tensor([500]), prompts)]
-    found += [webui.contexts(["a cat"], 5), webui.word_vectors("cat")[webui.encoder_name]]
+        found = [prompts.prompt_embeds, webui.predict(x, torch.tensor([500]), prompts)]
+    found += [webui.encode_prefix(["a cat"], 5), webui.token_embeddings("cat")[webui.encoder_name]]
     found += [webui.weight(layer, "to_v").clone() for layer in webui.cross_attentions()]
     return [*found, *deltas(forget(webui, "cat", SETTINGS["fast"])[0]).values()]
 
@@ -156,9 +156,11 @@ def test_loras_come_back_after_an_error(webui, lora, draw):
 def test_prompts_are_the_hosts_own(webui, sd_model):
     for text in ("a cat", "a (red:1.3) rose", "a cat BREAK a dog", "rose " * 100):
         theirs = sd_model.get_learned_conditioning([text])
-        assert torch.equal(webui.encode([text]).embeddings, theirs.clone())
-        assert not webui.encode([text]).embeddings.is_inference()
-    assert torch.allclose(webui.contexts(["a (red:1.3) rose"], 7), webui.encode(["a (red:1.3) rose"]).embeddings[:, :7])
+        assert torch.equal(webui.encode([text]).prompt_embeds, theirs.clone())
+        assert not webui.encode([text]).prompt_embeds.is_inference()
+    assert torch.allclose(
+        webui.encode_prefix(["a (red:1.3) rose"], 7), webui.encode(["a (red:1.3) rose"]).prompt_embeds[:, :7]
+    )
 
 
 def test_chunks_begin_and_end(webui):
@@ -174,15 +176,17 @@ def test_learned_words_are_columns_of_their_own(webui, sd_model):
     from standin import Embedding
 
     engine = webui.engines[0]
-    vectors = webui.word_vectors("cat dog")[webui.encoder_name]
+    vectors = webui.token_embeddings("cat dog")[webui.encoder_name]
     engine.database.register(Embedding("blorp", vectors), engine.tokenize(["blorp"])[0])
     try:
         tokens, meant = webui.tokenize("a blorp!"), webui.tokenize("a cat dog!")
         assert [t.kind for t in tokens] == [t.kind for t in meant] and all(t.id < 0 for t in tokens[2:4])
         assert tokens[2] != tokens[3] and webui.tokenize("blorp")[1:3] == tokens[2:4]
-        assert torch.allclose(webui.encode(["a blorp!"]).embeddings, webui.encode(["a cat dog!"]).embeddings, atol=1e-5)
-        assert torch.allclose(webui.contexts(["a blorp!"], 9), webui.contexts(["a cat dog!"], 9), atol=1e-5)
-        assert torch.allclose(webui.word_vectors("a blorp")[webui.encoder_name][1:], vectors)
+        assert torch.allclose(
+            webui.encode(["a blorp!"]).prompt_embeds, webui.encode(["a cat dog!"]).prompt_embeds, atol=1e-5
+        )
+        assert torch.allclose(webui.encode_prefix(["a blorp!"], 9), webui.encode_prefix(["a cat dog!"], 9), atol=1e-5)
+        assert torch.allclose(webui.token_embeddings("a blorp")[webui.encoder_name][1:], vectors)
         assert not webui.missing_embeddings("a blorp!")
         missing = webui.missing_embeddings("embedding:blorp, embedding:glorp")
         assert "type `blorp`" in missing["embedding:blorp"] and "none of this name" in missing["embedding:glorp"]

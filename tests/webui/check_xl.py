@@ -13,7 +13,7 @@ from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from standin import Chunker, EmbeddingDatabase
 from torch import nn
 
-from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
 from fmn_core.host import MATRICES
@@ -99,9 +99,9 @@ def test_names_are_sgms(xl):
 def test_two_encoders_are_one_axis(xl):
     texts = ["a cat", "a (red:1.3) rose", "rose " * 80]
     prompts = xl.encode(texts)
-    assert prompts.embeddings.shape == (3, 154, 40) and prompts.pooled.shape == (3, VECTOR)
-    assert prompts.pooled[:, :2].tolist() == [[64 / 1024] * 2] * 3
-    assert torch.allclose(xl.contexts(texts, 9), prompts.embeddings[:, :9], atol=1e-6)
+    assert prompts.prompt_embeds.shape == (3, 154, 40) and prompts.pooled_prompt_embeds.shape == (3, VECTOR)
+    assert prompts.pooled_prompt_embeds[:, :2].tolist() == [[64 / 1024] * 2] * 3
+    assert torch.allclose(xl.encode_prefix(texts, 9), prompts.prompt_embeds[:, :9], atol=1e-6)
     assert [token.text for token in xl.tokenize("a cat")][1:3] == ["a</w>", "cat</w>"]
 
 
@@ -115,16 +115,16 @@ def test_the_vector_reaches_the_unet_and_gradients_the_adapters(xl):
         estimate.square().sum().backward()
         hook.remove()
         assert delta.grad.abs().sum() > 0
-        assert not torch.allclose(xl.predict(x, t, prompts.take([1, 0])), estimate)
+        assert not torch.allclose(xl.predict(x, t, prompts[[1, 0]]), estimate)
 
 
 def test_a_concept_can_be_forgotten(xl):
-    patch, _ = forget(xl, "cat", ForgetSettings(preset="fast"))
+    patch, _ = forget(xl, "cat", make_config(preset="fast"))
     assert set(patch.modules) < {xl.lora_key(layer, matrix) for layer in xl.cross_attentions() for matrix in MATRICES}
 
 
 def test_words_cannot_be_learned_and_it_is_said(xl):
     with pytest.raises(ForgetError, match="cannot learn words"):
-        xl.word_vectors("cat")
+        xl.token_embeddings("cat")
     with pytest.raises(ForgetError, match="cannot learn words"):
-        xl.encode_vectors("a {}", {})
+        xl.encode_with_embeddings("a {}", {})

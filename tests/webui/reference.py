@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
 from fmn_core.host import MATRICES
 
 TEXTS = ["a cat", "a red (rose:1.3) in neon style", "two dogs BREAK a house"]
 SETTINGS = {
-    "fast": ForgetSettings(preset="fast"),
-    "paper": ForgetSettings(preset="paper", steps=3, batch_size=2, num_pictures=2, sampling_steps=3, resolution=128),
+    "fast": make_config(preset="fast"),
+    "paper": make_config(preset="paper", steps=3, batch_size=2, num_images=2, num_inference_steps=3, resolution=128),
 }
 
 
@@ -20,7 +20,7 @@ def reference(host) -> dict[str, torch.Tensor]:
     x = torch.randn(2, *host.latent_shape(), generator=torch.Generator().manual_seed(0))
     prompts = host.encode(["a cat", "a rose in neon style"])
     with host.training(x.shape), torch.no_grad():
-        found = {"alphas": host.alphas_cumprod, "context": prompts.embeddings}
+        found = {"alphas": host.alphas_cumprod, "context": prompts.prompt_embeds}
         found["epsilon"] = host.predict(x, torch.tensor([700, 30]), prompts)
     for name, settings in SETTINGS.items():
         patch, _ = forget(host, "cat", settings)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from modules import sd_models
 
-from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
 from fmn_core.hosts.webui.model import current_host
@@ -35,7 +35,7 @@ def test_quantised_weights_are_refused(webui, monkeypatch, storage):
 
 
 FP8 = torch.float8_e4m3fn
-TRAINED = ForgetSettings(preset="paper", steps=2, batch_size=1, num_pictures=1, sampling_steps=2, resolution=64)
+TRAINED = make_config(preset="paper", steps=2, batch_size=1, num_images=1, num_inference_steps=2, resolution=64)
 
 
 def in_fp8(webui, monkeypatch, scaled):
@@ -50,7 +50,7 @@ def in_fp8(webui, monkeypatch, scaled):
             monkeypatch.setattr(layer, "scale_weight", scale if scaled else None)
 
 
-@pytest.mark.parametrize("settings", [ForgetSettings(preset="fast"), TRAINED], ids=["closed form", "trained"])
+@pytest.mark.parametrize("settings", [make_config(preset="fast"), TRAINED], ids=["closed form", "trained"])
 def test_weights_in_fp8_make_nearly_the_same_patch(webui, job, monkeypatch, settings):
     def change():
         patch = forget(current_host(), "cat", settings)[0]

@@ -23,17 +23,18 @@ from webui_ui import host_page
 from webui_ui.fixtures import client
 
 from fmn_core import log
-from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
-from fmn_core.evaluation.config import EvaluateSettings
-from fmn_core.inversion.config import InvertSettings
+from fmn_core.evaluation.config import EvaluationConfig
+from fmn_core.inversion.config import InversionConfig
 from fmn_core.inversion.textual_inversion import invert_pictures
-from fmn_core.patch.patch import Patch, read_patch, save_patch
+from fmn_core.patch.file import read_patch, save_patch
+from fmn_core.patch.patch import Patch
 from fmn_webui import forms, jobs, names, receiving, webui
 from fmn_webui.api import ROUTES
 from fmn_webui.limits import MOST_BODY
 from fmn_webui.status import status_html
-from fmn_webui.work import JOBS, members_in
+from fmn_webui.tasks import JOBS, patches_in
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_previews_are_made_while_somebody_looks_at_the_job(script, loras, at_wor
     assert len(made) == (look != "nobody") and job.step == 3
 
 
-QUICK = {"steps": 2, "batch_size": 1, "num_pictures": 1, "sampling_steps": 2, "resolution": 64}
+QUICK = {"steps": 2, "batch_size": 1, "num_images": 1, "num_inference_steps": 2, "resolution": 64}
 
 
 @pytest.mark.parametrize("kind", ["paper", "balanced", "inversion"])
@@ -82,9 +83,9 @@ def test_who_looks_late_sees_what_who_looked_from_the_start_sees(script, loras, 
 
         host.show_progress = look
         if kind == "inversion":
-            invert_pictures(host, InvertSettings(**QUICK), concept="cat")
+            invert_pictures(host, InversionConfig(**QUICK), concept="cat")
         else:
-            forget(host, "cat", ForgetSettings(preset=kind, **QUICK))
+            forget(host, "cat", make_config(preset=kind, **QUICK))
         shown.append(job.preview.image)
     assert shown[0].size == shown[1].size and ImageChops.difference(*shown).getbbox() is None
 
@@ -94,7 +95,7 @@ def test_the_folder_is_walked_once_for_a_request_of_several_patches(script, lora
     monkeypatch.setattr(names, "lora_files", lambda folder: walks.append(folder) or walk(folder))
     host_page.set_options(loras, api=True)
     assert {"cat", "dog"} <= {each["name"] for each in client(FastAPI()).get("/fmn/patches").json()} and len(walks) == 1
-    assert len([*members_in([("cat", 1.0), ("dog", 0.5), ("cat", 0.5)])]) == 3 and len(walks) == 2
+    assert len([*patches_in([("cat", 1.0), ("dog", 0.5), ("cat", 0.5)])]) == 3 and len(walks) == 2
 
 
 def routes():
@@ -169,8 +170,8 @@ def settings_and(kind, **own):
 
 
 BODIES = {
-    "/fmn/forget": settings_and(ForgetSettings, concept="cat", name="", images=[], masks=[], card=True),
-    "/fmn/evaluate": settings_and(EvaluateSettings, patch="cat", save_as="", images=[]),
+    "/fmn/forget": settings_and(make_config, concept="cat", name="", images=[], masks=[], card=True),
+    "/fmn/evaluate": settings_and(EvaluationConfig, patch="cat", save_as="", images=[]),
     "/fmn/stack": {"patches": [["cat", 1.0]], "save": True, "name": ""},
 }
 FIELDS = [(path, key) for path, body in BODIES.items() for key in body]

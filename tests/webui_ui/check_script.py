@@ -20,19 +20,20 @@ from modules.sd_samplers_common import InterruptedException
 from PIL import Image
 from webui_ui.fixtures import NOTHING
 
-from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.config import make_config
 from fmn_core.errors import ForgetError
 from fmn_core.host import ENCODED_AT_ONCE
 from fmn_core.hosts.webui.base import WebuiBase
 from fmn_core.hosts.webui.model import current_host
-from fmn_core.patch.patch import Patch, read_patch, serialize
+from fmn_core.patch.file import read_patch, serialize
+from fmn_core.patch.patch import Patch
 from fmn_core.text import features as paraphrases
 from fmn_webui import stacks
 from fmn_webui.applying import ALLOW
-from fmn_webui.cards import STEPS, upright
+from fmn_webui.lora_cards import STEPS, upright
 from fmn_webui.names import STACKS
 from fmn_webui.stacks import place_of
-from fmn_webui.work import JOBS, Asked, submit_forget, submit_stack
+from fmn_webui.tasks import JOBS, submit_forget, submit_stack
 
 
 class Runner(ScriptRunner):
@@ -438,7 +439,7 @@ def test_batches_without_maps_do_not_shift_those_of_the_others(draw):
 
 
 def test_a_grid_has_every_word_and_hires_fix_its_own_size(draw):
-    p, _, made = draw("a photo of a cat", values(heat_maps=True, layout="contact sheet"), batch_size=1)
+    p, _, made = draw("a photo of a cat", values(heat_maps=True, layout="contact_sheet"), batch_size=1)
     assert len(made) == 2 and made[1].shape[0] > 2 * 64 and p.comments == []
     p, _, made = draw("a photo of a cat", values(heat_maps=True, words="cat"), enable_hr=True)
     assert [each.shape for each in made] == [(128, 128, 3)] * 2 and p.comments == []
@@ -476,7 +477,7 @@ def test_an_interrupt_of_fast_is_told_as_one(script, loras, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(WebuiBase, "show_progress", stop)
         for with_card in (False, True):
-            job = over(submit_forget(Asked("rose", ForgetSettings(resolution=64), "a rose")))
+            job = over(submit_forget(ForgetRequest("rose", make_config(resolution=64), "a rose")))
             assert (job.state, job.asked_to_stop) == ("stopped", True), job.error
             assert (loras / "a rose.safetensors").exists() == with_card and not (loras / "a rose.png").exists()
             if not with_card:

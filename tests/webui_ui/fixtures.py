@@ -17,10 +17,10 @@ import standin  # noqa: E402
 from fastapi.testclient import TestClient  # noqa: E402
 from modules import script_callbacks  # noqa: E402
 
-from fmn_core.erasure.config import ForgetSettings  # noqa: E402
+from fmn_core.erasure.config import make_config  # noqa: E402
 from fmn_core.erasure.forget import forget  # noqa: E402
 from fmn_core.hosts.webui.model import current_host  # noqa: E402
-from fmn_core.patch.patch import save_patch  # noqa: E402
+from fmn_core.patch.file import save_patch  # noqa: E402
 
 NOTHING = ("None", 1.0) * 3 + (True, False, "", "overlay", 0.6, "inferno", False)
 
@@ -32,7 +32,7 @@ def loras(tmp_path_factory):
     host_page.set_options(folder, api=True)
     host = current_host()
     for name in ("cat", "dog"):
-        save_patch(forget(host, name, ForgetSettings(resolution=64))[0], folder / f"{name}.safetensors")
+        save_patch(forget(host, name, make_config(resolution=64))[0], folder / f"{name}.safetensors")
     return folder
 
 
