@@ -7,7 +7,7 @@ import torch
 from benchmarks.live_tensors import Imagined
 from benchmarks.pipelines import TimedHost, make_unet
 from fmn_core.erasure import hybrid, resteering
-from fmn_core.erasure.config import make_config, projections
+from fmn_core.erasure.config import make_config, projection_names
 from fmn_core.erasure.training_data import PromptSet, TrainingImages
 from fmn_core.host import Prompts
 from fmn_core.lora.layers import CrossAttentionLoRA, LoRAs
@@ -40,7 +40,7 @@ def imagined_paper(host, prompts, latents, backprop: str = "full", again: bool =
     """A step of `paper`."""
     config = make_config("paper", steps=1, backprop=backprop, learning_rate=1e-3)
     generator = torch.Generator()
-    lora = CrossAttentionLoRA(host.cross_attentions(), projections(config), config.rank, generator)
+    lora = CrossAttentionLoRA(host.cross_attentions(), projection_names(config), config.rank, generator)
     calls = resteering.Calls(prompts, torch.zeros(2, 77, dtype=torch.bool), [0, 0], prompts[[0]])
     images, run = TrainingImages(latents, [0], None, None), TrainingRun(host, config)
     training = resteering.Resteering(run, calls, images, None, lora, LoRAs({}, 1, generator), None, generator)

@@ -224,7 +224,8 @@ class View:
         settings = self.recording.settings
         if settings.granularity != what:
             raise ForgetError(
-                f"The recording did not keep its {what} apart: set `granularity` of Record Token Attention to `{what}`, and sample."
+                f"The recording did not keep its {what} apart: set `granularity` of Record Token Attention to `{what}`, and "
+                "sample again."
             )
         if what == "heads" and not self.recording.apart:
             raise ForgetError(

@@ -19,7 +19,7 @@ from ..text.concept import Concept
 from ..text.features import VocabularyIndex
 from ..training.loop import TrainingRun
 from .advice import LITTLE, edit_warnings
-from .config import ClosedFormConfig, ForgetConfig, projections
+from .config import ClosedFormConfig, ForgetConfig, projection_names
 from .plan import ErasurePlan, plan_erasure
 from .solve import EditObjective, leading_directions, solve
 from .targets import PlanFeatures, concept_targets
@@ -52,7 +52,7 @@ def forget_fast(run: TrainingRun) -> tuple[Patch, list[float]]:
     host, config = run.host, run.config
     edit = make_edit(host, run.concepts, config)
     left = min(1 - min(edit.report.erasure.values()), 0.9999)  # the host's plot divides by the fall
-    factors = edit_factors(host, edit, projections(config))
+    factors = edit_factors(host, edit, projection_names(config))
     report = with_unrelated_drift(host, edit, factors)
     return make_patch(host, factors, run.concepts, config.plain(), report, edit.statistics), [1.0, left]
 

@@ -243,6 +243,6 @@ def make_config(preset: str = "fast", **values: object) -> ForgetConfig:
     return config(**values)
 
 
-def projections(config: ForgetConfig) -> tuple[str, ...]:
+def projection_names(config: ForgetConfig) -> tuple[str, ...]:
     """The projections behind `target_modules`, as MATRICES names them."""
     return tuple(f"to_{matrix}" for matrix in config.target_modules.split(","))

@@ -17,7 +17,7 @@ from ..patch.patch import Patch
 from ..training.loop import Descent, TrainingLoop, TrainingRun, diverged
 from ..training.state import State
 from .closed_form import edit_factors, make_edit
-from .config import projections
+from .config import projection_names
 from .hybrid import HybridTraining, ProbeResult
 from .training_data import PromptSet, images_steps, make_images
 
@@ -36,7 +36,7 @@ def forget_balanced(run: TrainingRun) -> tuple[Patch, list[float]]:
         images = make_images(run, prompts, generator, of_targets=True)
         rows = 2 * config.batch_size  # the concept's prompts and near ones
         with host.training((rows, *images.latents.shape[1:])):
-            lora = CrossAttentionLoRA.of(host, edit_factors(host, edit, projections(config)))
+            lora = CrossAttentionLoRA.of(host, edit_factors(host, edit, projection_names(config)))
             training = HybridTraining(run, edit, lora, prompts, images, generator)
             probe = training.make_probe()
             results = {"before": probe(0.0), "fast": probe(1.0)}

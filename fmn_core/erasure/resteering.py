@@ -27,7 +27,7 @@ from ..training.preview import preview
 from ..training.sampling import AT_ONCE, sample_pairs, sampling_calls
 from ..training.state import State
 from .closed_form import word_statistics
-from .config import ResteeringConfig, projections
+from .config import ResteeringConfig, projection_names
 from .hybrid import PROBES
 from .training_data import TrainingImages, given_images
 from .unrelated import unrelated_drift, unrelated_prompts, unrelated_warnings
@@ -83,7 +83,9 @@ def forget_by_resteering(run: TrainingRun) -> tuple[Patch, list[float]]:
         pairs = make_pairs(host, calls, config, made_for, generator) if made_for else None
         images = training_images(host, given, calls, pairs)
         with host.training((config.batch_size, *images.latents.shape[1:])):
-            lora = CrossAttentionLoRA(host.cross_attentions(), projections(config), config.rank, generator).to(host.device)
+            lora = CrossAttentionLoRA(host.cross_attentions(), projection_names(config), config.rank, generator).to(
+                host.device
+            )
             outside = host.other_layers() if config.train_layers == "whole_unet" else {}
             unet_lora = LoRAs(outside, config.rank, generator).to(host.device)
             training = Resteering(run, calls, images, pairs, lora, unet_lora, statistics, generator)

@@ -106,8 +106,8 @@ def conflict_warnings(patches: Sequence[WeightedPatch]) -> list[str]:
                 found.append(f"Two patches forget `{same[0]}`, which is more than enough: leave one out.")
             if weighted.patch.info["base"].get("hash") != other.patch.info["base"].get("hash"):
                 found.append(
-                    f"The patches of `{other.name}` and `{weighted.name}` were made on different models of one architecture: each "
-                    "is at its best on its own."
+                    f"The patches of `{other.name}` and `{weighted.name}` were made on different models of one "
+                    "architecture: each is at its best on its own."
                 )
     return list(dict.fromkeys(found))
 
