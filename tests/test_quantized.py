@@ -194,6 +194,40 @@ def test_words_are_learned_on_a_model_that_is_patched(patched_twice):
     assert learned == pytest.approx(expected, rel=0.3)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_patch_acts_on_a_compiled_model(comfy, patch):
+    """Compiled before the patch came or after, sampled without it first, and not compiled anew at every step."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    from fmn_core.hosts.comfy.apply import apply_patch
+
+    def compiled(model):
+        model = model.clone()
+        set_torch_compile_wrapper(model=model, backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
+        return model
+
+    def sample(model, steps):
+        with torch.inference_mode():
+            positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (CAT, ""))
+            latent = torch.zeros(1, 4, 8, 8)
+            given = comfy.sample.prepare_noise(latent, 1), steps, 3.0, "euler", "normal", positive, negative, latent
+            return comfy.sample.sample(model, *given, seed=1, disable_pbar=True)
+
+    graphs = []
+    with torch.inference_mode():
+        model, clip = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT), model_options={"dtype": FP8})[:2]
+    plain, patched = sample(model, 2), sample(apply_patch(model, patch, 1.0), 2)
+    first = compiled(model)
+    torch.testing.assert_close(sample(first, 2), plain)
+    then = apply_patch(first, patch, 1.0)
+    torch.testing.assert_close(sample(then, 2), patched)
+    torch.testing.assert_close(sample(compiled(apply_patch(model, patch, 1.0)), 2), patched)
+    made = len(graphs)
+    sample(then, 6)
+    torch.testing.assert_close(sample(first, 2), plain)
+    assert len(graphs) == made
+
+
 def test_strengths_tell_patched_models_apart(quantized, patch):
     """A training is not gone on with where a model has its patch at another strength."""
     from fmn_core.hosts.comfy.apply import apply_patch

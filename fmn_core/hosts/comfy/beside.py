@@ -6,7 +6,7 @@ effects; computed beside the layer, W x + up (down x) is exact.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import comfy.lora
@@ -40,6 +40,7 @@ class LoRABeside:
     def __init__(self, weights: dict[str, tuple[Tensor, Tensor]], strength: float):
         self.weights, self.strength = weights, strength
         self.on = False  # whether the layers compute it now
+        self.known: dict[str, tuple[Callable, Callable]] = {}  # by layer: what it computes without and with it
 
     def __deepcopy__(self, memo) -> LoRABeside:
         return self  # the host copies the options of a model with every clone; it is the same on all
@@ -50,25 +51,43 @@ class LoRABeside:
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[None]:
-        """Context in which the layers of a model compute it; another inside it changes nothing."""
+        """Context in which the layers of a model compute it; another inside it changes nothing.
+
+        Their `forward` is another meanwhile: hooks are passed over where a model was compiled before they came.
+        """
         with ExitStack() as stack:
             if not self.on:
                 for name in self.weights:
-                    stack.callback(model.get_submodule(name).register_forward_hook(self.added(name)).remove)
+                    stack.enter_context(self.in_place(model.get_submodule(name), name))
                 self.on = True
                 stack.callback(setattr, self, "on", False)
             yield
 
-    def added(self, name: str):
-        """The forward hook of one layer, which leaves its factors on the layer's device for the next time."""
+    @contextmanager
+    def in_place(self, layer: nn.Module, name: str) -> Iterator[None]:
+        """Context in which one layer computes it."""
+        own = layer.__dict__.get("forward")
+        layer.forward = self.added_to(layer.forward, name)
+        try:
+            yield
+        finally:
+            layer.__dict__.pop("forward")
+            if own is not None:
+                layer.forward = own
 
-        def add(module, args, output):
-            x = args[0]
+    def added_to(self, forward: Callable, name: str) -> Callable:
+        """What one layer computes in the place of `forward`: the same function each time, which a model is compiled for, and
+        which leaves its factors on the layer's device for the next time."""
+
+        def added(x: Tensor, *args, **kwargs) -> Tensor:
+            output = forward(x, *args, **kwargs)
             with torch.inference_mode(False):
                 up, down = self.weights[name] = tuple(factor.to(x.device) for factor in self.weights[name])
             return output + self.strength * (x.float() @ down.T @ up.T).to(output.dtype)
 
-        return add
+        if self.known.get(name, (None,))[0] != forward:
+            self.known[name] = forward, added
+        return self.known[name][1]
 
 
 @contextmanager
