@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from demo.host import CHECKPOINT, comfyui_folder, import_comfyui
 
 ROOT = Path(__file__).parent.parent
+
+settings.register_profile("project", deadline=None)  # an example's time says more of the machine's other work than of it
+settings.load_profile("project")
 
 
 @pytest.fixture(scope="session")

@@ -286,3 +286,11 @@ def test_a_training_goes_on_only_where_sums_come_out_the_same(tmp_path):
         assert train(tmp_path, 5)[1] == 3
     finally:
         torch.set_num_threads(threads)
+
+
+def test_the_log_writes_a_files_name_in_its_own_letters(tmp_path, caplog):
+    file = tmp_path / f"\u732b{module.ENDING}"
+    file.mkdir()  # cannot be taken away as a file
+    with Checkpoint(tmp_path) as checkpoint:
+        checkpoint.file = file
+    assert "checkpoint.left" in caplog.text and caplog.text.count(file.name) == 2, "where, and why"

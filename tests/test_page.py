@@ -157,14 +157,17 @@ def test_a_workflow_file_is_taken_by_drag_and_drop(page, server):  # noqa: F811
 def test_the_template_browser_shows_the_workflows(page, server, screenshots):  # noqa: F811
     open_page(page, server)
     page.get_by_role("button", name="Templates").first.click()
-    page.wait_for_timeout(2000)
-    page.screenshot(path=screenshots / "templates.png")
     page.get_by_text("forget-me-not", exact=False).first.click()
-    page.wait_for_timeout(1000)
+    stems = [path.stem for path in WORKFLOWS]
+    page.wait_for_function(
+        """stems => {
+            const text = document.body.innerText.toLowerCase();
+            return stems.every(stem => text.includes(stem) || text.includes(stem.replaceAll("-", " ")));
+        }""",
+        arg=stems,
+        timeout=60_000,
+    )
     page.screenshot(path=screenshots / "templates.png")
-    text = page.inner_text("body")
-    for path in WORKFLOWS:
-        assert path.stem in text or path.stem.replace("-", " ") in text.lower()
 
 
 @pytest.mark.parametrize("page", PAGES, indirect=True, ids="-".join)

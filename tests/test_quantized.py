@@ -118,7 +118,7 @@ def test_training_goes_through_where_the_device_multiplies_in_fp8(comfy, monkeyp
 
 def test_a_layer_computes_its_weight_and_the_patch_exactly(quantized, patch):
     """To rounding in fp32, where the host's merge into fp8 rounds the whole matrix."""
-    from fmn_core.hosts.comfy.apply import LoRABeside, factors
+    from fmn_core.hosts.comfy.beside import LoRABeside, factors
     from fmn_core.hosts.comfy.model import ComfyHost
 
     host = ComfyHost(*quantized)
@@ -155,6 +155,90 @@ def test_a_patch_acts_as_in_full_precision(quantized, loaded, patch):
         assert torch.equal(estimate(model, prompt), before)
 
 
+@pytest.fixture
+def patched_twice(quantized, loaded, patch):
+    """Hosts of a quantised model and of one in full precision, both patched in a graph's mode."""
+    from fmn_core.hosts.comfy.apply import apply_patch
+    from fmn_core.hosts.comfy.model import ComfyHost
+
+    with torch.inference_mode():
+        return [ComfyHost(apply_patch(model[0], patch, 1.0), *model[1:]) for model in (quantized, loaded)]
+
+
+def test_a_training_sees_the_patch_that_the_model_has(patched_twice):
+    """It reads what layers put out, and where memory is short its backward runs blocks again outside of the host's run."""
+    from fmn_core.erasure.config import ForgetSettings
+    from fmn_core.erasure.forget import forget
+    from fmn_core.patch.patch import DOWN, UP
+
+    host, whole = patched_twice
+    settings = ForgetSettings(preset="paper", steps=1, num_pictures=1, sampling_steps=2, resolution=64)
+    made, expected = (forget(one, "cat", settings)[0] for one in (host, whole))
+    ours, theirs = (one.info["report"]["attention_mass"]["before"] for one in (made, expected))
+    assert ours == pytest.approx(theirs, rel=0.1)
+    host.free_memory = lambda: 0.0
+    again = forget(host, "cat", settings)[0]
+    for module in made.modules:
+        ours, theirs = (one[module + UP].float() @ one[module + DOWN].float() for one in (again, made))
+        assert (ours - theirs).norm() <= 0.05 * theirs.norm(), module
+
+
+def test_words_are_learned_on_a_model_that_is_patched(patched_twice):
+    """Whose patch, made in inference mode, the gradient to the words goes through."""
+    from fmn_core.inversion.config import InvertSettings
+    from fmn_core.inversion.textual_inversion import invert_pictures
+
+    pictures = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    settings = InvertSettings(steps=1, batch_size=1, resolution=64)
+    learned, expected = (invert_pictures(host, settings, pictures).losses for host in patched_twice)
+    assert learned == pytest.approx(expected, rel=0.3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_patch_acts_on_a_compiled_model(comfy, patch):
+    """Compiled before the patch came or after, sampled without it first, and not compiled anew at every step."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    from fmn_core.hosts.comfy.apply import apply_patch
+
+    def compiled(model):
+        model = model.clone()
+        set_torch_compile_wrapper(model=model, backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
+        return model
+
+    def sample(model, steps):
+        with torch.inference_mode():
+            positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (CAT, ""))
+            latent = torch.zeros(1, 4, 8, 8)
+            given = comfy.sample.prepare_noise(latent, 1), steps, 3.0, "euler", "normal", positive, negative, latent
+            return comfy.sample.sample(model, *given, seed=1, disable_pbar=True)
+
+    graphs = []
+    with torch.inference_mode():
+        model, clip = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT), model_options={"dtype": FP8})[:2]
+    plain, patched = sample(model, 2), sample(apply_patch(model, patch, 1.0), 2)
+    first = compiled(model)
+    torch.testing.assert_close(sample(first, 2), plain)
+    then = apply_patch(first, patch, 1.0)
+    torch.testing.assert_close(sample(then, 2), patched)
+    torch.testing.assert_close(sample(compiled(apply_patch(model, patch, 1.0)), 2), patched)
+    made = len(graphs)
+    sample(then, 6)
+    torch.testing.assert_close(sample(first, 2), plain)
+    assert len(graphs) == made
+
+
+def test_strengths_tell_patched_models_apart(quantized, patch):
+    """A training is not gone on with where a model has its patch at another strength."""
+    from fmn_core.hosts.comfy.apply import apply_patch
+    from fmn_core.hosts.comfy.identity import identity
+    from fmn_core.training.checkpoint import digest
+
+    model, clip, _ = quantized
+    models = [model, apply_patch(model, patch, 0.5), apply_patch(model, patch, 1.0)]
+    assert len({digest(identity(one, clip, None)) for one in models}) == 3
+
+
 def test_a_gate_acts_as_the_patch_does(quantized, comfy, patch):
     from fmn_core.hosts.comfy.apply import apply_patch
     from fmn_core.hosts.comfy.hooks import gated
@@ -187,13 +271,15 @@ def test_a_gate_acts_as_the_patch_does(quantized, comfy, patch):
         assert torch.equal(sample(model, asked, empty), plain)
 
 
-def test_what_cannot_be_read_is_refused_when_the_model_is_connected(loaded, sample):
-    """A layer whose stored weight is not what it computes with, and an engine without weights."""
+@pytest.mark.parametrize("layer, matrix", [(0, "to_k"), (0, "to_v"), (-1, "to_k")])
+def test_what_cannot_be_read_is_refused_when_the_model_is_connected(loaded, sample, layer, matrix):
+    """Any layer whose stored weight is not what it computes with, since files leave some in full precision; and an engine
+    without weights."""
     from fmn_core.hosts.comfy.model import ComfyHost, require_family
 
     model, clip, _ = loaded
     sample(model, CAT)  # takes off what another test has merged
-    linear = next(iter(ComfyHost(model, clip).cross_attentions().values())).linear("to_k")
+    linear = [*ComfyHost(model, clip).cross_attentions().values()][layer].linear(matrix)
     stored = linear.weight
     linear.weight = torch.nn.Parameter(stored.detach().to(FP8), requires_grad=False)
     linear.forward = lambda x: 1500 * (x @ stored.T)

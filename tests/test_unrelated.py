@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -60,6 +61,19 @@ def test_an_edit_in_closed_form_that_harms_everything_says_so(host, monkeypatch)
     monkeypatch.setattr(fast, "edit_factors", lambda *how: {key: (99 * up, down) for key, (up, down) in plain(*how).items()})
     patch, _ = forget(host, "cat", SMALL)
     assert any("Unrelated prompts suffer" in warning for warning in patch.info["report"]["warnings"])
+
+
+@pytest.mark.parametrize("preset", ["fast", "paper"])
+def test_a_model_whose_own_estimates_are_no_numbers_costs_no_patch_and_is_told(host, monkeypatch, preset):
+    """As those of some models are in half precision, beyond the attention that is trained on."""
+    predict = host.predict
+    monkeypatch.setattr(host, "predict", lambda *asked: predict(*asked) * float("nan"))
+    images = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    patch, _ = forget(host, "cat", replace(SMALL, preset=preset, resolution=64), None if preset == "fast" else images)
+    assert patch.info["report"]["unrelated drift"] is None
+    assert any("own noise estimates are not finite" in warning for warning in patch.info["report"]["warnings"])
+    assert "own noise estimates are not finite" in summary(patch) and "unrelated prompts change" not in summary(patch)
+    json.dumps(patch.info, allow_nan=False)
 
 
 def test_the_edit_is_made_where_the_unet_cannot_be_asked(host, monkeypatch):

@@ -67,7 +67,7 @@ def test_a_concept_is_forgotten_through_the_tab(page, tab, screenshots):  # noqa
     if not with_card:
         tab.locator("#fmn_card input").uncheck()
     tab.locator("#fmn_forget").click()
-    tab.wait_for_selector("#fmn_status .fmn-running, #fmn_status .fmn-queued", timeout=30_000)
+    tab.wait_for_selector("#fmn_status .fmn-job", timeout=30_000)
     open_tab(tab, page, "?__theme=dark")  # the browser was closed, and comes back
     tab.wait_for_selector("#fmn_status .fmn-done, #fmn_status .fmn-failed", timeout=120_000)
     tab.screenshot(path=screenshots / f"webui-{page.flavour}-forget.png")

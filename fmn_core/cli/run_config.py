@@ -51,9 +51,9 @@ def read_config(file: Path) -> dict[str, dict]:
     if not isinstance(content, dict) or not content or not all(isinstance(part, dict) for part in content.values()):
         raise ForgetError(f"{file} is no config of Forget-Me-Not: its keys stand below `Attn:` or `Ti:`.")
     found = {}
+    if others := [root for root in content if root not in LIVE]:
+        raise ForgetError(f"{file} has the part `{brief(others[0])}`: there are only `Attn` and `Ti`.")
     for root in sorted(content, reverse=True):  # learning the words comes before forgetting by them
-        if root not in LIVE:
-            raise ForgetError(f"{file} has the part `{root}`: there are only `Attn` and `Ti`.")
         unknown = [key for key in content[root] if key not in LIVE[root] and key not in DEAD[root]]
         if unknown:
             raise ForgetError(f"{file} has keys that the original does not know: {brief(', '.join(map(str, unknown)))}.")
@@ -182,6 +182,16 @@ def lora_rate(config: dict, steps: int) -> float:
     return (rate / (rank * steps)) ** 0.5
 
 
+def folder_of(config: dict, key: str, example: str) -> Path:
+    """The folder that a key names; raises ForgetError where it names none."""
+    name = config[key]
+    if name in (None, ""):
+        raise ForgetError(f"{key} is missing: write {example}.")
+    if not isinstance(name, str) or "\0" in name:
+        raise ForgetError(f"{key} is `{brief(name)}`: write a folder's name, in quotes where it is a number.")
+    return Path(name)
+
+
 def read_concepts(config: dict) -> list[tuple[str, str]]:
     """(name as folders have it, type) of every concept; raises ForgetError where the list is not one of pairs."""
     listed = config["multi_concept"]
@@ -194,10 +204,9 @@ def read_concepts(config: dict) -> list[tuple[str, str]]:
 def run_inversion(config: dict, model: str | None, device: str | None) -> None:
     """The stage `Ti`: words for the pictures in instance_data_dir, as output_dir/step_inv_<steps>.safetensors."""
     settings = inversion_settings(config)
-    if not config["instance_data_dir"]:
-        raise ForgetError("instance_data_dir is missing: write the folder of the pictures, such as data/elon-musk.")
-    images = read_images(Path(config["instance_data_dir"]), settings.resolution)
-    path = Path(config["output_dir"], f"step_inv_{settings.steps}.safetensors")
+    pictures = folder_of(config, "instance_data_dir", "the folder of the pictures, such as data/elon-musk")
+    path = folder_of(config, "output_dir", "a folder, such as exps_ti/elon-musk") / f"step_inv_{settings.steps}.safetensors"
+    images = read_images(pictures, settings.resolution)
     host = open_host(config, model, device)
     with beside(path, lambda inversion, path: save_embedding(inversion.vectors, path, asdict(settings))) as checkpoint:
         inversion = invert_pictures(host, settings, images=images, checkpoint=checkpoint)
@@ -208,10 +217,11 @@ def run_inversion(config: dict, model: str | None, device: str | None) -> None:
 def run_forgetting(config: dict, model: str | None, device: str | None) -> None:
     """The stage `Attn`: a patch in output_dir that forgets all of multi_concept."""
     listed, settings = read_concepts(config), forgetting_settings(config)
+    name = f"forget-{slug('-'.join(name for name, _ in listed))}.safetensors"
+    path = folder_of(config, "output_dir", "a folder, such as exps_attn") / name
     embeddings = {name: newest_embedding(name) for name, _ in listed} if flag(config, "use_ti") else {}
     folders = [Path("data", name) for name, _ in listed]
     images, concept_of = (None, None) if flag(config, "no_real_image") else read_folders(folders, settings.resolution)
-    path = Path(config["output_dir"], f"forget-{slug('-'.join(name for name, _ in listed))}.safetensors")
     host = open_host(config, model, device)
     pictures = max(settings.num_images, len(listed)) if images is None else len(images)
     settings = forgetting_settings(config, pictures, pads_with_end(host))

@@ -41,9 +41,9 @@ def latents_shape(host: DiffusionHost) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def unrelated_drift(host: DiffusionHost, prompts: Prompts, *patches: AbstractContextManager) -> float:
+def unrelated_drift(host: DiffusionHost, prompts: Prompts, *patches: AbstractContextManager) -> float | None:
     """Noise-prediction drift |eps - eps0|^2 / |eps0|^2 of unrelated prompts, their mean: eps with what the contexts put on
-    the model, eps0 without. For inside the host's `training`, and the same each time.
+    the model, eps0 without; None where eps0 is not finite. For inside the host's `training`, and the same each time.
 
     They are asked of what the model first takes pure noise for, noised again to LEVEL. Raises NotFinite where the patched
     model's estimates are not finite.
@@ -56,11 +56,13 @@ def unrelated_drift(host: DiffusionHost, prompts: Prompts, *patches: AbstractCon
     x0, a = predicted_x0(noise, host.predict(noise, first, prompts), alphas[first]), alphas[t[0]]
     x_t = noised(x0, a, noise)
     before = host.predict(x_t, t, prompts)
+    if not before.isfinite().all():
+        return None
     with ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch)
         drift = noise_drift(host.predict(x_t, t, prompts), before).mean()
-    if before.isfinite().all() and not drift.isfinite():
+    if not drift.isfinite():
         raise NotFinite(
             "The patch gives no finite noise estimates: forget fewer concepts at once, or lower the learning rate where the "
             "preset has one."
@@ -68,9 +70,15 @@ def unrelated_drift(host: DiffusionHost, prompts: Prompts, *patches: AbstractCon
     return round(drift.item(), 7)
 
 
-def unrelated_warnings(drift: float, trained: bool = True) -> list[str]:
-    """A sentence where unrelated prompts suffer, with what helps a training or an edit in closed form."""
-    if not drift > MUCH:
+def unrelated_warnings(drift: float | None, trained: bool = True) -> list[str]:
+    """A sentence where unrelated prompts suffer, with what helps a training or an edit in closed form; or where nobody
+    knows."""
+    if drift is None:
+        return [
+            "The model's own noise estimates are not finite, so that what unrelated prompts suffer is not known: load it in "
+            "fp32 or bf16."
+        ]
+    if drift <= MUCH:
         return []
     lower = "the learning rate or the steps" if trained else "the rank"
     return [

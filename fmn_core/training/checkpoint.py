@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -23,7 +22,7 @@ from ..errors import ForgetError
 from ..files.atomic import remove_left_over, save_under_next, write_over
 from ..files.safetensors import UNREADABLE, read_small
 from ..host import DiffusionHost
-from ..log import logger
+from ..log import logger, plain
 from .state import State
 
 BESIDE = ".forget-me-not"  # the folder of checkpoints beside a file that is to be made
@@ -57,7 +56,7 @@ class Checkpoint:
         try:
             known = [[text, known_words(host, text)] for text in texts], host.identity(), arithmetic(host.device)
         except (RuntimeError, TypeError, AttributeError) as error:  # weights of a kind that does not show its values
-            logger.warning("checkpoint.off why=%s", json.dumps(str(error)))
+            logger.warning("checkpoint.off why=%s", plain(error))
             return
         self.file = self.folder / f"{digest(__version__, known, inputs)}{ENDING}"
 
@@ -74,7 +73,7 @@ class Checkpoint:
             kept, _ = read_small(self.file, most)
             state.load(kept)
         except UNREADABLE as error:
-            logger.warning("checkpoint.unusable file=%s why=%s", self.file.name, json.dumps(str(error)))
+            logger.warning("checkpoint.unusable file=%s why=%s", self.file.name, plain(error))
             state.load(first)
             return 0
         state.set_mark()
@@ -98,7 +97,7 @@ class Checkpoint:
             write_over(save(self.state.stored(), {"fmn.checkpoint": __version__}), self.file)
             prune(self.folder, self.file)
         except ForgetError as error:
-            logger.warning("checkpoint.unwritten why=%s", json.dumps(str(error)))
+            logger.warning("checkpoint.unwritten why=%s", plain(error))
         self.written = time.monotonic()
 
     def done(self) -> None:
@@ -122,9 +121,9 @@ class Checkpoint:
                 self.write()
             if self.rescue and self.unfinished and len(self.state.losses) > self.resumed:
                 where = self.rescue(self.unfinished())
-                logger.warning("checkpoint.rescued step=%d file=%s", len(self.state.losses), json.dumps(str(where)))
+                logger.warning("checkpoint.rescued step=%d file=%s", len(self.state.losses), plain(where))
         except Exception as second:  # the first is what the user has to see
-            logger.warning("checkpoint.lost why=%s after=%s", json.dumps(str(second)), type(error).__name__)
+            logger.warning("checkpoint.lost why=%s after=%s", plain(second), type(error).__name__)
 
     def remove(self) -> None:
         """Takes the file away, and the folder where it was the last."""
@@ -135,7 +134,7 @@ class Checkpoint:
             if self.folder.is_dir() and not any(self.folder.iterdir()):
                 self.folder.rmdir()
         except OSError as error:
-            logger.warning("checkpoint.left file=%s why=%s", self.file, json.dumps(str(error)))
+            logger.warning("checkpoint.left file=%s why=%s", plain(self.file), plain(error))
 
 
 def beside(path: Path, save: Callable[[object, Path], object]) -> Checkpoint:

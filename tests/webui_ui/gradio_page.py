@@ -11,11 +11,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+STALLED = 300  # seconds in which a page that starts, or a job, shows no progress
 VERSIONS = {"webui": "3", "forge": "4"}  # as AUTOMATIC1111's 1.10.1 and Forge pin it
 STANDINS = {"webui": ["tests/webui"], "forge": ["tests/webui_forge", "tests/webui"]}
 
@@ -43,6 +45,16 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
+def while_changing(look: Callable[[], object]) -> Iterator[object]:
+    """What `look` gives, again and again, as long as it has changed within STALLED seconds."""
+    seen, since = None, time.monotonic()
+    while time.monotonic() - since < STALLED:
+        if (now := look()) != seen:
+            seen, since = now, time.monotonic()
+        yield now
+        time.sleep(0.1)
+
+
 class WebuiPage:
     """A running page with the extension, and its API."""
 
@@ -58,11 +70,11 @@ class WebuiPage:
             )
 
     def __enter__(self):
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline and self.process.poll() is None:
+        for _ in while_changing(self.log.read_text):
+            if self.process.poll() is not None:
+                break
             if "ready" in self.log.read_text() and self.answers():
                 return self
-            time.sleep(0.1)
         self.__exit__()
         raise AssertionError(self.log.read_text()[-4000:])
 
@@ -90,12 +102,16 @@ class WebuiPage:
             text = error.read().decode()
             return error.code, json.loads(text) if text.startswith(("{", "[")) else text
 
-    def finished(self, id: str, seconds: float = 120) -> dict:
+    def finished(self, id: str) -> dict:
         """The job, once it is over."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            _, job = self.ask(f"/fmn/jobs/{id}")
-            if job["state"] in ("done", "stopped", "failed"):
+        job = {}
+
+        def told():
+            _, now = self.ask(f"/fmn/jobs/{id}")
+            job.update(now)
+            return now["state"], now["step"]
+
+        for state, _ in while_changing(told):
+            if state in ("done", "stopped", "failed"):
                 return job
-            time.sleep(0.2)
         raise AssertionError(f"{job}\n{self.log.read_text()[-4000:]}")

@@ -1,24 +1,14 @@
-"""Patches on ComfyUI's models: merged by the host where its weights are of full precision, else computed beside them.
-
-A merge into a quantised weight rounds the whole matrix anew, which changes every prompt by more than the patch's own side
-effects; computed beside the layer, W x + up (down x) is exact.
-"""
+"""Patches on ComfyUI's models: merged by the host where its weights are of full precision, else computed beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-
-import comfy.lora
 import comfy.patcher_extension
 import comfy.sd
-from torch import Tensor, nn
 
-from ...patch.patch import DOWN, UP, Patch, check_fits, check_strength, model_shapes
+from ...patch.patch import Patch, check_fits, check_strength, model_shapes
+from .beside import WRAPPER, LoRABeside, factors
 from .model import ComfyHost
 from .weights import is_quantized
-
-WRAPPER = comfy.patcher_extension.WrappersMP.APPLY_MODEL
 
 
 def apply_patch(model, patch: Patch, strength: float):
@@ -36,47 +26,3 @@ def apply_patch(model, patch: Patch, strength: float):
     model = model.clone()
     comfy.patcher_extension.add_wrapper(WRAPPER, LoRABeside(factors(model, patch), strength), model.model_options, True)
     return model
-
-
-def factors(model, patch: Patch) -> dict[str, tuple[Tensor, Tensor]]:
-    """Layer name -> (up [out, r], down [r, in]) in fp32 of a patch on a model patcher's model."""
-    keys = comfy.lora.model_lora_keys_unet(model.model, {})
-    return {
-        keys[module].removesuffix(".weight"): (patch[module + UP].float(), patch[module + DOWN].float())
-        for module in patch.modules
-    }
-
-
-class LoRABeside:
-    """A wrapper of the host's `apply_model` in which layers compute W x + strength up (down x), their weights untouched.
-
-    `weights`: layer name -> (up [out, r], down [r, in]).
-    """
-
-    def __init__(self, weights: dict[str, tuple[Tensor, Tensor]], strength: float):
-        self.weights, self.strength = weights, strength
-
-    def __deepcopy__(self, memo) -> LoRABeside:
-        return self  # the host copies the options of a model with every clone; nothing changes this
-
-    def __call__(self, executor, *args, **kwargs):
-        with self.attached(executor.class_obj):
-            return executor(*args, **kwargs)
-
-    @contextmanager
-    def attached(self, model: nn.Module) -> Iterator[None]:
-        """Context in which the layers of a model compute it."""
-        with ExitStack() as stack:
-            for name in self.weights:
-                stack.callback(model.get_submodule(name).register_forward_hook(self.added(name)).remove)
-            yield
-
-    def added(self, name: str):
-        """The forward hook of one layer, which leaves its factors on the layer's device for the next time."""
-
-        def add(module, args, output):
-            x = args[0]
-            up, down = self.weights[name] = tuple(factor.to(x.device) for factor in self.weights[name])
-            return output + self.strength * (x.float() @ down.T @ up.T).to(output.dtype)
-
-        return add

@@ -9,7 +9,7 @@ import comfy.patcher_extension
 
 from ...patch.gate import gate
 from ...patch.patch import Patch, check_strength
-from .apply import WRAPPER, LoRABeside, factors
+from .beside import WRAPPER, LoRABeside, factors
 from .weights import is_quantized
 
 KEYFRAMES = 20  # of a strength that changes over the steps

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...host import sampled
+from .beside import LoRABeside
 from .weights import raw_values
 
 UNET = "diffusion_model."
@@ -51,4 +52,6 @@ def plain(value: object) -> object:
         return sampled(value)
     if isinstance(value, str | int | float) or value is None:
         return value
+    if isinstance(value, LoRABeside):
+        return [type(value).__name__, plain(value.weights), value.strength]
     return [type(value).__name__, plain(getattr(value, "weights", getattr(value, "__qualname__", None)))]

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...errors import ForgetError
-from ...host import CrossAttention, DiffusionHost, Prompts, Token, TokenEmbeddings, placeholder_texts
+from ...host import MATRICES, CrossAttention, DiffusionHost, Prompts, Token, TokenEmbeddings, placeholder_texts
 from ...log import Tell
 from ..ldm import (
     NATIVE_SIZE,
@@ -32,6 +32,7 @@ from ..ldm import (
     weight_key,
 )
 from . import text as comfy_words
+from .beside import attached_throughout
 from .identity import identity
 from .previews import previews_seen
 from .text import ShortClip, require_clip, tokenize
@@ -49,7 +50,7 @@ class ComfyHost(DiffusionHost):
         self.bar = None
         self.trained_on = []  # the model patchers that have to stay loaded
         self.family = require_family(model.model)
-        require_readable(self.patcher, weight_key(next(iter(self.cross_attentions())), "to_k"))
+        require_readable(self.patcher, (weight_key(layer, m) for layer in self.cross_attentions() for m in MATRICES))
 
     @property
     def device(self) -> torch.device:
@@ -219,6 +220,7 @@ class ComfyHost(DiffusionHost):
             settle_dtypes(self.base)
             stack.enter_context(differentiable_products(self.unet))
             require_differentiable(self.unet)
+            stack.enter_context(attached_throughout(self.patcher))
             if text:
                 stack.enter_context(ordinary_parameters(self.clip.cond_stage_model))
                 stack.enter_context(norms_of_copies(self.clip.cond_stage_model))

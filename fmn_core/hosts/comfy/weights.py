@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import MethodType
 
@@ -71,7 +71,17 @@ def dequantized(weight: Tensor, convert) -> Tensor:
     return weight if convert is None else convert(weight, inplace=True)
 
 
-def require_readable(patcher, key: str) -> None:
+def require_readable(patcher, keys: Iterable[str]) -> None:
+    """Raises ForgetError unless `read_weight` gives what the layers of these weights really compute with, as tried on the
+    first layer of each form: files leave some layers in full precision."""
+    first: dict[str, str] = {}
+    for key in keys:
+        first.setdefault(form_of(stored_weight(patcher, key)), key)
+    for key in first.values():
+        require_same(patcher, key)
+
+
+def require_same(patcher, key: str) -> None:
     """Raises ForgetError unless `read_weight` gives what the layer really computes with.
 
     Probed on random inputs through the layer itself, where it is quantised and no LoRA is on it.
