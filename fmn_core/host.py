@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -297,6 +298,10 @@ class DiffusionHost(Progress):
         index = torch.cuda.current_device() if self.device.index is None else self.device.index
         kept = torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index)  # by torch, for tensors
         return torch.cuda.mem_get_info(index)[0] + kept
+
+    def cache_folder(self) -> Path | None:
+        """Where files may be kept that only save time; None where nothing is."""
+        return None
 
     @abstractmethod
     def check_interrupt(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from ..host import DiffusionHost
@@ -21,12 +22,19 @@ def add_embeddings(parser: argparse.ArgumentParser, help: str) -> None:
     parser.add_argument("--embedding", type=Path, action="append", default=[], help=help)
 
 
+def cache_folder() -> Path:
+    """Where the command line keeps what only saves time: FMN_CACHE, or the user's cache."""
+    return Path(
+        os.environ.get("FMN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "forget-me-not")
+    ).expanduser()
+
+
 def open_host(options: argparse.Namespace) -> DiffusionHost:
     """The model that the options name, with their learned words, where the command takes any; raises ForgetError where a
     file cannot be loaded."""
     from ..hosts.diffusers.model import DiffusersHost, load_pipeline
 
-    host = DiffusersHost(load_pipeline(options.model, options.device))
+    host = DiffusersHost(load_pipeline(options.model, options.device), cache=cache_folder())
     for file in getattr(options, "embedding", ()):
         add_embedding(host, file.stem, file)
     return host

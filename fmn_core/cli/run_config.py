@@ -27,6 +27,7 @@ from ..text.concept import Concept, make_concepts
 from ..training.checkpoint import beside
 from ..training.images import read_folders, read_images
 from .config_keys import DEAD, LIVE, split_tokens, without_effect
+from .model import cache_folder
 
 MOST_BYTES = 1 << 15  # of a file: the original's have one thousand, a hundred concepts four
 
@@ -295,4 +296,4 @@ def open_host(config: dict, model: str | None, device: str | None) -> DiffusionH
             f"{error} Name another with --model, a folder or a .safetensors file. The original's "
             "stabilityai/stable-diffusion-2-1-base is not on the hub any more."
         ) from error
-    return DiffusersHost(pipeline)
+    return DiffusersHost(pipeline, cache=cache_folder())

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import ForgetError
 from ..host import DiffusionHost, Token
 from .concept import find_tokens
+from .feature_store import load_embeds, save_embeds
 from .recent import Recent
 from .templates import CAPTIONS, NEAR_TEMPLATES, NEUTRAL, NONSENSE, WORDS, fill, nonsense, plain_prompt, with_article
 
@@ -121,6 +122,7 @@ class TextFeatureExtractor:
 class FeatureCache(NamedTuple):
     """What one text encoder has made of the prompts that every edit needs."""
 
+    encoder: str  # its hash
     features: dict[str, PromptFeatures]
     neutral: Recent[tuple[tuple[str, ...], str], dict[str, TokenSpan | None]]  # (words, template) -> word -> its span
 
@@ -134,7 +136,7 @@ def cached_features(host: DiffusionHost) -> FeatureCache:
     encoder = hashlib.sha256(first.token_embeds.numpy().tobytes()).hexdigest()
     if encoder not in _cache:
         _cache.clear()
-    return _cache.setdefault(encoder, FeatureCache({}, Recent(MOST_MIDDLES)))
+    return _cache.setdefault(encoder, FeatureCache(encoder, {}, Recent(MOST_MIDDLES)))
 
 
 class VocabularyIndex(TextFeatureExtractor):
@@ -146,8 +148,24 @@ class VocabularyIndex(TextFeatureExtractor):
         self.types = [kind for kind, words in WORDS.items() for _ in words]
         self.words = [word for words in WORDS.values() for word in words]
         prompts = [plain_prompt(kind, word) for kind, word in zip(self.types, self.words, strict=True)]
-        self.features = TextFeatureExtractor(host, self.common.features).read([*prompts, *CAPTIONS])
+        self.features = self.read_common([*prompts, *CAPTIONS])
         self.meanings = torch.stack([features.end for features in self.features[: len(prompts)]])
+
+    def read_common(self, texts: list[str]) -> list[PromptFeatures]:
+        """The features of the common prompts: as they were read before, in this process or an earlier one, or else now."""
+        folder, encoder, cache = self.host.cache_folder(), self.common.encoder, self.common.features
+        missing = [text for text in texts if text not in cache]
+        stored = load_embeds(folder, encoder, texts) if folder and missing else None
+        if stored:
+            cache |= {text: self.features_of(text, embeds) for text, embeds in zip(texts, stored, strict=True)}
+        found = TextFeatureExtractor(self.host, cache).read(texts)
+        if folder and missing and not stored:
+            save_embeds(folder, encoder, texts, [features.token_embeds for features in found])
+        return found
+
+    def features_of(self, text: str, embeds: Tensor) -> PromptFeatures:
+        """The features of a prompt whose embeddings [n, D] are known."""
+        return PromptFeatures(self.tokenize(text)[: len(embeds)], embeds)
 
     def likeness(self, names: Sequence[str], kind: str) -> Tensor:
         """How like each word is to the nearest of the names: the cosine of their end tokens, less what all words of

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
+from pathlib import Path
 
 import comfy.latent_formats
 import comfy.ldm.modules.attention
@@ -68,6 +69,11 @@ class ComfyHost(DiffusionHost):
     def sigmas(self) -> Tensor:
         with torch.inference_mode(False):
             return self.patcher.get_model_object("model_sampling").sigmas.float().cpu().clone()
+
+    def cache_folder(self) -> Path:
+        from .folders import cache_folder
+
+        return cache_folder()
 
     def model_name(self) -> str:
         return type(self.base.model_config).__name__

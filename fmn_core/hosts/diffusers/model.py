@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -49,9 +50,9 @@ def load_pipeline(name: str, device: str | None = None):
 class DiffusersHost(DiffusionHost):
     """A loaded StableDiffusionPipeline or StableDiffusionXLPipeline; its modules are used as they are."""
 
-    def __init__(self, pipeline, progress_bar: bool = True):
+    def __init__(self, pipeline, progress_bar: bool = True, cache: Path | None = None):
         require_fit(pipeline)
-        self.pipeline = pipeline
+        self.pipeline, self.cache = pipeline, cache
         self.unet, self.vae = uncompiled(pipeline.unet), uncompiled(getattr(pipeline, "vae", None))
         self.bar = tqdm(disable=not progress_bar, leave=False)
         self.beside: dict[tuple[int, int], Tensor] = {}  # height and width -> what goes beside latents of that size
@@ -59,6 +60,9 @@ class DiffusersHost(DiffusionHost):
     @property
     def device(self) -> torch.device:
         return self.unet.device
+
+    def cache_folder(self) -> Path | None:
+        return self.cache
 
     @cached_property
     def alphas_cumprod(self) -> Tensor:

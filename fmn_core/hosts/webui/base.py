@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -52,6 +53,11 @@ class WebuiBase(DiffusionHost):
                 f"Forget-Me-Not works on the text cross-attention of SD1.x, SD2.x and SDXL, and {self.model_name()} has no "
                 "such layers (Flux, SD3 and their kind): choose a checkpoint of one of these."
             )
+
+    def cache_folder(self) -> Path:
+        from modules import paths
+
+        return Path(paths.models_path, "forget-me-not", "cache")
 
     def require_trainable(self) -> None:
         """Raises ForgetError for a model that can draw but not forget."""
