@@ -17,7 +17,7 @@ from fmn_core.errors import ForgetError
 from fmn_core.host import ENCODED_AT_ONCE
 from fmn_core.patch.file import serialize
 from fmn_core.patch.patch import ALPHA, DOWN, UP
-from fmn_core.text import features as paraphrases
+from fmn_core.text import features
 from fmn_core.text.features import VocabularyIndex
 
 FAST = make_config(preset="fast")
@@ -55,9 +55,10 @@ def pictures(loaded, comfy):
 
 
 @pytest.fixture
-def cold(monkeypatch):
+def cold(host, monkeypatch):
     """Nothing is known of any text encoder yet."""
-    monkeypatch.setattr(paraphrases, "_common", {})
+    monkeypatch.setattr(features, "_cache", {})
+    monkeypatch.setattr(host, "cache_folder", lambda: None)
 
 
 def test_the_prompts_that_are_read_are_shown_and_change_nothing(host, patch, cold, monkeypatch):
@@ -65,7 +66,7 @@ def test_the_prompts_that_are_read_are_shown_and_change_nothing(host, patch, col
     monkeypatch.setattr(host, "show_progress", lambda step, total, preview: shown.append((step, total)))
     made, _ = forget(host, "cat", FAST)
     assert serialize(made, "cat") == serialize(patch, "cat")
-    assert shown[0][0] == 0 and shown[0][1] >= len(paraphrases.CAPTIONS)
+    assert shown[0][0] == 0 and shown[0][1] >= len(features.CAPTIONS)
     for (step, total), (later, same) in itertools.pairwise(shown):
         assert 0 < later - step <= ENCODED_AT_ONCE if same == total else (step, later) == (total, 0)
     assert shown[-1][0] == shown[-1][1]
@@ -214,13 +215,13 @@ def test_what_is_to_be_kept_moves_less(host):
 
 def test_neutral_words_are_remembered_in_the_templates_that_were_asked_for_last(host, monkeypatch):
     """Users write any number of templates; what was forgotten is computed anew, the same."""
-    monkeypatch.setattr(paraphrases, "_common", {})
-    monkeypatch.setattr(paraphrases, "MOST_MIDDLES", 3)
-    lexicon, templates = VocabularyIndex(host), [f"a {{}} for the number {i}" for i in range(5)]
-    neutral = lexicon.common.neutral
+    monkeypatch.setattr(features, "_cache", {})
+    monkeypatch.setattr(features, "MOST_MIDDLES", 3)
+    vocabulary, templates = VocabularyIndex(host), [f"a {{}} for the number {i}" for i in range(5)]
+    neutral = vocabulary.common.neutral
 
     def middle(template):
-        return lexicon.middle(template, "object", paraphrases.NEUTRAL["object"]).columns
+        return vocabulary.middle(template, "object", features.NEUTRAL["object"]).token_embeds
 
     first = [middle(template) for template in templates[:3]]
     middle(templates[0])

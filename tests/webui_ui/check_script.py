@@ -27,7 +27,7 @@ from fmn_core.hosts.webui.base import WebuiBase
 from fmn_core.hosts.webui.model import current_host
 from fmn_core.patch.file import read_patch, serialize
 from fmn_core.patch.patch import Patch
-from fmn_core.text import features as paraphrases
+from fmn_core.text import features
 from fmn_webui import stacks
 from fmn_webui.applying import ALLOW
 from fmn_webui.lora_cards import STEPS, upright
@@ -466,7 +466,8 @@ def over(job):
 def test_an_interrupt_of_fast_is_told_as_one(script, loras, monkeypatch):
     """In the first batch of prompts, and in the card's picture, when the patch is there."""
     monkeypatch.setitem(vars(networks), "list_available_networks", lambda: None)
-    monkeypatch.setattr(paraphrases, "_common", {})
+    monkeypatch.setattr(features, "_cache", {})
+    monkeypatch.setattr(WebuiBase, "cache_folder", lambda host: None)
     show = WebuiBase.show_progress
 
     def stop(host, step, total, preview):
