@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,6 +12,7 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
 from ...attention.capture import is_prompt, layer_size, projections, prompt_columns
+from ...attention.eager import run_eagerly, uncompiled
 from ...attention.recorder import AT_ONCE, MEGABYTE, AttentionRecording, Box, RecordingConfig
 from ...errors import ForgetError
 from ...host import Token
@@ -85,6 +87,7 @@ class Watch:
         self.areas: dict = {}  # a condition's number -> (height, width, top, left) in the latents, or None
         self.step = 0
         self.unet, self.layers = None, {}
+        self.compiled = False  # before the layers were watched, whose hooks would not be seen
 
     def sample(self, executor, noise, *args, **kwargs):
         """The host samples: notes the picture's size, and what is asked for."""
@@ -99,6 +102,7 @@ class Watch:
         settings = self.recording.settings
         self.span = tuple(float(sampling.percent_to_sigma(p)) for p in (settings.start_percent, settings.end_percent))
         self.sampling = True
+        self.compiled = is_compiled(patcher)
         origin = executing()
         self.recording.begin(origin)
         if origin:
@@ -114,7 +118,8 @@ class Watch:
         """The host asks for the estimates of all conditions: notes which parts of the picture they are for."""
         self.areas = {cond["uuid"]: cond.get("area") for part in conds for cond in part or [] if "uuid" in cond}
         self.windowed = bool(self.whole) and tuple(x_in.shape[-2:]) != self.whole
-        return executor(model, conds, x_in, timestep, model_options)
+        with run_eagerly(model.diffusion_model) if self.compiled else nullcontext():
+            return executor(model, conds, x_in, timestep, model_options)
 
     def run(self, executor, x, timesteps, context, y=None, control=None, transformer_options=None, **kwargs):
         """The UNet runs: its layers are read where they attend to the prompt."""
@@ -177,6 +182,12 @@ class Watch:
     def rows_of(self, context: Tensor) -> list[int]:
         """The rows of a context [B, R * T, D] that are the prompt's."""
         return [row for row, one in enumerate(context) if is_prompt(one, self.embedding)]
+
+
+def is_compiled(patcher) -> bool:
+    """Whether a model patcher's model, or a part of it, is compiled by torch."""
+    compiled = patcher.get_wrappers(WrappersMP.APPLY_MODEL, "torch.compile")  # as Torch Compile Model puts it on
+    return bool(compiled) or any(uncompiled(m) is not m for m in patcher.model.diffusion_model.modules())
 
 
 def as_slice(rows: list[int]) -> Rows:

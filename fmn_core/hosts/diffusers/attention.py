@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ...attention.capture import is_prompt, layer_size, projections
+from ...attention.eager import run_eagerly
 from ...attention.recorder import AttentionRecording, RecordingConfig
 from .model import DiffusersHost
-from .pipeline import run_eagerly
 
 
 @contextmanager

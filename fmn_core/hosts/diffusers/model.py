@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ...attention.eager import run_eagerly, uncompiled
 from ...errors import ForgetError
 from ...host import (
     EMBEDDING_CALL,
@@ -24,7 +25,7 @@ from ...host import (
     placeholder_texts,
     sampled,
 )  # fmt: skip
-from .pipeline import asked_beside_text, beside_latents, open_pipeline, require_fit, run_eagerly, uncompiled
+from .pipeline import asked_beside_text, beside_latents, open_pipeline, require_fit
 
 PLACES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
 OF_ANOTHER = re.compile(r"\.(attn2|base_layer|lora_A|lora_B)\.|\.base_layer$")  # what PEFT wraps and puts beside it

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ...attention.eager import uncompiled
 from ...errors import ForgetError, brief
 from ...files.libraries import take_from
 from ...files.safetensors import open_weights
@@ -86,27 +85,6 @@ def require_fit(pipeline) -> None:
         raise ForgetError(
             f"{name} has fused projections, which pass over to_k and to_v: call its unfuse_qkv_projections() first."
         )
-
-
-def uncompiled(module):
-    """The module that `torch.compile` has wrapped, or the module itself."""
-    return getattr(module, "_orig_mod", module)
-
-
-@contextmanager
-def run_eagerly(*modules: nn.Module) -> Iterator[None]:
-    """Context in which what torch has compiled runs as it is written: hooks that came later are seen in no other way.
-
-    Raises ForgetError where a module is compiled and torch is too old for that (before 2.6).
-    """
-    if hasattr(torch.compiler, "set_stance"):
-        with torch.compiler.set_stance("force_eager"):
-            yield
-        return
-    parts = [part for module in modules for part in module.modules()]
-    if any(uncompiled(part) is not part or getattr(part, "_compiled_call_impl", None) for part in parts):
-        raise ForgetError("The model is compiled, which this torch cannot set aside: load it anew, or update torch to 2.6.")
-    yield
 
 
 def asked_beside_text(unet: nn.Module) -> str:
