@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import ForgetError
 from ..files.libraries import take_from
 
+# As transformers' CLIPImageProcessor, which needs torchvision.
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's own
 
 
