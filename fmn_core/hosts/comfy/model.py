@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...errors import ForgetError
-from ...host import CrossAttention, DiffusionHost, Prompts, Token, WordVectors, placeholder_texts
+from ...host import MATRICES, CrossAttention, DiffusionHost, Prompts, Token, WordVectors, placeholder_texts
 from ...log import Tell
 from ..ldm import (
     NATIVE_SIZE,
@@ -49,7 +49,7 @@ class ComfyHost(DiffusionHost):
         self.bar = None
         self.trained_on = []  # the model patchers that have to stay loaded
         self.family = require_family(model.model)
-        require_readable(self.patcher, weight_key(next(iter(self.cross_attentions())), "to_k"))
+        require_readable(self.patcher, [weight_key(name, matrix) for name in self.cross_attentions() for matrix in MATRICES])
 
     @property
     def device(self) -> torch.device:
