@@ -6,7 +6,7 @@ instead of a stand-in, and FMN_GGUF_KINDS to other kinds of files, such as "Q8_0
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -40,8 +40,10 @@ class Pack:
     def __init__(self, folder: Path):
         self.folder, where = folder, os.environ.get("FMN_COMFYUI_GGUF")
         if where:
-            sys.path.insert(0, str(Path(where).parent))
-            nodes, dequant = (importlib.import_module(f"{Path(where).name}.{name}") for name in ("nodes", "dequant"))
+            spec = importlib.util.spec_from_file_location("comfyui_gguf", f"{where}/__init__.py")  # as the host loads it
+            sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(sys.modules[spec.name])
+            nodes, dequant = (importlib.import_module(f"{spec.name}.{name}") for name in ("nodes", "dequant"))
             self.ops, self.patcher, self.nodes = nodes.GGMLOps, nodes.GGUFModelPatcher, nodes
             self.dequantize_tensor = dequant.dequantize_tensor
         else:
