@@ -152,6 +152,17 @@ def test_models_of_other_architectures_are_refused(comfy, loaded, other):
             use()
 
 
+@pytest.mark.parametrize("family, side", [("sd1", 64), ("sd2_v", 96), ("sdxl", 128)])
+def test_a_size_is_known_where_the_host_answers_any_question_about_a_model_with_none(comfy, monkeypatch, family, side):
+    """As ComfyUI does since its configurations have a `__getattr__` that warns and gives None."""
+    from benchmarks.architectures import narrow_model
+    from fmn_core.hosts.comfy.model import ComfyHost
+
+    base = comfy.supported_models_base.BASE
+    monkeypatch.setattr(base, "__getattr__", lambda config, name: None, raising=False)
+    assert ComfyHost(*narrow_model(family)).native_shape() == (4, side, side)
+
+
 def test_what_names_a_checkpoint_is_the_model_with_all_that_is_on_it(comfy, loaded):
     """The same before and after the model was loaded; another with another noise schedule, a patch of another pack, LoRAs,
     or without the VAE."""

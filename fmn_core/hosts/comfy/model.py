@@ -86,7 +86,7 @@ class ComfyHost(DiffusionHost):
         return {self.kohya_names[f"diffusion_model.{name}.weight"]: module for name, module in layers.items()}
 
     def native_shape(self) -> tuple[int, int, int]:
-        side = getattr(self.base.model_config, "native_size", NATIVE_SIZE[self.family]) // 8
+        side = getattr(type(self.base.model_config), "native_size", NATIVE_SIZE[self.family]) // 8
         return self.base.latent_format.latent_channels, side, side
 
     def tokenize(self, text: str) -> tuple[Token, ...]:

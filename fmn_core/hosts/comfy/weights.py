@@ -72,33 +72,36 @@ def dequantized(weight: Tensor, convert) -> Tensor:
 
 
 def require_readable(patcher, keys: Iterable[str]) -> None:
-    """Raises ForgetError unless `read_weight` gives what the layers of these weights really compute with, as tried on the
-    first layer of each form: files leave some layers in full precision."""
-    first: dict[str, str] = {}
-    for key in keys:
-        first.setdefault(form_of(stored_weight(patcher, key)), key)
-    for key in first.values():
-        require_same(patcher, key)
+    """Raises ForgetError unless `read_weight` gives what the layers of these weights really compute with.
 
-
-def require_same(patcher, key: str) -> None:
-    """Raises ForgetError unless `read_weight` gives what the layer really computes with.
-
-    Probed on random inputs through the layer itself, where it is quantised and no LoRA is on it.
+    Of each form in which they are quantised one layer is tried, without LoRAs on it where there is such a one.
     """
-    stored = stored_weight(patcher, key)
-    if is_full_precision(stored):
-        return
+    forms = {}
+    for key in keys:
+        layer = comfy.utils.get_attr(patcher.model, key.rpartition(".")[0])
+        if not isinstance(getattr(layer, "weight", None), Tensor):  # nunchaku's layers hold parts of it, under other names
+            raise unreadable(patcher.model, key, "the layer has no such weight")
+        stored = stored_weight(patcher, key)
+        if not is_full_precision(stored):
+            patched = key in patcher.backup or getattr(stored, "patches", None) or getattr(layer, "weight_function", None)
+            forms.setdefault((type(layer), form_of(stored)), {}).setdefault(bool(patched), key)
+    for found in forms.values():
+        if False in found:
+            require_equal(patcher, found[False])
+        else:
+            read_weight(patcher, found[True])
+
+
+def require_equal(patcher, key: str) -> None:
+    """Raises ForgetError unless a layer without LoRAs computes with the weight that is read, on random inputs."""
     weight, layer = read_weight(patcher, key), comfy.utils.get_attr(patcher.model, key.rpartition(".")[0])
-    if key in patcher.backup or getattr(stored, "patches", None) or getattr(layer, "weight_function", None):
-        return
     if weight.ndim != 2:
         raise unreadable(patcher.model, key, f"it has the shape {[*weight.shape]}")
     x = torch.randn(PROBES, weight.shape[1], generator=torch.Generator().manual_seed(0))
     settle_dtypes(patcher.model)
     try:
         with torch.inference_mode():  # as the host runs it: ComfyUI 0.3.75's quantised layers compute in no other
-            inputs = torch.cat([x, torch.zeros_like(x[:1])]).to(stored.device, compute_dtype(patcher.model))
+            inputs = torch.cat([x, torch.zeros_like(x[:1])]).to(layer.weight.device, compute_dtype(patcher.model))
             *outputs, bias = layer(inputs).float().cpu()
     except Exception as error:
         raise unreadable(patcher.model, key, brief(error)) from error
@@ -178,7 +181,10 @@ def form_of(weight: Tensor) -> str:
 
 def unreadable(model, key: str, reason: str) -> ForgetError:
     """What to raise where a weight cannot be read."""
+    layer = comfy.utils.get_attr(model, key.rpartition(".")[0])
+    weight = getattr(layer, "weight", None)
+    form = form_of(weight) if isinstance(weight, Tensor) else type(layer).__name__
     return ForgetError(
         f"The weights of this {type(model.model_config).__name__} are kept in a form that cannot be read "
-        f"({form_of(comfy.utils.get_attr(model, key))}, {key}: {reason}): {REMEDY}."
+        f"({form}, {key}: {reason}): {REMEDY}."
     )
