@@ -16,6 +16,7 @@ import pytest
 import second_device
 import torch
 from graphs import Graphs
+from presets import config_for
 
 from fmn_core.attention.from_image import FromImageConfig, record_pictures
 from fmn_core.attention.recorder import RecordingConfig
@@ -41,7 +42,7 @@ pytestmark = pytest.mark.device
 
 ROOT = Path(__file__).parent.parent
 PATCH = ROOT / "demo/loras/forget-cat.safetensors"
-QUICK = {"steps": 1, "num_images": 1, "num_inference_steps": 1, "resolution": 64, "batch_size": 1, "rounds": 1}
+QUICK = {"steps": 1, "num_images": 1, "num_inference_steps": 1, "resolution": 64, "batch_size": 1, "attack_rounds": 1}
 IMAGES = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
 MASK = torch.nn.functional.pad(torch.ones(1, 32, 32), (16, 16, 16, 16))
 SAME = 0.02  # by which results may differ
@@ -53,11 +54,11 @@ DEVICES = IN_DIFFUSERS | IN_COMFYUI
 COMFYUI_JOBS = "fast paper balanced robust inversion evaluation patched recorded cast scaled mixed".split()
 PRESETS = [
     make_config(),
-    make_config(preset="paper", **QUICK),
-    make_config(preset="paper", backprop="skip_connections", visual_loss_weight=0.1, **QUICK),
-    make_config(preset="paper", train_layers="whole_unet", **QUICK),
-    make_config(preset="balanced", mode="replace", target="dog", **QUICK),
-    make_config(preset="robust", **QUICK),
+    config_for("paper", **QUICK),
+    config_for("paper", backprop="skip_connections", visual_loss_weight=0.1, **QUICK),
+    config_for("paper", train_layers="whole_unet", **QUICK),
+    config_for("balanced", mode="replace", target="dog", **QUICK),
+    config_for("robust", **QUICK),
 ]
 
 
@@ -125,7 +126,11 @@ def numbers(report) -> list[float]:
     return [report] if isinstance(report, int | float) else []
 
 
-@pytest.mark.parametrize("settings", PRESETS, ids=lambda s: f"{s.preset}-{s.gradient}-{s.layers}-{s.mode}".replace(" ", "-"))
+@pytest.mark.parametrize(
+    "settings",
+    PRESETS,
+    ids=lambda c: "-".join(str(getattr(c, name, "")) for name in ("preset", "backprop", "train_layers", "mode")),
+)
 def test_a_patch_is_that_of_the_cpu(hosts, settings):
     expected, made = (forget(host, "cat", settings)[0] for host in hosts)
     assert_same_patch(made, expected)
@@ -133,7 +138,9 @@ def test_a_patch_is_that_of_the_cpu(hosts, settings):
 
 def test_a_patch_from_given_pictures_is_that_of_the_cpu(hosts):
     """Wherever these are: ComfyUI's --gpu-only leaves them on the device."""
-    expected, made = (forget(host, "cat", PRESETS[1], IMAGES.to(host.device), MASK.to(host.device))[0] for host in hosts)
+    expected, made = (
+        forget(host, "cat", PRESETS[1], images=IMAGES.to(host.device), mask=MASK.to(host.device))[0] for host in hosts
+    )
     assert_same_patch(made, expected)
 
 
@@ -161,7 +168,7 @@ def test_a_training_goes_on_where_it_was(hosts, tmp_path):
 
 def test_learned_words_are_those_of_the_cpu(hosts):
     settings = InversionConfig(steps=2, batch_size=1)
-    expected, learned = (invert_pictures(host, settings, IMAGES, MASK).vectors for host in hosts)
+    expected, learned = (invert_pictures(host, settings, images=IMAGES, mask=MASK).vectors for host in hosts)
     for name, vectors in learned.items():
         assert vectors.device.type == "cpu"
         torch.testing.assert_close(vectors, expected[name], rtol=SAME, atol=SAME)
@@ -247,21 +254,20 @@ def test_nodes_in_a_server(comfyui, tmp_path):
         node, loaded = graphs.node, {"model": ["load", 0], "clip": ["load", 1], "vae": ["load", 2]}
         graph = graphs.forget("cat", record=True)
         pictures = {
-            "looked": node("FMN_RecordPictureAttention", **loaded, image=["decode", 0], text="a cat", passes=1),
+            "looked": node("FMN_RecordPictureAttention", **loaded, image=["decode", 0], text="a cat", num_samples=1),
             "gated": node("FMN_GatePatch", conditioning=["asked", 0], lora=["forget", 0]),
-            "paper": node(
-                "FMN_ForgetConcept", **loaded, concept="cat", preset="paper", images=["decode", 0], mask=["look", 1], **QUICK
-            ),
+            "paper": node("FMN_ForgetConcept", **loaded, concept="cat", images=["decode", 0], mask=["look", 1]),
             "both": node("FMN_StackPatches", model=["load", 0], clip=["load", 1], lora_1=["forget", 0], lora_2=["paper", 0]),
             "again": {**graph["sample"], "inputs": {**graph["sample"]["inputs"], "positive": ["gated", 0]}},
         }
         pictures["again"]["inputs"]["model"] = ["both", 0]
+        graphs.set_preset(pictures, "paper", "paper", **{k: v for k, v in QUICK.items() if k != "attack_rounds"})
         shown = {
             "compared": node(
                 "FMN_CompareTokenAttention", first=["record", 1], second=["looked", 0],
                 first_image=["decode", 0], second_image=["looked", 1],
             ),
-            "measured": node("FMN_EvaluatePatch", **loaded, lora=["both", 2], prompts=1, steps=1, resolution=64),
+            "measured": node("FMN_EvaluatePatch", **loaded, lora=["both", 2], prompts=1, num_inference_steps=1, resolution=64),
             "redrawn": node("VAEDecode", samples=["again", 0], vae=["load", 2]),
         }  # fmt: skip
         outputs = {"compared": ["compared", 0], "measured": ["measured", 1], "redrawn": ["redrawn", 0]}

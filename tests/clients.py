@@ -24,7 +24,7 @@ from demo.server import ComfyServer  # noqa: E402
 TRAINED = {"preset": "paper", "steps": 2, "num_images": 1, "num_inference_steps": 1, "resolution": 64}
 KINDS = [
     ("cat", 1, {}), ("dog", 2, {}), ("rose", 3, {}), ("house", 4, {"mode": "replace", "target": "car"}),
-    ("cat", 5, TRAINED), ("car", 6, {}), ("lion", 7, TRAINED), ("dog", 8, {"keep": "wolf"}),
+    ("cat", 5, TRAINED), ("car", 6, {}), ("lion", 7, TRAINED), ("dog", 8, {"preserve": "wolf"}),
 ]  # fmt: skip
 
 

@@ -31,6 +31,7 @@ import comfy.model_management  # noqa: E402
 import comfy.sample  # noqa: E402
 import comfy.sd  # noqa: E402
 from check_device import IMAGES, MASK, PATCH, QUICK, few_steps, require_whole  # noqa: E402
+from presets import config_for  # noqa: E402
 from test_quantized import FP8, scaled  # noqa: E402
 
 from fmn_core.attention.visualize import ViewConfig, visualize  # noqa: E402
@@ -127,7 +128,7 @@ def quantized(kind: str) -> None:
     sample(*loaded[:2], encode(loaded[1], CAT))
     require_whole(forget(host, "cat", make_config())[0])
     patched(loaded)
-    require_whole(forget(host, "cat", make_config(preset="paper", **QUICK))[0])
+    require_whole(forget(host, "cat", config_for("paper", **QUICK))[0])
 
 
 def main() -> None:
@@ -143,11 +144,11 @@ def main() -> None:
     jobs = {preset: lambda preset=preset: forgotten(preset) for preset in ("fast", "paper", "balanced", "robust")}
 
     def forgotten(preset: str) -> None:
-        given = (images, mask) if preset == "paper" else ()
-        require_whole(forget(host, "cat", make_config(preset=preset, **QUICK), *given)[0])
+        given = {"images": images, "mask": mask} if preset == "paper" else {}
+        require_whole(forget(host, "cat", config_for(preset, **QUICK), **given)[0])
 
     jobs |= {
-        "inversion": lambda: invert_pictures(host, InversionConfig(steps=1, batch_size=1), images, mask),
+        "inversion": lambda: invert_pictures(host, InversionConfig(steps=1, batch_size=1), images=images, mask=mask),
         "evaluation": lambda: evaluate(
             host, patch, EvaluationConfig(prompts=1, num_inference_steps=1, resolution=64, inversion=True, inversion_steps=1)
         ),

@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from unittest import mock
 
@@ -47,19 +47,20 @@ from fmn_core.inversion.textual_inversion import Inversion, invert_pictures  # n
 from fmn_core.patch.file import save_patch  # noqa: E402
 from fmn_core.training.checkpoint import Checkpoint  # noqa: E402
 
-SMALL = make_config(preset="paper", steps=4, num_images=1, num_inference_steps=2, resolution=64, rank=2)
+SMALL = {"num_images": 1, "num_inference_steps": 2, "resolution": 64}
 JOBS = {
-    "paper": SMALL,
-    "paper, whole UNet": replace(SMALL, train_layers="whole_unet", rank=1, steps=3),
-    "balanced": replace(SMALL, preset="balanced", steps=5),
-    "robust": replace(SMALL, preset="robust", steps=2, attack_rounds=1),
+    "paper": make_config("paper", steps=4, rank=2, **SMALL),
+    "paper, whole UNet": make_config("paper", train_layers="whole_unet", rank=1, steps=3, **SMALL),
+    "balanced": make_config("balanced", steps=5, rank=2, **SMALL),
+    "robust": make_config("robust", steps=2, rank=2, attack_rounds=1, **SMALL),
     "inversion": InversionConfig(steps=6, num_images=1, num_inference_steps=2, resolution=64, learning_rate=1e-2),
 }
 CALLS = (
-    "encode", "contexts", "word_vectors", "tokenize", "encode_vectors", "predict", "decode", "training", "weight",
+    "encode", "encode_prefix", "token_embeddings", "tokenize", "encode_with_embeddings", "predict", "decode", "training",
+    "weight",
     "identity", "progress", "check_interrupt",
 )  # fmt: skip
-ALLOCATES = ("encode", "contexts", "encode_vectors", "predict", "decode", "training")
+ALLOCATES = ("encode", "encode_prefix", "encode_with_embeddings", "predict", "decode", "training")
 
 
 class Fault(Exception):

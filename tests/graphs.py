@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from demo.server import ComfyServer, ServerError
+from fmn_core.erasure.config import MAIN_FIELDS
 
 
 class Graphs:
@@ -33,12 +34,21 @@ class Graphs:
                     defaults[name] = options["options"][0]
         return {"class_type": kind, "inputs": defaults | inputs}
 
-    def forget(self, concept: str, seed: int = 0, record: bool = False, **settings) -> dict[str, dict]:
+    def set_preset(self, graph: dict, forget: str, preset: str, **settings) -> None:
+        """Has the node `forget` of a graph use this preset, with a Forget Settings node for what it does not show."""
+        main = {name: settings.pop(name) for name in MAIN_FIELDS if name in settings}
+        graph[forget]["inputs"] |= {"preset": preset, **main}
+        if settings:
+            name = f"{forget} settings"
+            graph[name] = self.node(f"FMN_ForgetSettings_{preset}", **settings)
+            graph[forget]["inputs"]["settings"] = [name, 0]
+
+    def forget(self, concept: str, seed: int = 0, record: bool = False, preset: str = "fast", **settings) -> dict[str, dict]:
         """Forgets a concept, puts the patch on the model, and draws a small picture; with `record`, recording attention."""
         model = ["record", 0] if record else ["apply", 0]
         graph = {
             "load": self.node("CheckpointLoaderSimple", ckpt_name="emoji-sd-128.safetensors"),
-            "forget": self.node("FMN_ForgetConcept", model=["load", 0], clip=["load", 1], concept=concept, **settings),
+            "forget": self.node("FMN_ForgetConcept", model=["load", 0], clip=["load", 1], concept=concept),
             "apply": self.node("FMN_ApplyPatch", model=["load", 0], clip=["load", 1], lora=["forget", 0]),
             "asked": self.node("CLIPTextEncode", clip=["load", 1], text=f"a photo of a {concept}"),
             "empty": self.node("CLIPTextEncode", clip=["load", 1], text=""),
@@ -50,6 +60,7 @@ class Graphs:
             "decode": self.node("VAEDecode", samples=["sample", 0], vae=["load", 2]),
             "show": self.node("PreviewImage", images=["decode", 0]),
         }  # fmt: skip
+        self.set_preset(graph, "forget", preset, **settings)
         if record:
             graph["record"] = self.node(
                 "FMN_RecordAttention", model=["apply", 0], clip=["load", 1], text=f"a photo of a {concept}"

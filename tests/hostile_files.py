@@ -182,7 +182,7 @@ class Maker:
 
     def stacked(self, count: int) -> dict:
         """What a stacked patch of so many parts of rank 1 says."""
-        parts = [{"info": self.own(n), "rank": 1, "strength": 1.0, "has": "1"} for n in range(count)]
+        parts = [{"info": self.own(n), "rank": 1, "strength": 1.0, "modules": "1"} for n in range(count)]
         return {key: value for key, value in self.info.items() if key != "statistics"} | {"patches": parts}
 
     def own(self, number: int) -> dict:

@@ -10,7 +10,7 @@ import torch
 from fmn_core.erasure.closed_form import make_edit
 from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
-from fmn_core.erasure.hybrid import ProbeResult, warnings
+from fmn_core.erasure.hybrid import HybridTraining, ProbeResult, hybrid_warnings
 from fmn_core.erasure.training_data import PromptSet, make_images
 from fmn_core.errors import ForgetError
 from fmn_core.patch.file import serialize
@@ -18,8 +18,10 @@ from fmn_core.patch.patch import ALPHA, DOWN, UP
 from fmn_core.patch.summary import summary
 from fmn_core.text.concept import make_concepts
 from fmn_core.text.templates import NEAR_TEMPLATES, fill
+from fmn_core.training.loop import TrainingRun
 
-QUICK = make_config(preset="balanced", steps=6, num_images=1, num_inference_steps=2, resolution=64)
+SHORT = {"num_images": 1, "num_inference_steps": 2, "resolution": 64}
+QUICK = make_config("balanced", steps=6, **SHORT)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def test_it_is_nearer_to_its_target_than_the_closed_form(host, patch):
         == 1
     )
     assert report["attention_mass"]["after"] < report["attention_mass"]["before"] and report["steps"] == 6
-    assert "as far from what stands in its place" in summary(patch)
+    assert "as far from its target as before" in summary(patch)
 
 
 def test_what_the_closed_form_leaves_alone_stays_left_alone(host, patch):
@@ -67,10 +69,10 @@ def test_same_seed_same_file(host, patch):
 
 def test_advice_after_training_fits_how_it_ended():
     much = ProbeResult(0.9, 0.9, 0.1)
-    little, near = warnings(much, settled=False, concepts=1)
-    assert "more `steps`" in little and "`keep`." in near
-    little, near = warnings(much, settled=True, concepts=2)
-    assert "steps" not in little and "fewer concepts" in near and not warnings(ProbeResult(0.1, 0.1, 0.1), True, 2)
+    little, near = hybrid_warnings(much, stopped_early=False, concepts=1)
+    assert "more `steps`" in little and "`preserve`." in near
+    little, near = hybrid_warnings(much, stopped_early=True, concepts=2)
+    assert "steps" not in little and "fewer concepts" in near and not hybrid_warnings(ProbeResult(0.1, 0.1, 0.1), True, 2)
 
 
 def test_replaced_by_itself_changes_nothing_and_says_so(host):
@@ -101,15 +103,15 @@ def test_a_loss_that_is_not_finite_keeps_the_best_state(host, monkeypatch):
 
 def test_each_picture_is_asked_for_by_its_own_concept(host):
     edit = make_edit(host, make_concepts("cat, kitten\nhouse"), QUICK)
-    texts = PromptSet.of(host, edit.task)
-    for concept, names in enumerate(edit.task.names.values()):
+    texts = PromptSet.of(host, edit.plan)
+    for concept, names in enumerate(edit.plan.names.values()):
         rows = texts.rows(concept)
-        assert rows and all(any(name in texts.asked.texts[row] for name in names) for row in rows)
-    assert sorted(texts.rows(0) + texts.rows(1)) == list(range(len(texts.asked)))
+        assert rows and all(any(name in texts.prompts.texts[row] for name in names) for row in rows)
+    assert sorted(texts.rows(0) + texts.rows(1)) == list(range(len(texts.prompts)))
     for row, template in enumerate(texts.template):
         pattern = NEAR_TEMPLATES["object"][template]
-        assert texts.asked.texts[row] in [fill(pattern, name) for name in edit.task.forgotten]
-        assert texts.target_prompts[template].texts[0] in [fill(pattern, word) for word in edit.task.neutral]
+        assert texts.prompts.texts[row] in [fill(pattern, name) for name in edit.plan.forgotten]
+        assert texts.target_prompts[template].texts[0] in [fill(pattern, word) for word in edit.plan.neutral]
 
 
 @pytest.mark.parametrize("mode", ["replace", "correct"])
@@ -122,36 +124,37 @@ def test_modes(host, mode):
 def test_every_concept_gets_its_pictures(host):
     """However many names the first has."""
     edit = make_edit(host, make_concepts("cat, kitten, tabby\ndog"), QUICK)
-    texts, generator = PromptSet.of(host, edit.task), torch.Generator().manual_seed(0)
-    assert set(make_images(host, texts, QUICK, None, None, generator).concept) == {0, 1}
+    texts, generator = PromptSet.of(host, edit.plan), torch.Generator().manual_seed(0)
+    assert set(make_images(TrainingRun(host, QUICK), texts, generator).concept) == {0, 1}
 
 
 def test_long_names_are_read_as_far_as_the_text_encoder_goes(host):
-    texts = PromptSet.of(host, make_edit(host, make_concepts("cat"), replace(QUICK, preserve=" ".join(["dog"] * 72))).task)
-    assert texts.columns.shape == texts.asked.prompt_embeds.shape[:2]
+    texts = PromptSet.of(host, make_edit(host, make_concepts("cat"), replace(QUICK, preserve=" ".join(["dog"] * 72))).plan)
+    assert texts.token_mask.shape == texts.prompts.prompt_embeds.shape[:2]
     longer = texts.with_row(host.encode([" ".join(["dog"] * 100)]), torch.ones(154, dtype=torch.bool), 0, 0)
-    assert longer.columns.shape == longer.asked.prompt_embeds.shape[:2] == (len(texts.asked) + 1, 154)
+    assert longer.token_mask.shape == longer.prompts.prompt_embeds.shape[:2] == (len(texts.prompts) + 1, 154)
     for count in (72, 80):
-        patch, _ = forget(host, "dog, " + " ".join(["cat"] * count), replace(QUICK, preset="fast"))
+        patch, _ = forget(host, "dog, " + " ".join(["cat"] * count), make_config("fast"))
         assert patch.info["report"]["erasure"]["dog"] > 0.5
 
 
 def test_robust_keeps_the_last_good_state(host, monkeypatch):
     from fmn_core.erasure import adversarial as robust
 
-    step, taken = robust.train_step, []
+    next_step, taken = HybridTraining.next_step, []
 
-    def breaking(host, lora, optimizer, *rest):
+    def breaking(training):
         taken.append(None)
+        step = next_step(training)
         if len(taken) == 3:
             with torch.no_grad():
-                for parameter in lora.parameters():
+                for parameter in training.lora.parameters():
                     parameter.fill_(float("nan"))
-        return step(host, lora, optimizer, *rest)
+        return step
 
-    monkeypatch.setattr(robust, "train_step", breaking)
+    monkeypatch.setattr(HybridTraining, "next_step", breaking)
     monkeypatch.setattr(robust, "NEAR", 1)
-    patch, losses = forget(host, "cat", replace(QUICK, preset="robust", attack_rounds=1, steps=4))
+    patch, losses = forget(host, "cat", make_config("robust", attack_rounds=1, steps=4, **SHORT))
     assert len(losses) == 2 and "diverged after step 2 of" in patch.info["report"]["warnings"][0]
 
 
@@ -161,7 +164,8 @@ def test_robust_takes_pictures_of_any_shape_and_the_largest_seed(host, monkeypat
     monkeypatch.setattr(robust, "LEARNED_STEPS", 2)
     monkeypatch.setattr(robust, "NEAR", 1)
     images = torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(0))
-    _, losses = forget(host, "cat", replace(QUICK, preset="robust", attack_rounds=1, steps=1, seed=2**64 - 1), images)
+    config = make_config("robust", attack_rounds=1, steps=1, seed=2**64 - 1, **SHORT)
+    _, losses = forget(host, "cat", config, images=images)
     assert len(losses) == 2
 
 
@@ -169,10 +173,10 @@ def test_given_pictures_and_a_mask(host):
     images = torch.rand(2, 80, 64, 3, generator=torch.Generator().manual_seed(0))
     mask = torch.zeros(1, 80, 64)
     mask[:, 20:40, 20:40] = 1
-    with_mask, without = (forget(host, "cat", replace(QUICK, steps=2), images, m)[1] for m in (mask, None))
+    with_mask, without = (forget(host, "cat", replace(QUICK, steps=2), images=images, mask=m)[1] for m in (mask, None))
     assert with_mask != without
     with pytest.raises(ForgetError, match="The mask is empty"):
-        forget(host, "cat", QUICK, images, mask * 0)
+        forget(host, "cat", QUICK, images=images, mask=mask * 0)
 
 
 def test_robust_learns_words_in_rounds_and_trains_against_them(host, monkeypatch):
@@ -181,19 +185,19 @@ def test_robust_learns_words_in_rounds_and_trains_against_them(host, monkeypatch
 
     monkeypatch.setattr(robust, "LEARNED_STEPS", 4)
     monkeypatch.setattr(robust, "NEAR", 2)
-    settings, asked = replace(QUICK, preset="robust", attack_rounds=2, steps=2), []
+    settings, seen = make_config("robust", attack_rounds=2, steps=2, **SHORT), []
     attack = robust.attack
 
-    def watched(host, lora, task, texts, *others):
-        result = attack(host, lora, task, texts, *others)
-        asked.append((len(texts.asked), len(result.asked), lora.adapter(*lora.targets[0]).up.detach().clone()))
-        return result
+    def watched(training, *others):
+        before, lora = len(training.prompts.prompts), training.lora
+        attack(training, *others)
+        seen.append((before, len(training.prompts.prompts), lora.adapter(*lora.targets[0]).up.detach().clone()))
 
     monkeypatch.setattr(robust, "attack", watched)
     patch, losses = forget(host, "cat", settings)
     templates = len(NEAR_TEMPLATES["object"])
-    assert [after - before for before, after, _ in asked] == [templates, templates] and asked[1][0] == asked[0][1]
-    assert not torch.equal(asked[0][2], asked[1][2]) and len(losses) == 6
+    assert [after - before for before, after, _ in seen] == [templates, templates] and seen[1][0] == seen[0][1]
+    assert not torch.equal(seen[0][2], seen[1][2]) and len(losses) == 6
     assert patch.rank == 2 * settings.rank and {module.rsplit("_to_", 1)[1] for module in patch.modules} == {
         "q", "k", "v", "out_0",
     }  # fmt: skip

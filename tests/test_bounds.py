@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 
 from fmn_core.cli.run_config import number, read_config
 from fmn_core.convert.exporter import save_as, to_diff, to_peft
-from fmn_core.erasure.config import make_config
+from fmn_core.erasure.config import ResteeringConfig, make_config
 from fmn_core.errors import ForgetError
 from fmn_core.files import bounded_json, header
 from fmn_core.files.bounded_json import parse_json
@@ -25,7 +25,7 @@ from fmn_core.files.header import read_header, tensor_hash, with_sorted_header
 from fmn_core.files.safetensors import TYPES, read_small
 from fmn_core.lora.decompose import of_one_rank
 from fmn_core.patch import bounds as patch_bounds
-from fmn_core.patch.conflicts import warnings
+from fmn_core.patch.conflicts import conflict_warnings
 from fmn_core.patch.file import is_patch, metadata, read_patch, save_patch
 from fmn_core.patch.patch import Patch
 from fmn_core.patch.stack import stack
@@ -266,7 +266,7 @@ def test_the_same_concept_many_times_is_stacked_once(maker):
 def test_each_spelling_of_a_kept_word_that_another_patch_forgets_is_warned_of():
     cat = read_patch(CAT)
     keeping = Patch(cat, cat.info | {"concept": "dog", "settings": {"keep": "Cat, lion, cat"}, "concepts": []})
-    assert [w.split("`")[1] for w in warnings([WeightedPatch(keeping), WeightedPatch(cat)])] == ["Cat", "cat"]
+    assert [w.split("`")[1] for w in conflict_warnings([WeightedPatch(keeping), WeightedPatch(cat)])] == ["Cat", "cat"]
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_a_config_that_would_take_much_is_refused(tmp_path, text, why):
 
 def test_a_number_without_an_end_is_no_number_of_steps():
     with pytest.raises(ForgetError, match="write a number"):
-        number({"max_train_steps": float("inf")}, "max_train_steps", make_config, "steps")
+        number({"max_train_steps": float("inf")}, "max_train_steps", ResteeringConfig, "steps")
 
 
 def test_a_header_is_bounded_before_it_is_read(tmp_path):

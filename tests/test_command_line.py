@@ -95,8 +95,9 @@ def test_every_setting_is_an_option_and_bad_ones_get_a_sentence(run, model, tmp_
     help = run("forget", "--help").stdout
     for option in ("--preset", "--learning-rate", "--preserve", "--strict"):
         assert option in help
-    bad = run("forget", "--model", model, "--concept", "cat", "--steps", "0")
-    assert bad.returncode == 1 and "steps is 0" in bad.stderr
+    for preset, sentence in (("paper", "steps is 0"), ("fast", "`fast` has no setting `steps`: it is one of paper")):
+        bad = run("forget", "--model", model, "--concept", "cat", "--preset", preset, "--steps", "0")
+        assert bad.returncode == 1 and sentence in bad.stderr
     missing = run("inspect", tmp_path / "none.safetensors")
     assert missing.returncode == 1 and "not there any more" in missing.stderr
 
@@ -123,7 +124,7 @@ def test_words_are_learned_and_forgotten_by(run, model, tmp_path):
     done = run("forget", "--model", model, "--embedding", file, "--device", "cpu", "--output", patch)
     assert done.returncode == 0, done.stderr
     assert "`<my-cat>` goes" in done.stdout and read_patch(patch).info["concept"] == "<my-cat>"
-    quick = ["--prompts", 1, "--steps", 2, "--resolution", 64, "--model", model, "--device", "cpu"]
+    quick = ["--prompts", 1, "--num-inference-steps", 2, "--resolution", 64, "--model", model, "--device", "cpu"]
     without = run("evaluate", patch, *quick)
     assert without.returncode == 1 and "There is no embedding behind `<my-cat>`" in without.stderr
     assert "with --embedding on the command line" in without.stderr
@@ -145,7 +146,20 @@ def test_evaluate_writes_figures_a_picture_and_the_patch_with_them(run, model, t
 
     patch = ROOT / "demo/loras/forget-cat.safetensors"
     names = {kind: tmp_path / f"report.{kind}" for kind in ("json", "png", "safetensors")}
-    quick = ["--prompts", 1, "--steps", 2, "--resolution", 64, "--preserve", "house", "--device", "cpu", "--model", model]
+    quick = [
+        "--prompts",
+        1,
+        "--num-inference-steps",
+        2,
+        "--resolution",
+        64,
+        "--preserve",
+        "house",
+        "--device",
+        "cpu",
+        "--model",
+        model,
+    ]
     done = run(
         "evaluate", patch, *quick, "--json", names["json"], "--picture", names["png"], "--output", names["safetensors"]
     )

@@ -42,7 +42,7 @@ def test_a_mention_across_two_chunks_is_found(host):
 
 
 def test_a_concept_that_is_cut_off_or_absent_is_named(host):
-    with pytest.raises(ForgetError, match="No column of the attention stands for `cat`"):
+    with pytest.raises(ForgetError, match="No token of the prompt `a photo of a dog` stands for `cat`"):
         columns_of(host, "cat", "a photo of a dog", "concept")
 
 

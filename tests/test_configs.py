@@ -30,7 +30,7 @@ def run(tmp_path, monkeypatch, capsys, model):
     def run(config, model=model):
         (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
         capsys.readouterr()
-        code = main(["run", "c.yaml", *(["--model", str(model)] if model else []), "--device", "cpu"])
+        code = main(["run-config", "c.yaml", *(["--model", str(model)] if model else []), "--device", "cpu"])
         return code, *capsys.readouterr()
 
     return run
@@ -143,9 +143,9 @@ def test_a_model_that_is_not_there_gets_a_sentence(run, monkeypatch):
 
 def test_broken_yaml_gets_a_sentence(tmp_path, capsys):
     (tmp_path / "c.yaml").write_text("Attn: [")
-    assert main(["run", str(tmp_path / "c.yaml")]) == 1 and "cannot be read as YAML" in capsys.readouterr().err
+    assert main(["run-config", str(tmp_path / "c.yaml")]) == 1 and "cannot be read as YAML" in capsys.readouterr().err
     (tmp_path / "c.yaml").write_text("Attn: !!python/object/apply:os.getcwd []")
-    assert main(["run", str(tmp_path / "c.yaml")]) == 1 and "cannot be read as YAML" in capsys.readouterr().err
+    assert main(["run-config", str(tmp_path / "c.yaml")]) == 1 and "cannot be read as YAML" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("root", LIVE)
@@ -245,7 +245,7 @@ def test_keys_become_settings(tmp_path):
     published = {"tokens": "concept_and_end", "target_modules": "q,k,v,out", "layers": "whole_unet", "loss": "joint_norm"}
     forgetting = forgetting_settings(config["Attn"])
     assert forgetting == make_config(preset="paper", resolution=512, learning_rate=forgetting.learning_rate, **published)
-    assert forgetting_settings(config["Attn"], pads_with_end=True).tokens == "concept_onward"
+    assert forgetting_settings(config["Attn"], pads_with_end=True).penalized_tokens == "concept_onward"
     assert inversion_settings(config["Ti"]) == InversionConfig(init_tokens="<rand-0.017>", seed=42, resolution=512)
     file.write_text(
         "Attn:\n  multi_concept: [[a, style]]\n  learning_rate: 4e-6\n  use_pooler: false\n  seed: 7\n"
@@ -256,6 +256,6 @@ def test_keys_become_settings(tmp_path):
     doubled, inversion = forgetting_settings(config["Attn"]), inversion_settings(config["Ti"])
     assert doubled.learning_rate == pytest.approx(2**0.5 * forgetting.learning_rate)
     forgetting = doubled
-    assert (forgetting.tokens, forgetting.seed, forgetting.batch_size) == ("concept", 7, 2)
+    assert (forgetting.penalized_tokens, forgetting.seed, forgetting.batch_size) == ("concept", 7, 2)
     assert (inversion.learning_rate, inversion.norm_decay, inversion.concept_type) == (5e-3, False, "style")
-    assert inversion.initializers == "<rand-0.017>|<rand-0.017>"
+    assert inversion.init_tokens == "<rand-0.017>|<rand-0.017>"

@@ -117,10 +117,10 @@ def test_what_is_outside_the_cross_attention_becomes_the_rest_and_the_text_encod
     file = written(tensors, tmp_path / "a.safetensors")
     imported = import_patch(host, file, ImportConfig(), "cat")
     assert any(text in line and "left out" in line for line in summary(imported).splitlines())
-    assert {key.rpartition(".lora")[0] for key in imported.rest if ALPHA not in key} == set(names)
-    assert {tensor.item() for key, tensor in imported.rest.items() if key.endswith(ALPHA)} == {4.0}
+    assert {key.rpartition(".lora")[0] for key in imported.unet_lora if ALPHA not in key} == set(names)
+    assert {tensor.item() for key, tensor in imported.unet_lora.items() if key.endswith(ALPHA)} == {4.0}
 
-    weights = comfy.sd.load_lora_for_models(host.patcher, None, {**imported, **imported.rest}, 1.0, 0)[0]
+    weights = comfy.sd.load_lora_for_models(host.patcher, None, {**imported, **imported.unet_lora}, 1.0, 0)[0]
     theirs = comfy.sd.load_lora_for_models(host.patcher, None, load_file(file), 1.0, 0)[0]
     for name in names + patch.modules[:2]:
         key = next(weight for weight, kohya in host.kohya_names.items() if kohya == name)
@@ -129,7 +129,7 @@ def test_what_is_outside_the_cross_attention_becomes_the_rest_and_the_text_encod
         assert (one - other).norm() < 2e-3 * other.norm(), name
     assert [path.name for path in save_patch(imported, tmp_path / "b.safetensors")] == [
         "b.safetensors",
-        "b-rest.safetensors",
+        "b-unet.safetensors",
     ]
 
 

@@ -20,7 +20,7 @@ from fmn_core.inversion.config import InversionConfig
 from fmn_core.inversion.textual_inversion import invert
 from fmn_core.lora.layers import CrossAttentionLoRA
 from fmn_core.training.checkpoint import State
-from fmn_core.training.loop import HALVINGS, STEADY, Descent, settled
+from fmn_core.training.loop import HALVINGS, STEADY, Descent, TrainingRun, settled
 from fmn_core.training.losses import visual_denoising_loss
 from fmn_core.training.memory import AdaptiveCheckpointing
 
@@ -161,14 +161,14 @@ def broken_from(call, monkeypatch):
     monkeypatch.setattr(resteering, "attention_resteering_loss", breaking)
 
 
-@pytest.mark.parametrize("layers", ["cross-attention", "whole_unet"])
+@pytest.mark.parametrize("layers", ["cross_attention", "whole_unet"])
 def test_a_last_gradient_that_is_not_finite_costs_its_own_step_alone(host, monkeypatch, layers):
     three, losses = forget(host, "cat", replace(PAPER, steps=3, train_layers=layers))
     broken_from(4, monkeypatch)
     patch, stopped = forget(host, "cat", replace(PAPER, train_layers=layers))
-    assert stopped == losses and patch.keys() == three.keys() and patch.unet_lora.keys() == three.rest.keys()
+    assert stopped == losses and patch.keys() == three.keys() and patch.unet_lora.keys() == three.unet_lora.keys()
     assert all(torch.equal(patch[key], three[key]) for key in three)
-    assert all(torch.equal(patch.unet_lora[key], three.rest[key]) for key in three.rest)
+    assert all(torch.equal(patch.unet_lora[key], three.unet_lora[key]) for key in three.unet_lora)
     assert "diverged after step 3 of 4, and the last good state was kept" in patch.info["report"]["warnings"][0]
 
 
@@ -191,5 +191,5 @@ def test_a_last_step_into_no_numbers_is_taken_back(host, monkeypatch):
     assert "diverged after step 3 of 3" in patch.info["report"]["warnings"][0]
     taken.clear()
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    learned = invert(host, latents, InversionConfig(steps=3))
+    learned = invert(TrainingRun(host, InversionConfig(steps=3)), latents)
     assert learned.vectors["clip_l"].isfinite().all() and "diverged after step 3 of 3" in learned.warnings[0]

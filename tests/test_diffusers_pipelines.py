@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from presets import config_for
 
-from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
 from fmn_core.hosts.diffusers.attention import recorded_attention
@@ -51,7 +51,7 @@ def variant(pipeline):
 def trained(pipeline, preset="paper", **settings):
     """The patch's bytes."""
     host = DiffusersHost(pipeline, progress_bar=False)
-    return serialize(forget(host, "cat", make_config(preset=preset, **QUICK, **settings))[0], "p")
+    return serialize(forget(host, "cat", config_for(preset, **QUICK, **settings))[0], "p")
 
 
 def seen_by(unet, work):
@@ -114,7 +114,7 @@ def test_a_pipeline_without_vae_trains_and_says_what_pictures_need(variant):
     host = DiffusersHost(without, progress_bar=False)
     assert host.decode(torch.zeros(1, 4, 8, 8)) is None
     with pytest.raises(ForgetError, match="without its vae"):
-        forget(host, "cat", make_config(preset="paper", **QUICK), torch.rand(1, 64, 64, 3))
+        forget(host, "cat", config_for("paper", **QUICK), images=torch.rand(1, 64, 64, 3))
 
 
 @pytest.mark.parametrize("way", ["wrapped", "in place"])

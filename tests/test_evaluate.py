@@ -16,7 +16,7 @@ from demo.server import ServerError
 from fmn_core.errors import ForgetError
 from fmn_core.evaluation.config import EvaluationConfig
 from fmn_core.evaluation.evaluate import classified, evaluate, with_evaluation
-from fmn_core.evaluation.findings import verdict
+from fmn_core.evaluation.findings import findings
 from fmn_core.evaluation.metrics import adversarial_token, clip_scores, kv_drift, kv_targets, prompt_drift
 from fmn_core.evaluation.plot import GAP, HEADING, LABEL, MARGIN, TILE, draw_report
 from fmn_core.evaluation.prompts import Probe, Subjects, subjects_of
@@ -209,11 +209,11 @@ def test_sentences_name_the_figures_above_their_limits(evaluation):
     report["prompt_drift"]["kept"]["each"]["house"] = 0.4
     report["noise_drift"]["empty"]["mean"] = 0.05
     report["inversion"] = {"recovery": 0.75, "m_score": {"before": 0.9, "after": 0.7}}
-    said = verdict(report)
+    said = findings(report)
     for line, words in zip(said["warnings"], ("`cat` do changes by 20%", "`house` 40%", "5.0%", "75%"), strict=True):
         assert words in line
-    assert "Forget anew with them in `keep`" in said["warnings"][1]
-    assert "in the patch's `keep` already: apply it less" in verdict(report, held=("house",))["warnings"][1]
+    assert "Forget again with them in `preserve`" in said["warnings"][1]
+    assert "in the patch's `preserve` already: apply it less" in findings(report, preserved=("house",))["warnings"][1]
     assert said["summary"].startswith("\n".join(said["warnings"])) and "M-Score 0.900 before, 0.700 after" in said["summary"]
 
 
@@ -273,7 +273,7 @@ def test_what_cannot_be_measured_gets_a_sentence(host, patch, change, settings, 
 def test_the_mode_correct_measures_the_word_that_moves(patch):
     info = patch.info | {"settings": patch.info["settings"] | {"mode": "correct", "target": "tiger"}}
     subjects = subjects_of(Patch(dict(patch), info))
-    assert subjects.names == {"tiger": ("tiger",)} and "cat" in subjects.keep
+    assert subjects.names == {"tiger": ("tiger",)} and "cat" in subjects.preserve
 
 
 def test_clip_vision_compares_with_a_text_encoder_of_its_own_space_only(loaded, monkeypatch, tmp_path):
@@ -336,7 +336,7 @@ def test_the_node_reports_in_a_real_server(server):
         "1": node("CheckpointLoaderSimple", ckpt_name="emoji-sd-128.safetensors"),
         "2": node("FMN_ForgetConcept", model=["1", 0], clip=["1", 1], **forget),
         "3": node("FMN_EvaluatePatch", model=["1", 0], clip=["1", 1], vae=["1", 2], lora=["2", 0], **defaults
-                  | {"prompts": 1, "steps": 3, "resolution": 64, "keep": "house"}),
+                  | {"prompts": 1, "num_inference_steps": 3, "resolution": 64, "preserve": "house"}),
         "4": node("PreviewImage", images=["3", 1]),
         "5": node("FMN_SavePatch", lora=["3", 0], filename_prefix="evaluated"),
         "6": node("PreviewAny", source=["3", 2]),

@@ -137,7 +137,7 @@ def test_diff_and_peft_hold_the_rest_too(host, patch, tmp_path):
     assert [*to_peft(patch.unet_lora)][0].startswith("unet.down_blocks.0.resnets.0.conv1.lora_A")
     assert [path.name for path in save_as(patch, "peft", tmp_path / "p.safetensors")] == [
         "p.safetensors",
-        "p-rest.safetensors",
+        "p-unet.safetensors",
     ]
 
 

@@ -113,7 +113,7 @@ def test_no_layer_outside_the_attention_refuses_a_file(change, host, patch, tmp_
         tensors |= {name + UP: torch.ones(out, 2), name + DOWN: torch.ones(2, inner), name + ALPHA: torch.tensor(2.0)}
     change(tensors, bad)
     imported = import_patch(host, written(tensors, tmp_path / "a.safetensors"), ImportConfig())
-    assert close(products(imported), products(patch)) and {key.split(".")[0] for key in imported.rest} == {good}
+    assert close(products(imported), products(patch)) and {key.split(".")[0] for key in imported.unet_lora} == {good}
     assert bad.removeprefix("lora_unet_") in "\n".join(imported.info["report"]["warnings"])
 
 

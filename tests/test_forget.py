@@ -168,10 +168,10 @@ def test_the_global_generator_is_left_alone(host):
 
 def test_pictures_and_masks(host):
     images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
-    everywhere, losses = forget(host, "cat", QUICK, images, torch.ones(2, 64, 64))
-    _, half = forget(host, "cat", QUICK, images, torch.full((1, 64, 64), 0.5))
+    everywhere, losses = forget(host, "cat", QUICK, images=images, mask=torch.ones(2, 64, 64))
+    _, half = forget(host, "cat", QUICK, images=images, mask=torch.full((1, 64, 64), 0.5))
     assert half[0] == pytest.approx(losses[0] / 2, rel=1e-4)
-    without, _ = forget(host, "cat", QUICK, images)
+    without, _ = forget(host, "cat", QUICK, images=images)
     assert all(torch.allclose(everywhere[key], without[key], atol=1e-4) for key in without)
 
 
@@ -179,7 +179,7 @@ def test_sizes_that_do_not_divide(host):
     images = torch.rand(1, 72, 120, 3, generator=torch.Generator().manual_seed(0))
     mask = torch.zeros(1, 72, 120)
     mask[:, :40] = 1
-    _, losses = forget(host, "cat", QUICK, images, mask)
+    _, losses = forget(host, "cat", QUICK, images=images, mask=mask)
     assert all(loss > 0 for loss in losses)
 
 
@@ -238,9 +238,9 @@ def test_zeroed_columns_are_probabilities_of_zero(host, ordinary_parameters):
 
 def test_noise_is_added_by_the_schedule(host):
     x0, generator = torch.full((2000, 1, 1, 1), 2.0), torch.Generator().manual_seed(0)
-    x_t, t = add_noise(host, x0, generator)
+    x_t, t, noise = add_noise(host, x0, generator)
     a = host.alphas_cumprod[t]
-    noise = (x_t.flatten() - a.sqrt() * 2) / (1 - a).sqrt()
+    assert torch.allclose(noise.flatten(), (x_t.flatten() - a.sqrt() * 2) / (1 - a).sqrt(), atol=1e-2)
     assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1
     assert t.min() < 20 and t.max() > 980 and abs(t.float().mean() - 499.5) < 30
 
@@ -288,7 +288,7 @@ def test_the_base_hash_does_not_change_with_a_lora_on_the_model(quick_patch, loa
 def test_only_the_chosen_projections_are_patched(host, matrices):
     patch, _ = forget(host, "cat", replace(QUICK, target_modules=matrices))
     ends = {module.rsplit("attn2_", 1)[1] for module in patch.modules}
-    assert ends == {f"to_{m}".replace("to_out", "to_out_0") for m in matrices.split()}
+    assert ends == {f"to_{m}".replace("to_out", "to_out_0") for m in matrices.split(",")}
 
 
 @pytest.mark.parametrize(
@@ -305,13 +305,30 @@ def test_only_the_chosen_projections_are_patched(host, matrices):
 )
 def test_bad_pictures_get_a_sentence(host, images, mask, message):
     with pytest.raises(ForgetError, match=message):
-        forget(host, "cat", QUICK, images, mask)
+        forget(host, "cat", QUICK, images=images, mask=mask)
 
 
-@pytest.mark.parametrize("bad", [{"steps": 0}, {"learning_rate": 1.0}, {"tokens": "all"}, {"preset": "magic"}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"steps": 0, "preset": "paper"},
+        {"learning_rate": 1.0, "preset": "paper"},
+        {"penalized_tokens": "all", "preset": "paper"},
+        {"magic": 1},
+        {"steps": 5},
+        {"preserve": "dog", "preset": "paper"},
+        {"target": "dog"},
+        {"template": "a {}"},
+    ],
+)
 def test_bad_settings_get_a_sentence(bad):
     with pytest.raises(ForgetError, match=next(iter(bad))):
         make_config(**bad)
+
+
+def test_an_unknown_preset_gets_a_sentence():
+    with pytest.raises(ForgetError, match="`magic` is no preset: choose one of fast, paper, balanced, robust"):
+        make_config("magic")
 
 
 def test_a_training_that_diverges_keeps_the_last_good_state_and_says_so(host, monkeypatch):
@@ -335,4 +352,4 @@ def test_a_training_that_diverges_keeps_the_last_good_state_and_says_so(host, mo
 
 def test_a_loss_that_is_not_finite_is_said(host):
     with pytest.raises(ForgetError, match="not finite at step 1"):
-        forget(host, "cat", QUICK, torch.full((1, 64, 64, 3), float("nan")))
+        forget(host, "cat", QUICK, images=torch.full((1, 64, 64, 3), float("nan")))

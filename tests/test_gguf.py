@@ -20,16 +20,17 @@ from test_quantized import difference
 
 from benchmarks.architectures import narrow_model
 from demo.host import CHECKPOINT
-from fmn_core.erasure.config import ForgetSettings
+from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
-from fmn_core.patch.patch import DOWN, UP, read_patch
+from fmn_core.patch.file import read_patch
+from fmn_core.patch.patch import DOWN, UP
 
 UNET = "model.diffusion_model."
 COLUMNS = 128  # of the prompt, in blocks of 32; the embedded model has 112
 MIXED = ("Q4_0", "Q8_0", "BF16", "F16", "F32")  # from layer to layer, in one file
 MATRICES = ("to_q", "to_k", "to_v", "to_out")
-SHORT = {"num_pictures": 1, "sampling_steps": 2, "resolution": 64, "rounds": 1, "rank": 2}
+SHORT = {"num_images": 1, "num_inference_steps": 2, "resolution": 64, "rank": 2}
 ROUNDING = 2e-3  # of what the layers compute from weights in fp16
 CAT, HOUSE = "a photo of a cat", "a photo of a house"
 
@@ -173,7 +174,7 @@ def whole(models):
 def patch(whole):
     from fmn_core.hosts.comfy.model import ComfyHost
 
-    return forget(ComfyHost(*whole), "cat", ForgetSettings())[0]
+    return forget(ComfyHost(*whole), "cat", make_config())[0]
 
 
 @pytest.fixture(scope="module")
@@ -214,19 +215,20 @@ def test_weights_are_what_the_layers_compute_with(ours, whole):
 def test_a_patch_is_that_of_full_precision(ours, patch):
     from fmn_core.hosts.comfy.model import ComfyHost
 
-    made = forget(ComfyHost(*ours), "cat", ForgetSettings())[0]
+    made = forget(ComfyHost(*ours), "cat", make_config())[0]
     expected = deltas(patch)
     for module, delta in deltas(made).items():
         assert difference(delta, expected[module]) < ROUNDING, module
-    assert made.info["report"]["erased"]["cat"] == pytest.approx(patch.info["report"]["erased"]["cat"], abs=0.01)
+    assert made.info["report"]["erasure"]["cat"] == pytest.approx(patch.info["report"]["erasure"]["cat"], abs=0.01)
 
 
 def test_training_is_that_of_full_precision_and_leaves_the_model_as_it_was(ours, whole):
     from fmn_core.hosts.comfy.model import ComfyHost
 
     hosts = [ComfyHost(*model) for model in (ours, whole)]
-    presets = {"preset": "paper", "steps": 1} if hosts[0].family == "sdxl" else {"preset": "balanced", "steps": 2}
-    settings = ForgetSettings(**presets, **SHORT, matrices="q k v out")
+    presets = {"preset": "paper", "steps": 1, "target_modules": "q,k,v,out"}
+    presets = presets if hosts[0].family == "sdxl" else {"preset": "balanced", "steps": 2}
+    settings = make_config(**presets, **SHORT)
     before, tensors = sampled(*ours, CAT), [*ours[0].model.parameters()]
     losses, expected = (forget(host, "cat", settings)[1] for host in hosts)
     assert losses == pytest.approx(expected, rel=ROUNDING)
@@ -268,9 +270,9 @@ def test_a_gate_acts_as_the_patch_does(ours, patch):
     for prompt, threshold, acts in ((CAT, -1.0, True), (HOUSE, 1.5, False)):
         with torch.inference_mode():
             asked = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
-        asked, _, called = gated(asked, patch, (1.0, 1.0), (0.0, 1.0), threshold)
+        asked, _, joint_name = gated(asked, patch, (1.0, 1.0), (0.0, 1.0), threshold)
         before, through = sampled(*ours, prompt), sampled(*ours, prompt, asked)
-        assert called == [acts] and torch.equal(through, before) != acts
+        assert joint_name == [acts] and torch.equal(through, before) != acts
         if acts:
             applied = sampled(apply_patch(model, patch, 1.0), clip, prompt)
             assert difference(through, applied) < difference(applied, before)
@@ -289,7 +291,7 @@ def test_loras_that_the_host_loads_stay_on_and_are_not_read(ours, patch):
     host, plain = ComfyHost(model, ours[1]), ComfyHost(*ours)
     for layer in [*host.cross_attentions()][::5]:
         assert torch.equal(host.weight(layer, "to_k"), plain.weight(layer, "to_k"))
-    _, losses = forget(host, "cat", ForgetSettings(preset="paper", steps=1, **SHORT))
+    _, losses = forget(host, "cat", make_config(preset="paper", steps=1, **SHORT))
     assert not torch.equal(changed, before) and torch.equal(sampled(model, ours[1], CAT), changed)
     assert torch.tensor(losses).isfinite().all() and torch.equal(sampled(*ours, CAT), before)
 

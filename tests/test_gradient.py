@@ -8,12 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from presets import config_for
 
 from benchmarks.architectures import narrow_model
 from fmn_core.attention import capture as attention
 from fmn_core.attention.capture import StopForward, capture_attention_maps
 from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
+from fmn_core.errors import ForgetError
 from fmn_core.host import DiffusionHost
 from fmn_core.inversion.config import InversionConfig
 from fmn_core.inversion.textual_inversion import invert_pictures
@@ -22,7 +24,7 @@ from fmn_core.training.gradient import BRANCH, gradient_path, recomputable, reco
 from fmn_core.training.losses import attention_resteering_loss
 from fmn_core.training.memory import RECOMPUTED, estimate_memory
 
-QUICK = {"steps": 2, "num_images": 1, "num_inference_steps": 2, "resolution": 64, "rounds": 1, "rank": 2}
+QUICK = {"steps": 2, "num_images": 1, "num_inference_steps": 2, "resolution": 64, "attack_rounds": 1, "rank": 2}
 
 
 @pytest.fixture(scope="module", params=["sd1", "sdxl"])
@@ -59,7 +61,7 @@ def given(host):
     return x_t, torch.tensor([500]), host.encode(["a photo of a cat"])
 
 
-def gradients(host, through="whole", again=False):
+def gradients(host, through="full", again=False):
     """The re-steering loss of a LoRA's first step, and its gradient."""
     x_t, t, prompts = given(host)
     layers = host.cross_attentions()
@@ -156,7 +158,7 @@ def test_free_memory_is_asked_of_a_device_without_a_number(monkeypatch):
     assert DiffusionHost.free_memory(SimpleNamespace(device=torch.device("cpu"))) == float("inf")
 
 
-def test_the_residual_stream_gives_the_same_loss_and_a_gradient_of_its_own_to_every_layer(host):
+def test_skip_connections_give_the_same_loss_and_a_gradient_of_its_own_to_every_layer(host):
     assert any(BRANCH.search(name) for name, _ in host.unet.named_modules())
     (loss, whole), (other, stream) = gradients(host), gradients(host, "skip_connections")
     assert loss == other and whole.keys() == stream.keys() and not same(whole, stream) and untouched(host.unet)
@@ -181,12 +183,12 @@ def test_a_forward_ends_where_the_last_map_is_made(host):
 
 @pytest.mark.parametrize("preset", ["paper", "balanced"])
 def test_short_memory_changes_nothing_but_the_way(host, preset, monkeypatch, caplog):
-    settings = make_config(preset=preset, visual_loss_weight=0.1 if preset == "paper" else 0.0, **QUICK)
+    settings = config_for(preset, visual_loss_weight=0.1, **QUICK)
     plain, _ = forget(host, "cat", settings)
     monkeypatch.setattr(type(host), "free_memory", lambda self: 0.0)
     with caplog.at_level(logging.INFO, "forget_me_not"):
         short, _ = forget(host, "cat", settings)
-    assert f'gradient="{RECOMPUTED}"' in caplog.text and untouched(host.unet)
+    assert f'backprop="{RECOMPUTED}"' in caplog.text and untouched(host.unet)
     assert distance(dict(plain), dict(short)) < 0.01  # a step of AdamW makes much of little gradients
 
 
@@ -197,7 +199,7 @@ def test_a_step_that_runs_out_of_memory_is_taken_again_with_less(host, work, mon
             return invert_pictures(
                 host, InversionConfig(steps=2, num_images=1, num_inference_steps=2, resolution=64), concept="cat"
             )
-        return dict(forget(host, "cat", make_config(preset=work, **QUICK))[0])
+        return dict(forget(host, "cat", config_for(work, **QUICK))[0])
 
     plain = run()
     real, failed = type(host).predict, []
@@ -217,7 +219,7 @@ def test_a_step_that_runs_out_of_memory_is_taken_again_with_less(host, work, mon
 
     monkeypatch.setattr(type(host), "predict", ends if work == "paper" else predict)
     again = run()
-    assert failed and "going on with gradient checkpointing" in caplog.text.lower() and untouched(host.unet)
+    assert failed and "continuing with gradient checkpointing" in caplog.text.lower() and untouched(host.unet)
     if work == "invert":
         assert again.losses == pytest.approx(plain.losses, rel=1e-5) and distance(plain.vectors, again.vectors) < 0.01
     else:
@@ -234,7 +236,7 @@ def test_out_of_memory_with_checkpointing_is_told(host, monkeypatch):
 
     monkeypatch.setattr(type(host), "predict", predict)
     with pytest.raises(torch.cuda.OutOfMemoryError, match="lower `batch_size` or `resolution`"):
-        forget(host, "cat", make_config(preset="paper", **QUICK))
+        forget(host, "cat", config_for("paper", **QUICK))
     assert untouched(host.unet)
 
 
@@ -242,9 +244,9 @@ def test_a_rehearsal_counts_less_where_less_is_held(host):
     x_t, t, prompts = given(host)
     with host.training(x_t.shape):
         held = estimate_memory(host, x_t, t, prompts).held
-    assert 0 < held["skip_connections"] < held["whole"] and held[RECOMPUTED] < held["whole"] and untouched(host.unet)
+    assert 0 < held["skip_connections"] < held["full"] and held[RECOMPUTED] < held["full"] and untouched(host.unet)
 
 
-def test_the_residual_stream_cannot_train_what_it_leaves_out(host):
-    with pytest.raises(ValueError, match="choose one"):
-        forget(host, "cat", make_config(preset="paper", backprop="skip_connections", train_layers="whole_unet", **QUICK))
+def test_skip_connections_cannot_train_what_they_leave_out():
+    with pytest.raises(ForgetError, match="choose one"):
+        make_config("paper", backprop="skip_connections", train_layers="whole_unet")

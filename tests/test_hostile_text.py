@@ -184,8 +184,13 @@ def test_a_surrogate_in_any_text_widget_is_refused_or_replaced(server):
         required = graphs.info[node]["input"]["required"].items()
         inputs = {key: wires[type] for key, (type, *_) in required if isinstance(type, str) and type in wires}
         inputs |= others.get(node, {}) | {name: "cat {}\ud800"}
-        inputs |= {"template": {"concept_type": "custom"}, "target": {"mode": "replace"}}.get(name, {})
+        inputs |= {"target": {"mode": "replace"}}.get(name, {})
+        inputs |= {"concept_type": "custom"} if node == "FMN_InvertConcept" and name == "template" else {}
         graph = base | {"node": graphs.node(node, **inputs), "shown": graphs.node("PreviewAny", source=["node", 0])}
+        if node.startswith("FMN_ForgetSettings_"):
+            wired = {"concept_type": "custom", "preset": node.rpartition("_")[2], "settings": ["node", 0]}
+            graph["forget"] = {**base["forget"], "inputs": {**base["forget"]["inputs"], **wired}}
+            graph["shown"] = graphs.node("PreviewAny", source=["forget", 0])
         try:
             server.run(graph)
         except ServerError as error:

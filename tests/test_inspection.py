@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from presets import config_for
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -29,7 +30,7 @@ from fmn_core.patch.stack import stack
 from fmn_core.patch.weighted import WeightedPatch
 
 CAT = ROOT / "demo/loras/forget-cat.safetensors"
-QUICK = {"num_images": 2, "num_inference_steps": 2, "steps": 2, "rounds": 1}
+QUICK = {"num_images": 2, "num_inference_steps": 2, "steps": 2, "attack_rounds": 1, "seed": 7}
 PRESETS = ("fast", "paper", "balanced", "robust")
 
 
@@ -43,7 +44,8 @@ def made(loaded, tmp_path_factory):
     def made(preset):
         path = folder / f"{preset}.safetensors"
         if not path.exists():
-            settings = make_config(preset=preset, rank=3, seed=7, **(QUICK if preset != "fast" else {"keep": "dog\nhouse"}))
+            settings = config_for(preset, rank=3, **QUICK)
+            settings = replace(settings, preserve="dog\nhouse") if preset == "fast" else settings
             with pytest.MonkeyPatch.context() as change:
                 change.setattr("fmn_core.erasure.adversarial.LEARNED_STEPS", 2)
                 save_patch(forget(ComfyHost(*loaded), "cat, kitten\nrose", settings)[0], path)
@@ -97,12 +99,12 @@ def test_the_text_says_each_fact(made, preset):
     text = text_of(inspection)
     facts = [
         f"{preset}.safetensors forgets cat, rose.", "`cat` also as `kitten`.", f"made by the preset {preset} of",
-        f"Forget-Me-Not {patch.info['version']}, mode remove, seed 7, type object", "made for EmojiSD (sd1)",
-        f"Rank {patch.rank}, {len(patch.modules)} projections", f"{path.stat().st_size:,} bytes", "rank 3",
+        f"Forget-Me-Not {patch.info['version']}, mode remove,", "made for EmojiSD (sd1)",
+        f"Rank {patch.rank}, {len(patch.modules)} projections", f"{path.stat().st_size:,} bytes", "rank 3", "type object",
     ]  # fmt: skip
-    facts += ["keep dog, house"] if preset == "fast" else ["num_pictures 2", "sampling_steps 2", "steps 2"]
+    facts += ["preserve dog, house"] if preset == "fast" else ["seed 7", "num_images 2", "num_inference_steps 2", "steps 2"]
     report = patch.info["report"]
-    facts += [f"`rose` goes {report['erased']['rose']:.0%}"] if preset != "paper" else []
+    facts += [f"`rose` goes {report['erasure']['rose']:.0%}"] if preset != "paper" else []
     facts += [f"{report['attention_mass'][when]:.4f} {when}" for when in ("before", "after") if preset != "fast"]
     for fact in [*facts, *report["warnings"]]:
         assert fact in text, fact
@@ -155,8 +157,8 @@ def test_the_picture_shows_bars_and_words(made, preset, host):
     bars = {"K": [36, 113, 163], "V": [214, 137, 16], "out": [125, 60, 152]}
     assert [letter for letter, colour in bars.items() if colour in colours] == [*bars][: 3 if preset == "robust" else 2]
     assert (picture[:, -20:] == 1).all() and (picture[-20:] == 1).all(), "something runs out of the picture"
-    unwarned = replace(inspection, report=inspection.report | {"warnings": []})
-    warned = replace(inspection, report=inspection.report | {"warnings": ["Little effect."]})
+    unwarned = replace(inspection, report=inspection.report.updated(warnings=[]))
+    warned = replace(inspection, report=inspection.report.updated(warnings=["Little effect."]))
     red = [draw_inspection(each).eq(torch.tensor([192, 57, 43]) / 255).all(-1)[:120].any() for each in (unwarned, warned)]
     assert red == [False, True]
 
@@ -168,7 +170,9 @@ def test_a_stack_names_its_parts_and_what_they_do_to_one_another(host):
     assert "stacked by Forget-Me-Not" in text and "2 patches: cat; lion at strength 0.5" in text and "Simply added" in text
     assert draw_inspection(inspection).shape[1] == 1024
     assert "fp16" not in json.dumps(inspection.plain()) and len(inspection.plain()["patches"]) == 2
-    hostile = Patch(dict(patches[0]), patches[0].info | {"patches": 5, "report": {"conflicts": 3, "responses": [3, {}]}})
+    hostile = Patch(
+        dict(patches[0]), patches[0].info | {"patches": 5, "report": {"interference": 3, "response_errors": [3, {}]}}
+    )
     assert "patches that it does not name" in text_of(inspect_patch(hostile))
 
 
@@ -182,11 +186,11 @@ def test_the_scale_reaches_the_highest_bar_in_a_few_round_steps(highest):
 @pytest.mark.parametrize(
     "report",
     [
-        None, "x", [], {"erased": "x", "drift": 3}, {"warnings": "x", "drift": {"dog": 0.1}}, {"erased": {"cat": 0.5}},
-        {"erased": {"cat": float("nan"), "x": True}}, {"drift": {"x": 10**400, "y": float("inf")}},
-        {"distance": {"after": 0.2}}, {"attention_mass": {"after": 1}},
+        None, "x", [], {"erasure": "x", "preserve_drift": 3}, {"warnings": "x", "preserve_drift": {"dog": 0.1}}, {"erasure": {"cat": 0.5}},
+        {"erasure": {"cat": float("nan"), "x": True}}, {"preserve_drift": {"x": 10**400, "y": float("inf")}},
+        {"target_error": {"after": 0.2}}, {"attention_mass": {"after": 1}},
         {"attention_mass": {"before": 0, "after": 0}}, {"evaluation": {"summary": "Fine.", "prompt_drift": {"near": 3}}},
-        {"evaluation": 3, "warnings": [3, "Broken."]}, {"loss": [1, 2], "noise drift": 0.1, "steps": 3, "strength": 1.0},
+        {"evaluation": 3, "warnings": [3, "Broken."]}, {"loss": [1, 2], "noise_drift": 0.1, "steps": 3, "strength": 1.0},
         {"unrelated_drift": "x"}, {"unrelated_drift": float("nan")},
     ],
 )  # fmt: skip
@@ -232,8 +236,8 @@ def test_names_that_no_host_gives_stand_last(made):
     patch = read_patch(made("fast"))
     odd = {key.replace("mid_block", "strange"): tensor for key, tensor in patch.items()}
     changes = inspect_patch(Patch(odd, patch.info)).changes
-    assert [change.place for change in changes[-2:]] == ["other"] * 2 and len(changes) == len(patch.modules)
-    assert isinstance(changes[0], Change) and changes[0].place == "down"
+    assert [change.unet_block for change in changes[-2:]] == ["other"] * 2 and len(changes) == len(patch.modules)
+    assert isinstance(changes[0], Change) and changes[0].unet_block == "down"
 
 
 @pytest.mark.parametrize(

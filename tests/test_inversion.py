@@ -22,6 +22,7 @@ from fmn_core.inversion.textual_inversion import (
     linear_decoder,
 )
 from fmn_core.lora.layers import CrossAttentionLoRA
+from fmn_core.training.loop import TrainingRun
 from fmn_core.training.sampling import sample_ddim
 
 QUICK = InversionConfig(steps=3, num_images=2, num_inference_steps=3, learning_rate=1e-2)
@@ -41,6 +42,10 @@ def cats(loaded):
     from fmn_core.hosts.comfy.model import ComfyHost
 
     return sample(ComfyHost(*loaded), ["a cat"] * 2, [1, 2], steps=10)
+
+
+def learn(host, latents, config, mask=None, images=None):
+    return invert(TrainingRun(host, config, images=images, mask=mask), latents)
 
 
 @pytest.fixture
@@ -69,7 +74,7 @@ def assert_untouched(host, before):
 def test_learned_words_call_for_what_the_pictures_show(host, cats):
     """From the word for another thing, in the prompt they were learned in and in another."""
     settings = InversionConfig(init_tokens="house", steps=50, learning_rate=2e-2)
-    inversion = invert_pictures(host, settings, cats)
+    inversion = invert_pictures(host, settings, images=cats)
     assert inversion.after < 0.6 * inversion.before and not inversion.warnings
     noise = torch.randn(4, *host.latent_shape(), generator=torch.Generator().manual_seed(9))
     with host.training(noise.shape, text=True), torch.no_grad():
@@ -83,11 +88,11 @@ def test_learned_words_call_for_what_the_pictures_show(host, cats):
 
 def test_the_model_is_left_as_it_was(host, latents):
     before = weights(host)
-    one, again = (invert(host, latents, QUICK) for _ in range(2))
+    one, again = (learn(host, latents, QUICK) for _ in range(2))
     assert_untouched(host, before)
     assert len(one.losses) == 3 and one.vectors.keys() == {"clip_l"} and one.vectors["clip_l"].shape[0] == 2
     assert torch.equal(one.vectors["clip_l"], again.vectors["clip_l"]) and one.losses == again.losses
-    other = invert(host, latents, replace(QUICK, seed=1))
+    other = learn(host, latents, replace(QUICK, seed=1))
     assert not torch.equal(one.vectors["clip_l"], other.vectors["clip_l"])
 
 
@@ -105,12 +110,12 @@ def test_an_interrupt_leaves_the_model_as_it_was(host, latents, monkeypatch):
 
     monkeypatch.setattr(host, "progress", progress)
     with pytest.raises(Stop):
-        invert(host, latents, QUICK)
+        learn(host, latents, QUICK)
     assert seen == [1, 2]
     assert_untouched(host, before)
 
 
-def test_initialisers_are_words_noise_or_zero(host):
+def test_init_tokens_are_words_noise_or_zero(host):
     norms = {"clip_l": torch.tensor(3.0)}
     make = lambda words, **other: first_vectors(  # noqa: E731
         host, InversionConfig(init_tokens=words, **other), norms, torch.Generator().manual_seed(0)
@@ -123,22 +128,22 @@ def test_initialisers_are_words_noise_or_zero(host):
     for bad in ("sunflower seeds", "", "cat|", "<rand-x>"):
         with pytest.raises(ForgetError, match="and must be one"):
             make(bad)
-    with pytest.raises(ForgetError, match="65 initialisers do not fit"):
+    with pytest.raises(ForgetError, match="65 init tokens do not fit"):
         make("|".join(["a"] * 65))
 
 
 def test_norms_are_drawn_to_those_of_words(host, latents):
     """From vectors ten times as long, with a step size of about nothing."""
     far = InversionConfig(init_tokens="<rand-1>", learning_rate=1e-7, steps=10, norm_decay=False)
-    length = invert(host, latents, far).vectors["clip_l"].norm().item()
+    length = learn(host, latents, far).vectors["clip_l"].norm().item()
     word = host.token_embeddings("cat dog tree house")["clip_l"].norm(dim=1)
     assert length > 5 * word.max()
-    drawn = invert(host, latents, replace(far, norm_decay=True)).vectors["clip_l"].norm().item()
+    drawn = learn(host, latents, replace(far, norm_decay=True)).vectors["clip_l"].norm().item()
     assert word.min() < drawn < word.max()
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_state(host, latents, monkeypatch):
-    good = invert(host, latents, replace(QUICK, steps=1)).vectors["clip_l"]
+    good = learn(host, latents, replace(QUICK, steps=1)).vectors["clip_l"]
     predict, calls = host.predict, []
 
     def broken_from(first):
@@ -152,23 +157,23 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(host, latents, monk
         return broken
 
     monkeypatch.setattr(host, "predict", broken_from(3))
-    stopped = invert(host, latents, QUICK)
+    stopped = learn(host, latents, QUICK)
     assert len(stopped.losses) == 2 and "diverged after step 2 of 3" in stopped.warnings[0]
     assert torch.allclose(stopped.vectors["clip_l"], good, atol=0.05) and stopped.vectors["clip_l"].isfinite().all()
     monkeypatch.setattr(host, "predict", broken_from(1))
     with pytest.raises(ForgetError, match="not finite at step 1"):
-        invert(host, latents, QUICK)
+        learn(host, latents, QUICK)
 
 
 def test_it_runs_on_a_patched_model_and_leaves_the_patch_alone(host, latents):
     """As recovery by inversion does: with hooks on the projections, whose parameters would gather gradients."""
-    before, plain = weights(host), invert(host, latents, QUICK)
+    before, plain = weights(host), learn(host, latents, QUICK)
     lora = CrossAttentionLoRA(host.cross_attentions(), ("to_k", "to_v"), 2, torch.Generator().manual_seed(0))
     for parameter in lora.parameters():
         parameter.data.normal_(generator=torch.Generator().manual_seed(1)).mul_(0.1)
     state = copy.deepcopy(lora.state_dict())
     with lora.attached():
-        patched = invert(host, latents, QUICK)
+        patched = learn(host, latents, QUICK)
     assert not torch.allclose(patched.vectors["clip_l"], plain.vectors["clip_l"], atol=1e-4)
     assert all(parameter.grad is None for parameter in lora.parameters())
     assert all(torch.equal(value, state[name]) for name, value in lora.state_dict().items())
@@ -183,10 +188,10 @@ def test_it_runs_on_a_model_with_a_lora_of_the_hosts(host, loaded, latents):
 
     patch, _ = forget(host, "cat", make_config(preset="fast"))
     settings = replace(QUICK, init_tokens="cat")
-    plain = invert(host, latents, settings)
-    patched = invert(ComfyHost(apply_patch(loaded[0], patch, 1.0), *loaded[1:]), latents, settings)
+    plain = learn(host, latents, settings)
+    patched = learn(ComfyHost(apply_patch(loaded[0], patch, 1.0), *loaded[1:]), latents, settings)
     assert patched.before != pytest.approx(plain.before, rel=1e-4)
-    again = invert(host, latents, settings)
+    again = learn(host, latents, settings)
     assert torch.allclose(again.vectors["clip_l"], plain.vectors["clip_l"], atol=1e-5)
 
 
@@ -205,19 +210,19 @@ def test_pictures_are_mirrored_with_their_masks(host, monkeypatch):
     mask[:, :, :64] = 1
     seen = {}
 
-    def look(host, latents, settings, mask, pictures, checkpoint):
-        seen.update(mask=mask, pictures=pictures)
+    def look(run, latents):
+        seen.update(mask=run.mask, pictures=run.images)
         return Inversion({}, [], 0.0, 0.0)
 
     monkeypatch.setattr("fmn_core.inversion.textual_inversion.invert", look)
-    invert_pictures(host, QUICK, images, mask)
+    invert_pictures(host, QUICK, images=images, mask=mask)
     assert torch.equal(seen["pictures"], torch.cat([images, images.flip(2)]))
     assert seen["mask"].shape == (4, 128, 128)
     assert seen["mask"][:2, :, :64].all() and seen["mask"][2:, :, 64:].all() and seen["mask"].mean() == 0.5
-    invert_pictures(host, replace(QUICK, horizontal_flip=False), images, mask)
+    invert_pictures(host, replace(QUICK, horizontal_flip=False), images=images, mask=mask)
     assert torch.equal(seen["pictures"], images)
     with pytest.raises(ForgetError, match="resize the mask"):
-        invert_pictures(host, QUICK, images, mask[:, 1:])
+        invert_pictures(host, QUICK, images=images, mask=mask[:, 1:])
     with pytest.raises(ForgetError, match="The concept is empty"):
         invert_pictures(host, QUICK)
 
@@ -228,13 +233,13 @@ def test_a_mask_weights_the_error(host, latents):
     weight = error_weight(mask, latents)
     assert weight.shape == (1, 1, 8, 8) and weight.mean().item() == pytest.approx(1)
     assert weight[..., 0, 0] == pytest.approx(21 * weight[..., 0, 7].item())
-    masked, plain = invert(host, latents, QUICK, mask), invert(host, latents, QUICK)
+    masked, plain = learn(host, latents, QUICK, mask), learn(host, latents, QUICK)
     assert not torch.allclose(masked.vectors["clip_l"], plain.vectors["clip_l"], atol=1e-4)
 
 
 def test_latents_that_are_no_numbers_get_a_sentence(host, cats):
     with pytest.raises(ForgetError, match="latents are not finite"):
-        invert(host, host.encode_images(cats) * float("nan"), QUICK, pictures=cats)
+        learn(host, host.encode_images(cats) * float("nan"), QUICK, images=cats)
 
 
 def test_previews_show_the_pictures(host, cats, monkeypatch):
@@ -244,7 +249,7 @@ def test_previews_show_the_pictures(host, cats, monkeypatch):
     previews = []
     monkeypatch.setattr(host, "shows_previews", lambda: True)
     monkeypatch.setattr(host, "progress", lambda step, total, preview: previews.append(preview()))
-    invert_pictures(host, QUICK, cats)
+    invert_pictures(host, QUICK, images=cats)
     assert len(previews) == 3 and all(0 <= p.min() and p.max() <= 1 for p in previews)
 
 
@@ -274,7 +279,7 @@ def test_comfyuis_two_text_encoders_learn_and_read_together(loaded, xl_clip, lat
     assert torch.equal(prompt.prompt_embeds, expected.prompt_embeds) and torch.equal(
         prompt.pooled_prompt_embeds, expected.pooled_prompt_embeds
     )
-    inversion = invert(host, latents, replace(QUICK, init_tokens="cat|dog"))
+    inversion = learn(host, latents, replace(QUICK, init_tokens="cat|dog"))
     assert {name: tuple(v.shape) for name, v in inversion.vectors.items()} == {"clip_g": (2, 64), "clip_l": (2, 48)}
     assert all((v[0] != word[name][0]).any() for name, v in inversion.vectors.items())
     save_embedding(inversion.vectors, tmp_path / "xl.safetensors", {})
@@ -365,8 +370,8 @@ def test_the_originals_tokens_come_in_the_order_of_their_numbers(tmp_path):
 
 @pytest.mark.parametrize("given", [False, True])
 def test_a_template_that_calls_for_an_embedding_that_is_not_there_is_refused(host, cats, given):
-    calling = replace(QUICK, template="a {} beside embedding:missing")
-    images = cats if given else None
+    calling = replace(QUICK, concept_type="custom", template="a {} beside embedding:missing")
     with pytest.raises(ForgetError, match="There is no embedding behind `embedding:missing`"):
-        invert_pictures(host, replace(calling, concept_type="custom"), images, concept="cat")
-    assert invert_pictures(host, calling, images, concept="cat").losses  # the template of another type is not read
+        invert_pictures(host, calling, images=cats if given else None, concept="cat")
+    with pytest.raises(ForgetError, match="`template` is for the type `custom`"):
+        replace(calling, concept_type="object")

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from graphs import Graphs
 
 from demo.judge import Judge
 from demo.run import load_pictures
@@ -32,7 +33,7 @@ def job(server):
     )
     workflow["800"] = {"class_type": "FMN_InvertConcept", "inputs": {**wired, "concept": "cat", **settings}}
     workflow["801"] = {"class_type": "PreviewAny", "inputs": {"source": ["800", 0]}}
-    forget |= {"concept": ["800", 0], "num_inference_steps": 10}
+    forget |= {"concept": ["800", 0]}
     both = {"string_a": "a photo of ", "string_b": ["800", 0], "delimiter": ""}
     workflow[ids["Prompt"]] = {"class_type": "StringConcatenate", "inputs": both}
     for when, model in (("Before", loader), ("After", ids["Apply FMN Patch"])):
@@ -64,7 +65,7 @@ def test_the_node_learns_words_that_forget_concept_forgets(server, job):
 def test_the_preset_that_trains_forgets_the_learned_words(server, job):
     workflow, ids, _, _ = job
     paper = copy.deepcopy(workflow)
-    paper[ids["Forget Concept"]]["inputs"]["preset"] = "paper"
+    Graphs(server).set_preset(paper, ids["Forget Concept"], "paper", num_inference_steps=10)
     text = server.run(paper)[ids["Forget Concept"]]["text"][0]
     before, after = map(float, re.search(r"Attention to the concept: ([\d.]+) before, ([\d.]+) after", text).groups())
     assert after < 0.5 * before

@@ -210,7 +210,7 @@ def test_a_file_is_imported_as_comfyui_loads_it_or_what_is_left_out_is_named(emb
     file.unlink(missing_ok=True)
     imported = import_patch(embedded, written(respelled(tensors, layout["spelling"]) | extras, file), EXACT)
     warnings = "\n".join(imported.info["report"]["warnings"])
-    theirs, ours = changes_by(tensors), changes_by({**imported, **imported.rest})
+    theirs, ours = changes_by(tensors), changes_by({**imported, **imported.unet_lora})
     assert {*theirs} == {*ours} == {names[name] for name in chosen}
     assert all(same(ours[key], theirs[key]) for key in theirs)
     assert all(word in warnings for word in left) and bool(warnings) == bool(left)
@@ -232,7 +232,7 @@ def test_a_change_that_depends_on_the_weights_is_named_and_refused_only_inside_t
     file.unlink()
     imported = import_patch(embedded, written(within | outside, file), EXACT)
     warnings = "\n".join(imported.info["report"]["warnings"])
-    assert not imported.rest and (reason.removeprefix("that is ") in warnings) == bool(outside)
+    assert not imported.unet_lora and (reason.removeprefix("that is ") in warnings) == bool(outside)
     theirs, ours = changes[0](within), changes[0](imported)
     assert {*theirs} == {*ours} and all(same(ours[key], theirs[key]) for key in theirs)
 
@@ -248,7 +248,7 @@ def test_a_lokr_around_a_core_is_multiplied_out(embedded, shapes, changes, tmp_p
     core, a, b = (parts[f"lokr_{part}"] for part in ("t2", "w2_a", "w2_b"))
     other = torch.stack([a.T @ core[..., i, j] @ b for i in range(3) for j in range(3)], -1).unflatten(-1, (3, 3))
     wanted = torch.stack([torch.kron(parts["lokr_w1"], other[..., i, j]) for i in range(3) for j in range(3)], -1) * 2
-    found = changes[0](imported.rest)[changes[1][name]]
+    found = changes[0](imported.unet_lora)[changes[1][name]]
     assert same(found.flatten(2), wanted)
 
 

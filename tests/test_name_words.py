@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from demo.judge import Judge
 from demo.vocabulary import OBJECTS, PEOPLE, STYLES
-from fmn_core.erasure.advice import LITTLE, MUCH, warnings
+from fmn_core.erasure.advice import LITTLE, MUCH, edit_warnings
 from fmn_core.erasure.closed_form import make_edit
 from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
 from fmn_core.erasure.plan import plan_erasure
 from fmn_core.errors import ForgetError
+from fmn_core.patch.report import PatchReport
 from fmn_core.text.concept import make_concepts
 from fmn_core.text.features import VocabularyIndex
 from fmn_core.text.name_words import single_words, words_inside
@@ -38,7 +39,7 @@ def host(loaded):
 
 
 @pytest.fixture(scope="module")
-def lexicon(host):
+def vocabulary(host):
     return VocabularyIndex(host)
 
 
@@ -81,38 +82,40 @@ def test_a_word_that_goes_along_with_its_name_is_told(host, names, settings, wor
     with pytest.raises(ForgetError, match=f"`{word}` goes along"):
         forget(host, names, replace(settings, strict=True))
     kept = forget(host, names, replace(settings, preserve=word))[0].info["report"]
-    assert kept["preserve_drift"][word] < 0.1 and "Take off `keep`" in kept["warnings"][0]  # as the sentence says
+    assert (
+        kept["preserve_drift"][word] < 0.1 and "Remove near-synonyms from `preserve`" in kept["warnings"][0]
+    )  # as the sentence says
 
 
 def test_what_keeps_a_name_from_being_forgotten_is_let_go_and_no_more(host):
     edit = make_edit(host, make_concepts("lion house"), FAST)
-    assert edit.task.along == {"lion": "lion house"} and edit.task.inside == {"lion house": ["house"]}
-    assert edit.report["erasure"]["lion house"] > LITTLE and edit.report["preserve_drift"]["house"] < MUCH
+    assert edit.plan.freed == {"lion": "lion house"} and edit.plan.inside == {"lion house": ["house"]}
+    assert edit.report.erasure["lion house"] > LITTLE and edit.report.preserve_drift["house"] < MUCH
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from([*ONE_WORD, "of", "the", "Red", "qwrtzp", "computer", "(house)"]), min_size=1, max_size=4))
-def test_words_inside_are_known_words_of_names_of_several(lexicon, words):
+def test_words_inside_are_known_words_of_names_of_several(vocabulary, words):
     name = " ".join(words)
-    found = words_inside(lexicon, [name], "object")
+    found = words_inside(vocabulary, [name], "object")
     assert {*found} <= {*single_words(name)} - FUNCTION_WORDS - {"qwrtzp", "computer"}
     assert len(words) > 1 or not found
-    task = plan_erasure(lexicon, make_concepts(name), FAST)
-    inside = {*task.parts, *task.along}
-    assert inside == {*found} - {name.lower()} and not inside & {*task.also, *task.neighbours}
+    plan = plan_erasure(vocabulary, make_concepts(name), FAST)
+    inside = {*plan.parts, *plan.freed}
+    assert inside == {*found} - {name.lower()} and not inside & {*plan.synonyms, *plan.neighbours}
 
 
 @pytest.mark.parametrize("name", [*ONE_WORD[:12], *PEOPLE, *STYLES])
-def test_a_name_of_one_word_has_none_inside(lexicon, name):
+def test_a_name_of_one_word_has_none_inside(vocabulary, name):
     if " " not in name:
-        task = plan_erasure(lexicon, make_concepts(name), FAST)
-        assert not task.parts and not task.along
+        plan = plan_erasure(vocabulary, make_concepts(name), FAST)
+        assert not plan.parts and not plan.freed
 
 
 @pytest.mark.parametrize("name", ["the cat", "a Cat", "your cat!", "cat cat", "the of"])
-def test_a_name_of_one_word_and_function_words_has_none_inside(host, lexicon, name):
-    task = plan_erasure(lexicon, make_concepts(name), FAST)
-    assert not task.parts and not task.along
+def test_a_name_of_one_word_and_function_words_has_none_inside(host, vocabulary, name):
+    plan = plan_erasure(vocabulary, make_concepts(name), FAST)
+    assert not plan.parts and not plan.freed
     if "cat" in name.lower():
         report = forget(host, name, replace(FAST, strict=True))[0].info["report"]
         assert "kitten" in report["synonyms"] and report["warnings"] == []
@@ -121,8 +124,8 @@ def test_a_name_of_one_word_and_function_words_has_none_inside(host, lexicon, na
 @pytest.mark.parametrize(
     ("type", "names"), [("object", [*OBJECTS, *ONE_WORD, "kitten"]), ("identity", [*PEOPLE]), ("style", [*STYLES])]
 )
-def test_every_word_that_the_model_was_trained_on_is_known(lexicon, type, names):
-    assert [name for name in names if not lexicon.knows(name, type)] == []
+def test_every_word_that_the_model_was_trained_on_is_known(vocabulary, type, names):
+    assert [name for name in names if not vocabulary.knows(name, type)] == []
 
 
 @pytest.mark.parametrize("name", NEVER_LEARNED)
@@ -135,9 +138,9 @@ def test_of_a_name_that_the_text_encoder_does_not_know_nothing_is_made_up(host, 
         forget(host, name, replace(FAST, strict=True))
 
 
-def test_another_name_that_is_not_known_adds_nothing(lexicon):
-    one, both = (plan_erasure(lexicon, make_concepts(names), FAST) for names in ("cat", "cat, 猫"))
-    assert both.also == one.also == ["kitten"] and both.neighbours == one.neighbours and both.unknown == ["猫"]
+def test_another_name_that_is_not_known_adds_nothing(vocabulary):
+    one, both = (plan_erasure(vocabulary, make_concepts(names), FAST) for names in ("cat", "cat, 猫"))
+    assert both.synonyms == one.synonyms == ["kitten"] and both.neighbours == one.neighbours and both.unknown == ["猫"]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -149,20 +152,21 @@ def test_another_name_that_is_not_known_adds_nothing(lexicon):
     st.floats(0, 1),
     st.floats(0, 1),
 )
-def test_advice_can_be_followed(lexicon, names, keep, mode, preset, erased, drift):
+def test_advice_can_be_followed(vocabulary, names, keep, mode, preset, erased, drift):
     concepts = make_concepts(names)
     chosen = make_config(preserve=keep, mode=mode, target="house" if mode == "replace" else "", preset=preset)
-    task = plan_erasure(lexicon, concepts, chosen)
-    moved = dict.fromkeys([*task.near, *task.along], drift)
-    sentences = warnings(task, chosen, {"erased": dict.fromkeys(task.names, erased), "drift": moved})
+    plan = plan_erasure(vocabulary, concepts, chosen)
+    moved = dict.fromkeys([*plan.near, *plan.freed], drift)
+    report = PatchReport(erasure=dict.fromkeys(plan.names, erased), preserve_drift=moved)
+    sentences = edit_warnings(plan, chosen, report)
     little = [s for s in sentences if s.startswith("Little effect")]
-    assert len(little) == (erased < LITTLE) * sum(name not in task.unknown for name in task.names)
-    assert len(sentences) == len(task.unknown) + len(little) + (drift > MUCH) * len(moved)
+    assert len(little) == (erased < LITTLE) * sum(name not in plan.unknown for name in plan.names)
+    assert len(sentences) == len(plan.unknown) + len(little) + (drift > MUCH) * len(moved)
     for sentence in sentences:
         word = re.match(r"`(.*?)`", sentence)
-        assert "Take off `keep`" not in sentence or keep
+        assert "from `preserve`" not in sentence or keep
         assert "fewer concepts" not in sentence or len(concepts) > 1
-        assert "Keep fewer" not in sentence or len(task.keep) > 1
-        assert "replacement" not in sentence or mode == "replace"
+        assert "Preserve fewer" not in sentence or len(plan.preserve) > 1
+        assert "`target`" not in sentence or mode == "replace"
         assert "preset `balanced`" not in sentence or preset == "fast"
-        assert " in `keep`" not in sentence or word[1] not in task.keep
+        assert " in `preserve`" not in sentence or word[1] not in plan.preserve

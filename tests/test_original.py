@@ -23,6 +23,7 @@ from fmn_core.hosts.diffusers.model import DiffusersHost
 from fmn_core.inversion.textual_inversion import invert
 from fmn_core.text.concept import concept_mask, make_concepts
 from fmn_core.text.vocabulary import NOUNS
+from fmn_core.training.loop import TrainingRun
 
 LOSS, GRADIENT, STEP = 2e-6, 2e-6, 1e-3  # relative, relative, and of AdamW's step
 PADDINGS = {"SD1": "<|endoftext|>", "SD2": "!"}  # what tokenizers fill prompts up with
@@ -87,7 +88,7 @@ def test_prompts_and_columns(host, words, kind, use_pooler, only):
     name, config = " ".join(words), attn_config(use_pooler=use_pooler, only_optimize_ca=only)
     (concept,) = make_concepts(name, kind)
     assert concept.prompts == ((TEMPLATES[kind].format(name), name),)
-    tokens = forgetting_settings(config, pads_with_end=pads_with_end(host)).tokens
+    tokens = forgetting_settings(config, pads_with_end=pads_with_end(host)).penalized_tokens
     found = concept_mask(host, name, concept.prompts[0][0], tokens).nonzero()[:, 0].tolist()
     assert found == positions(host.pipeline.tokenizer, concept.prompts[0][0], name, use_pooler)
 
@@ -141,8 +142,10 @@ def test_a_step_of_resteering(host, monkeypatch, loss, use_pooler):
     settings = forgetting_settings(attn_config(max_train_steps=1, use_pooler=use_pooler), pads_with_end=pads_with_end(host))
     settings = replace(settings, loss=loss)
     asked, trained, stepped = caught(host, monkeypatch), [], []
-    state, step = resteering.training_state, torch.optim.AdamW.step
-    monkeypatch.setattr(resteering, "training_state", lambda loras, *how: trained.append(loras[0]) or state(loras, *how))
+    train, step = resteering.Resteering.train, torch.optim.AdamW.step
+    monkeypatch.setattr(
+        resteering.Resteering, "train", lambda training, *how: trained.append(training.lora) or train(training, *how)
+    )
 
     def spy(self, closure=None):
         stepped.append(
@@ -153,7 +156,7 @@ def test_a_step_of_resteering(host, monkeypatch, loss, use_pooler):
 
     monkeypatch.setattr(torch.optim.AdamW, "step", spy)
     images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(1))
-    _, (ours,) = forget(host, make_concepts("elon musk", "object"), settings, images)
+    _, (ours,) = forget(host, make_concepts("elon musk", "object"), settings, images=images)
     (x_t, t, embeddings), lora, downs = asked[-1], trained[0], trained[1]
 
     unet, maps = second_unet(host)
@@ -184,7 +187,7 @@ def test_a_step_of_textual_inversion(host, monkeypatch):
     settings = inversion_settings({**config, "resolution": 64})
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     asked = caught(host, monkeypatch)
-    learned = invert(host, latents, settings)
+    learned = invert(TrainingRun(host, settings), latents)
     (x_t, t, _) = asked[-1]
 
     tokenizer, encoder = copy.deepcopy(host.pipeline.tokenizer), copy.deepcopy(host.pipeline.text_encoder)

@@ -26,13 +26,13 @@ from comfyui_page import (  # noqa: F401
 from fmn_core.attention import compare as attention_compare
 from fmn_core.attention import recorder as recording
 from fmn_core.attention import visualize as attention_picture
-from fmn_core.erasure.config import make_config
+from fmn_core.erasure.config import MAIN_FIELDS, PRESETS
 from fmn_core.evaluation.config import EvaluationConfig
 from fmn_core.inversion.config import InversionConfig
 
 IMAGES = ("SaveImage", "PreviewImage")
 SETTINGS = {
-    "FMN_ForgetConcept": make_config,
+    **{f"FMN_ForgetSettings_{preset}": config for preset, config in PRESETS.items()},
     "FMN_InvertConcept": InversionConfig,
     "FMN_EvaluatePatch": EvaluationConfig,
     "FMN_RecordAttention": recording.RecordingConfig,
@@ -125,7 +125,7 @@ def test_no_workflow_overlaps_where_advanced_inputs_are_hidden(page, server):  #
         info = route.fetch().json()
         for name, kind in SETTINGS.items():
             for field in dataclasses.fields(kind):
-                if field.metadata["advanced"]:
+                if field.metadata["advanced"] and field.name not in MAIN_FIELDS:
                     info[name]["input"]["required"][field.name][1]["advanced"] = True
         route.fulfill(json=info)
 
@@ -133,8 +133,8 @@ def test_no_workflow_overlaps_where_advanced_inputs_are_hidden(page, server):  #
     open_page(page, server)
     for path in WORKFLOWS:
         show(page, path)
-        if "FMN_ForgetConcept" in path.read_text():
-            assert page.get_by_text("visual_weight", exact=True).count() == 0, "advanced inputs are shown"
+        if "FMN_InvertConcept" in path.read_text():
+            assert page.get_by_text("norm_decay", exact=True).count() == 0, "advanced inputs are shown"
         require_tidy(page, tallest=math.inf)  # the page gives what it hides to the fields, of a new node too
 
 
@@ -171,18 +171,18 @@ def test_the_template_browser_shows_the_workflows(page, server, screenshots):  #
 
 
 @pytest.mark.parametrize("page", PAGES, indirect=True, ids="-".join)
-def test_a_new_forget_node_keeps_its_seed_and_names_what_0_stands_for(page, server):  # noqa: F811
+def test_a_new_settings_node_keeps_its_seed_and_names_what_0_stands_for(page, server):  # noqa: F811
     """A control that randomises the seed would train anew at every queueing."""
     open_page(page, server)
     widgets = page.evaluate(
         """() => {
-            const node = LiteGraph.createNode('FMN_ForgetConcept')
+            const node = LiteGraph.createNode('FMN_ForgetSettings_paper')
             app.graph.add(node)
             return node.widgets.map(w => [w.name, w.label])
         }"""
     )
     names = [name for name, _ in widgets]
-    assert names[names.index("seed") + 1] == "rank", names
+    assert names[names.index("seed") + 1] == "penalized_tokens", names
     assert dict(widgets)["learning_rate"] == "learning_rate (0: auto)"
     if page.kind[1] == "nodes-2":
         page.get_by_text("learning_rate (0: auto)").wait_for()

@@ -9,18 +9,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from presets import config_for
 
 from fmn_core.cli.main import main
 from fmn_core.erasure import adversarial as robust
 from fmn_core.erasure import hybrid, resteering
-from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
 from fmn_core.text.concept import round_robin
 from fmn_core.training import noise
 from fmn_core.training.images import concept_pictures, read_folders
 
-QUICK = make_config(preset="paper", steps=12, num_images=2, num_inference_steps=2, resolution=64, attack_rounds=1)
+SHORT = {"steps": 12, "num_images": 2, "num_inference_steps": 2, "resolution": 64, "attack_rounds": 1}
+QUICK = config_for("paper", **SHORT)
 NAMES = ("cat", "dog")
 SHADES = (0.1, 0.2, 0.8, 0.9)  # of the pictures: dark ones are the cat's
 
@@ -41,8 +42,8 @@ def pairs(host, monkeypatch):
         return predict(x_t, t, prompts)
 
     def unhidden(host, x0, generator):
-        noise.diffuse(host, x0, generator)
-        return x0, torch.full((len(x0),), 500)
+        _, _, epsilon = noise.add_noise(host, x0, generator)
+        return x0, torch.full((len(x0),), 500), epsilon
 
     monkeypatch.setattr(host, "predict", watched)
     for module in (resteering, hybrid):
@@ -58,7 +59,7 @@ def test_every_picture_is_asked_for_by_the_name_of_what_it_shows(host, images, p
     latents = host.encode_images(images)
     shows = order or [0, 0, 1, 1]
     steps = {"paper": 12, "balanced": 3, "robust": 2}[preset]
-    forget(host, "cat\ndog", replace(QUICK, preset=preset, steps=steps), images, concept_of=order)
+    forget(host, "cat\ndog", config_for(preset, **SHORT | {"steps": steps}), images=images, concept_of=order)
     matched = []
     for x, name in pairs:
         distances = (latents - x).square().sum((1, 2, 3))
@@ -79,9 +80,9 @@ def test_the_model_makes_pictures_of_every_concept(host, monkeypatch):
     """However many names the first has."""
     sample, made = resteering.sample_pairs, []
 
-    def watched(host, asked, *rest):
-        made.extend(asked.texts)
-        return sample(host, asked, *rest)
+    def watched(host, prompts, *rest):
+        made.extend(prompts.texts)
+        return sample(host, prompts, *rest)
 
     monkeypatch.setattr(resteering, "sample_pairs", watched)
     forget(host, "cat, kitten, tabby\ndog", replace(QUICK, steps=1))
@@ -90,12 +91,12 @@ def test_the_model_makes_pictures_of_every_concept(host, monkeypatch):
 
 @settings(deadline=None)
 @given(st.lists(st.lists(st.integers(), min_size=1, max_size=4), min_size=1, max_size=4), st.integers(0, 30))
-def test_turns_are_fair(several, count):
-    tagged = [[(which, place) for place in range(len(own))] for which, own in enumerate(several)]
+def test_turns_are_fair(lists, count):
+    tagged = [[(which, place) for place in range(len(own))] for which, own in enumerate(lists)]
     turns = round_robin(tagged, count)
     for which, own in enumerate(tagged):
         mine = [one for one in turns if one[0] == which]
-        assert mine == (own * count)[: len(mine)] and len(mine) - count // len(several) in (0, 1)
+        assert mine == (own * count)[: len(mine)] and len(mine) - count // len(lists) in (0, 1)
     assert len(turns) == count
 
 
@@ -127,7 +128,8 @@ def test_a_batch_is_shared_out_in_order(concepts, each, flip):
 def test_pictures_that_cannot_be_shared_out_get_a_sentence(host, count, concept_of, message):
     for preset in ("paper", "balanced"):
         with pytest.raises(ForgetError, match=message):
-            forget(host, "cat\ndog", replace(QUICK, preset=preset), torch.rand(count, 64, 64, 3), concept_of=concept_of)
+            images = torch.rand(count, 64, 64, 3)
+            forget(host, "cat\ndog", config_for(preset, **SHORT), images=images, concept_of=concept_of)
 
 
 def test_a_folder_for_each_concept(tmp_path, model, capsys):

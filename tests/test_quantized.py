@@ -167,12 +167,12 @@ def patched_twice(quantized, loaded, patch):
 
 def test_a_training_sees_the_patch_that_the_model_has(patched_twice):
     """It reads what layers put out, and where memory is short its backward runs blocks again outside of the host's run."""
-    from fmn_core.erasure.config import ForgetSettings
+    from fmn_core.erasure.config import make_config
     from fmn_core.erasure.forget import forget
     from fmn_core.patch.patch import DOWN, UP
 
     host, whole = patched_twice
-    settings = ForgetSettings(preset="paper", steps=1, num_pictures=1, sampling_steps=2, resolution=64)
+    settings = make_config(preset="paper", steps=1, num_pictures=1, sampling_steps=2, resolution=64)
     made, expected = (forget(one, "cat", settings)[0] for one in (host, whole))
     ours, theirs = (one.info["report"]["attention_mass"]["before"] for one in (made, expected))
     assert ours == pytest.approx(theirs, rel=0.1)
@@ -185,12 +185,12 @@ def test_a_training_sees_the_patch_that_the_model_has(patched_twice):
 
 def test_words_are_learned_on_a_model_that_is_patched(patched_twice):
     """Whose patch, made in inference mode, the gradient to the words goes through."""
-    from fmn_core.inversion.config import InvertSettings
+    from fmn_core.inversion.config import InversionConfig
     from fmn_core.inversion.textual_inversion import invert_pictures
 
     pictures = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
-    settings = InvertSettings(steps=1, batch_size=1, resolution=64)
-    learned, expected = (invert_pictures(host, settings, pictures).losses for host in patched_twice)
+    settings = InversionConfig(steps=1, batch_size=1, resolution=64)
+    learned, expected = (invert_pictures(host, settings, images=pictures).losses for host in patched_twice)
     assert learned == pytest.approx(expected, rel=0.3)
 
 

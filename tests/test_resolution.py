@@ -31,9 +31,9 @@ WORKS = {
     "paper": lambda host: forget(host, "cat", make_config(preset="paper", visual_loss_weight=1.0, **SMALL)),
     "balanced": lambda host: forget(host, "cat", make_config(preset="balanced", **SMALL)),
     "concepts": lambda host: forget(host, make_concepts("cat"), make_config(preset="paper", **SMALL)),
-    "pictures": lambda host: forget(host, "cat", make_config(preset="paper", **SMALL), torch.rand(1, 200, 200, 3)),
+    "pictures": lambda host: forget(host, "cat", make_config(preset="paper", **SMALL), images=torch.rand(1, 200, 200, 3)),
     "invert": lambda host: invert_pictures(host, InversionConfig(**SMALL), concept="cat"),
-    "invert pictures": lambda host: invert_pictures(host, InversionConfig(**SMALL), torch.rand(1, 200, 200, 3)),
+    "invert pictures": lambda host: invert_pictures(host, InversionConfig(**SMALL), images=torch.rand(1, 200, 200, 3)),
     "evaluate": lambda host: evaluate(host, forget(host, "cat", EDIT)[0], EvaluationConfig(**DRAWN)),
 }
 

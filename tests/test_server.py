@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from graphs import Graphs
 from PIL import Image
 
 from demo.judge import Judge
@@ -26,7 +27,8 @@ NODES = [
     "FMN_ForgetConcept", "FMN_InvertConcept", "FMN_SavePatch", "FMN_ApplyPatch", "FMN_StackPatches", "FMN_GatePatch",
     "FMN_EvaluatePatch", "FMN_InspectPatch", "FMN_RecordAttention", "FMN_RecordPictureAttention",
     "FMN_VisualizeTokenAttention", "FMN_CompareTokenAttention", "FMN_SaveTokenAttention", "FMN_ImportPatch",
-    "FMN_ExportPatch",
+    "FMN_ExportPatch", "FMN_ForgetSettings_fast", "FMN_ForgetSettings_paper", "FMN_ForgetSettings_balanced",
+    "FMN_ForgetSettings_robust",
 ]  # fmt: skip
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 
@@ -37,7 +39,7 @@ def info(server):
 
 
 def titled(workflow):
-    return {node["_meta"]["title"]: node["inputs"] for node in workflow.values()}
+    return {node["_meta"]["title"]: node["inputs"] for node in workflow.values() if "_meta" in node}
 
 
 def node_id(workflow, title):
@@ -89,11 +91,12 @@ def test_no_help_that_the_page_may_take_for_markdown_has_marks_of_code(info):
 
 def test_an_input_whose_0_is_no_value_says_so_in_its_name(info):
     named = {
-        "FMN_ForgetConcept": ("learning_rate", "resolution"),
+        "FMN_ForgetSettings_paper": ("learning_rate", "resolution"),
+        "FMN_ForgetSettings_robust": ("learning_rate", "resolution"),
         "FMN_EvaluatePatch": ("resolution",),
         "FMN_InvertConcept": ("resolution",),
         "FMN_ImportPatch": ("rank",),
-        "FMN_VisualizeTokenAttention": ("maximum",),
+        "FMN_VisualizeTokenAttention": ("vmax",),
     }
     for name, inputs in named.items():
         for input in inputs:
@@ -286,7 +289,7 @@ def test_pictures_are_looked_at_and_recordings_saved(server, info):
 def test_an_interrupt_stops_training_and_the_next_job_runs(server, paper_job):
     workflow, _, _ = paper_job
     long = copy.deepcopy(workflow)
-    titled(long)["Forget Concept"] |= {"steps": 1000, "seed": 3}
+    Graphs(server).set_preset(long, node_id(long, "Forget Concept"), "paper", steps=1000, seed=3)
     forget, seen = node_id(long, "Forget Concept"), []
 
     def stop_once(kind, data):
@@ -306,7 +309,7 @@ def test_an_interrupt_stops_training_and_the_next_job_runs(server, paper_job):
     assert "checkpoint.resumed" in server.log.read_text()
     assert len([*(server.work / "user/__forget_me_not/checkpoints").iterdir()]) == 1
     short = copy.deepcopy(workflow)
-    titled(short)["Forget Concept"] |= {"steps": 2, "seed": 4}
+    Graphs(server).set_preset(short, node_id(short, "Forget Concept"), "paper", steps=2, seed=4)
     assert server.run(short)
 
 
@@ -314,12 +317,13 @@ def test_an_interrupt_stops_training_and_the_next_job_runs(server, paper_job):
     ("title", "change", "message"),
     [
         ("Forget Concept", {"concept": "  "}, "The concept is empty"),
-        ("Forget Concept", {"concept_type": "custom", "template": "a cat"}, "has no {}"),
+        ("Forget Concept", {"concept_type": "custom"}, "needs a template"),
+        ("Forget Concept", {"target": "dog"}, "The mode `remove` has no `target`"),
+        ("Forget Concept", {"preset": "paper", "preserve": "dog"}, "`paper` preserves nothing"),
         ("Save Forget Patch", {"filename_prefix": "../../outside"}, "leads out of"),
         ("Save Forget Patch", {"filename_prefix": "/tmp/outside"}, "leads out of"),
         ("Save Forget Patch", {"filename_prefix": "a\0b"}, "holds characters that no file name should"),
         ("Save Forget Patch", {"filename_prefix": "x" * 300}, "File name too long. Choose another name"),
-        ("Forget Concept", {"resolution": 8}, "use 0 for the model's own"),
         ("Attention before", {"words": "dog"}, "`dog` is not in the recorded prompt"),
     ],
 )
@@ -327,6 +331,28 @@ def test_bad_input_gets_a_sentence(server, job, title, change, message):
     bad = copy.deepcopy(job[0])
     titled(bad)[title] |= change
     with pytest.raises(ServerError, match=re.escape(message)):
+        server.run(bad)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"preset": "fast", "concept_type": "custom", "template": "a cat"}, "has no {}"),
+        ({"preset": "paper", "resolution": 8}, "use 0 for the model's own"),
+    ],
+)
+def test_bad_settings_get_a_sentence(server, job, settings, message):
+    bad = copy.deepcopy(job[0])
+    Graphs(server).set_preset(bad, node_id(bad, "Forget Concept"), **settings)
+    with pytest.raises(ServerError, match=re.escape(message)):
+        server.run(bad)
+
+
+def test_settings_of_another_preset_get_a_sentence(server, job):
+    bad = copy.deepcopy(job[0])
+    Graphs(server).set_preset(bad, node_id(bad, "Forget Concept"), "paper", steps=2)
+    titled(bad)["Forget Concept"]["preset"] = "balanced"
+    with pytest.raises(ServerError, match="the settings are for `paper`: connect Forget Settings \\(balanced\\)"):
         server.run(bad)
 
 
@@ -346,8 +372,8 @@ def test_every_save_gets_a_name_that_no_lora_has(server, job, prefix):
     workflow = copy.deepcopy(job[0])
     titled(workflow)["Save Forget Patch"]["filename_prefix"] = prefix
     names = []
-    for seed in (10, 11):
-        titled(workflow)["Forget Concept"]["seed"] = seed
+    for rank in (2, 3):
+        Graphs(server).set_preset(workflow, node_id(workflow, "Forget Concept"), "fast", rank=rank)
         outputs = server.run(workflow)
         names.append(outputs[node_id(workflow, "The saved patch")]["text"][0])
     listed = server.get("object_info/LoraLoader")["LoraLoader"]["input"]["required"]["lora_name"][0]
@@ -363,7 +389,8 @@ def test_pictures_from_the_graph_train_too(server, paper_job):
         "inputs": {"value": 1.0, "width": 128, "height": 128},
         "_meta": {"title": "mask"},
     }
-    workflow[forget]["inputs"] |= {"images": [decode, 0], "mask": ["900", 0], "steps": 3}
+    workflow[forget]["inputs"] |= {"images": [decode, 0], "mask": ["900", 0]}
+    Graphs(server).set_preset(workflow, forget, "paper", steps=3)
     assert server.run(workflow)
     workflow["900"]["inputs"]["width"] = 32
     with pytest.raises(ServerError, match="resize the mask"):

@@ -13,7 +13,7 @@ from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
 from fmn_core.evaluation.prompts import subjects_of
-from fmn_core.patch.conflicts import conflicts, warnings
+from fmn_core.patch.conflicts import conflict_warnings, conflicts
 from fmn_core.patch.file import read_patch, save_patch, serialize
 from fmn_core.patch.gate import OPEN, gate
 from fmn_core.patch.patch import ALPHA, DOWN, UP, Patch
@@ -56,12 +56,12 @@ def test_a_patch_alone_comes_out_as_it_went_in(patches):
 
 
 def test_the_order_does_not_matter_and_a_patch_that_is_off_or_there_twice_neither(patches):
-    members = [WeightedPatch(patch, 0.5 + i) for i, patch in enumerate(patches)]
-    whole = serialize(stack(members), "s")
-    assert whole == serialize(stack(members[::-1]), "s")
+    weighted = [WeightedPatch(patch, 0.5 + i) for i, patch in enumerate(patches)]
+    whole = serialize(stack(weighted), "s")
+    assert whole == serialize(stack(weighted[::-1]), "s")
     off = WeightedPatch(forgotten(patches[0], "tiger"), 0.0)
-    assert whole == serialize(stack([*members, off]), "s")
-    assert whole == serialize(stack([*members, members[1]]), "s")
+    assert whole == serialize(stack([*weighted, off]), "s")
+    assert whole == serialize(stack([*weighted, weighted[1]]), "s")
 
 
 def forgotten(patch, name):
@@ -77,42 +77,42 @@ def test_strength_scales_linearly(patches):
 
 def test_it_is_the_least_squares_solution(patches):
     """Against a dense solver on the stated objective, without the formula; other projections are sums."""
-    members = [WeightedPatch(patch, strength) for patch, strength in zip(patches, (1.0, 0.7, 1.3, 1.0), strict=True)]
-    joint = stack(members)
-    known = [member.statistics for member in members]
+    weighted = [WeightedPatch(patch, strength) for patch, strength in zip(patches, (1.0, 0.7, 1.3, 1.0), strict=True)]
+    joint = stack(weighted)
+    known = [each.statistics for each in weighted]
     kept = sum(own.kept.T @ own.kept + own.tail * torch.eye(112) for own in known) / len(known)
     kept = torch.linalg.cholesky(kept).T
     for module in joint.modules[:8]:
-        own = [strength * delta(p, module) if module + UP in p else 0 * delta(joint, module) for p, strength in members]
+        own = [strength * delta(p, module) if module + UP in p else 0 * delta(joint, module) for p, strength in weighted]
         if not reads_text(module):
             assert torch.allclose(delta(joint, module), sum(own), atol=2e-3 * sum(own).abs().max())
             continue
-        Z = torch.cat([p[module + DOWN].double() for p, _ in members if module + DOWN in p])
+        Z = torch.cat([p[module + DOWN].double() for p, _ in weighted if module + DOWN in p])
         rows, wanted = [kept], [kept @ sum(own).T]
-        for moments, change in zip(known, own, strict=True):
-            rows.append(OWN**0.5 * moments.keys)
-            wanted.append(OWN**0.5 * moments.keys @ change.T)
+        for statistics, change in zip(known, own, strict=True):
+            rows.append(OWN**0.5 * statistics.keys)
+            wanted.append(OWN**0.5 * statistics.keys @ change.T)
         T = torch.linalg.lstsq(torch.cat(rows) @ Z.T, torch.cat(wanted), driver="gelsd").solution.T
         assert (delta(joint, module) - T @ Z).norm() < 3e-3 * (T @ Z).norm()
         assert (T @ Z - sum(own)).norm() > 0.02 * (T @ Z).norm(), "where adding would do, this shows nothing"
 
 
 def test_a_stack_comes_apart_again_also_from_its_file_and_within_another(patches, tmp_path):
-    members = [WeightedPatch(patch, strength) for patch, strength in zip(patches, (1.0, 0.5, -2.0, 1.0), strict=True)]
-    joint = stack(members)
+    weighted = [WeightedPatch(patch, strength) for patch, strength in zip(patches, (1.0, 0.5, -2.0, 1.0), strict=True)]
+    joint = stack(weighted)
     save_patch(joint, tmp_path / "s.safetensors")
     read = read_patch(tmp_path / "s.safetensors")
     parts = {part.name: part for part in unstack(read)}
-    for patch, strength in members:
+    for patch, strength in weighted:
         part = parts[patch.info["concept"]]
         assert part.strength == strength and part.patch.info == json.loads(json.dumps(patch.info))
         assert distance(part.patch, patch) < 4e-3
     assert distance(stack(list(parts.values())), joint) < 4e-3
-    nested = stack([WeightedPatch(stack(members[:2])), *members[2:]])
+    nested = stack([WeightedPatch(stack(weighted[:2])), *weighted[2:]])
     assert distance(nested, joint) < 4e-3 and nested.info["concept"] == joint.info["concept"]
     halved = stack([WeightedPatch(joint, 0.5)])
     assert all((delta(joint, m) - 2 * delta(halved, m)).norm() <= 5e-3 * delta(joint, m).norm() for m in joint.modules)
-    beside = stack([WeightedPatch(joint), *members[:2]])
+    beside = stack([WeightedPatch(joint), *weighted[:2]])
     assert len(beside.info["patches"]) == 4, "there once, at the larger strength"
     with pytest.raises(ForgetError, match="not stacked of others"):
         unstack(patches[0])
@@ -142,22 +142,22 @@ def test_conflicts_are_what_one_patch_adds_to_the_words_of_another(patches):
 def test_contradictions_are_told_with_what_to_do(patches):
     same = forgotten(patches[1], "cat")
     text = " ".join(
-        warnings([WeightedPatch(patches[0]), WeightedPatch(same), WeightedPatch(forgotten(patches[2], "house"))])
+        conflict_warnings([WeightedPatch(patches[0]), WeightedPatch(same), WeightedPatch(forgotten(patches[2], "house"))])
     )
     assert "Two patches forget `cat`" in text and "`house` is kept by the patch of `cat`" in text and "Leave" in text
     joint = stack([WeightedPatch(patches[0]), WeightedPatch(forgotten(patches[2], "house"))])
-    assert "house" in summary(joint) and joint.info["settings"]["keep"] == ""
+    assert "house" in summary(joint) and joint.info["settings"]["preserve"] == ""
 
 
 def test_a_stack_forgets_the_word_that_a_part_corrects_and_keeps_what_overshadows_it(comfy_host, patches):
     corrected, _ = forget(comfy_host, "cat, kitten", make_config(mode="correct", target="lion"))
     own, whole = subjects_of(corrected), stack([WeightedPatch(corrected), WeightedPatch(patches[2])])
-    assert {*own.names} == {"lion"} and own.keep == ("cat", "kitten")
-    assert {*subjects_of(whole).names} == {"lion", "dog"} and {*subjects_of(whole).keep} == {"cat", "kitten", "house"}
-    assert warnings([WeightedPatch(corrected), WeightedPatch(patches[1])]) == [
+    assert {*own.names} == {"lion"} and own.preserve == ("cat", "kitten")
+    assert {*subjects_of(whole).names} == {"lion", "dog"} and {*subjects_of(whole).preserve} == {"cat", "kitten", "house"}
+    assert conflict_warnings([WeightedPatch(corrected), WeightedPatch(patches[1])]) == [
         "Two patches forget `lion`, which is more than enough: leave one out."
     ]
-    (told,) = warnings([WeightedPatch(corrected), WeightedPatch(patches[0])])
+    (told,) = conflict_warnings([WeightedPatch(corrected), WeightedPatch(patches[0])])
     assert told.startswith("`cat` is kept by the patch of `cat` and forgotten by that of `cat`")
     assert any(part.patch.info == corrected.info for part in unstack(whole))
     silent = Patch(dict(corrected), corrected.info | {"settings": {"mode": "correct"}})
@@ -260,23 +260,25 @@ def test_what_is_outside_the_cross_attention_is_added(patches):
         for name in several:
             patch.unet_lora |= {name + UP: torch.randn(5, 2, 1, 1).half(), name + DOWN: torch.randn(2, 3, 3, 3).half()}
             patch.unet_lora[name + ALPHA] = torch.tensor(1.0).half()
-    rest = stack([WeightedPatch(one, 0.5), WeightedPatch(other, 2.0)]).rest
+    rest = stack([WeightedPatch(one, 0.5), WeightedPatch(other, 2.0)]).unet_lora
 
     def whole(tensors, name):
         up, down = tensors[name + UP].double().flatten(1), tensors[name + DOWN].double().flatten(1)
         return up @ down * tensors[name + ALPHA].item() / len(down)
 
     assert torch.allclose(
-        whole(rest, "lora_unet_x"), 0.5 * whole(one.rest, "lora_unet_x") + 2 * whole(other.rest, "lora_unet_x"), atol=0.02
+        whole(rest, "lora_unet_x"),
+        0.5 * whole(one.unet_lora, "lora_unet_x") + 2 * whole(other.unet_lora, "lora_unet_x"),
+        atol=0.02,
     )
-    assert torch.allclose(whole(rest, "lora_unet_y"), 0.5 * whole(one.rest, "lora_unet_y"), atol=0.02)
+    assert torch.allclose(whole(rest, "lora_unet_y"), 0.5 * whole(one.unet_lora, "lora_unet_y"), atol=0.02)
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"patches": []}, {"patches": 5}, {"patches": None}, {"patches": [5]}, {"patches": [{"info": "x"}]},
-        {"patches": [{"info": {"patches": []}, "rank": 4, "strength": 1, "has": "1"}]},
+        {"patches": [{"info": {"patches": []}, "rank": 4, "strength": 1, "modules": "1"}]},
     ],
 )  # fmt: skip
 def test_hostile_parts_get_a_sentence(patches, change):
@@ -304,7 +306,13 @@ def test_parts_say_of_themselves_what_every_patch_does(patches, key):
 
 def test_hostile_parts_with_impossible_figures_get_a_sentence(patches):
     joint = stack([WeightedPatch(patches[0]), WeightedPatch(patches[1])])
-    for key, value in (("strength", 10**400), ("strength", float("nan")), ("rank", float("inf")), ("rank", 0), ("has", "1")):
+    for key, value in (
+        ("strength", 10**400),
+        ("strength", float("nan")),
+        ("rank", float("inf")),
+        ("rank", 0),
+        ("modules", "1"),
+    ):
         bad = Patch(dict(joint), copy.deepcopy(joint.info))
         bad.info["patches"][0][key] = value
         with pytest.raises(ForgetError, match="damaged"):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from presets import config_for
 
 from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
@@ -17,7 +18,8 @@ from fmn_core.patch.patch import Patch
 from fmn_core.patch.summary import summary
 from fmn_core.text.concept import find_tokens
 
-SMALL = make_config(steps=2, num_images=1, num_inference_steps=2, attack_rounds=1)
+SMALL = {"steps": 2, "num_images": 1, "num_inference_steps": 2, "attack_rounds": 1}
+FAST = make_config()
 PRESETS = ("fast", "paper", "balanced", "robust")
 
 
@@ -35,7 +37,7 @@ def drift_of(host, *patches):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_tells_how_far_unrelated_prompts_move(host, short, preset):
-    patch, _ = forget(host, "cat", replace(SMALL, preset=preset))
+    patch, _ = forget(host, "cat", config_for(preset, **SMALL))
     drift = patch.info["report"]["unrelated_drift"]
     assert drift == pytest.approx(drift_of(host, applied(host, patch)), rel=0.05), "the file's, but for its precision"
     assert drift > 1e-6
@@ -43,9 +45,11 @@ def test_every_preset_tells_how_far_unrelated_prompts_move(host, short, preset):
     assert not any("suffer" in warning for warning in patch.info["report"]["warnings"])
 
 
-@pytest.mark.parametrize("layers", ["cross-attention", "whole_unet"])
+@pytest.mark.parametrize("layers", ["cross_attention", "whole_unet"])
 def test_a_training_that_destroys_the_model_says_so(host, layers):
-    settings = replace(SMALL, preset="paper", steps=8, learning_rate=5e-2, train_layers=layers, target_modules="q,k,v,out")
+    settings = config_for(
+        "paper", **SMALL | {"steps": 8}, learning_rate=5e-2, train_layers=layers, target_modules="q,k,v,out"
+    )
     patch, _ = forget(host, "cat", settings)
     report = patch.info["report"]
     assert report["unrelated_drift"] > MUCH
@@ -59,7 +63,7 @@ def test_an_edit_in_closed_form_that_harms_everything_says_so(host, monkeypatch)
 
     plain = fast.edit_factors
     monkeypatch.setattr(fast, "edit_factors", lambda *how: {key: (99 * up, down) for key, (up, down) in plain(*how).items()})
-    patch, _ = forget(host, "cat", SMALL)
+    patch, _ = forget(host, "cat", FAST)
     assert any("Unrelated prompts suffer" in warning for warning in patch.info["report"]["warnings"])
 
 
@@ -69,15 +73,15 @@ def test_a_model_whose_own_estimates_are_no_numbers_costs_no_patch_and_is_told(h
     predict = host.predict
     monkeypatch.setattr(host, "predict", lambda *asked: predict(*asked) * float("nan"))
     images = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
-    patch, _ = forget(host, "cat", replace(SMALL, preset=preset, resolution=64), None if preset == "fast" else images)
-    assert patch.info["report"]["unrelated drift"] is None
+    patch, _ = forget(host, "cat", config_for(preset, **SMALL, resolution=64), images=None if preset == "fast" else images)
+    assert patch.info["report"]["unrelated_drift"] is None
     assert any("own noise estimates are not finite" in warning for warning in patch.info["report"]["warnings"])
     assert "own noise estimates are not finite" in summary(patch) and "unrelated prompts change" not in summary(patch)
     json.dumps(patch.info, allow_nan=False)
 
 
 def test_the_edit_is_made_where_the_unet_cannot_be_asked(host, monkeypatch):
-    wanted, _ = forget(host, "cat", SMALL)
+    wanted, _ = forget(host, "cat", FAST)
 
     def short_of_memory(*asked):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
@@ -90,7 +94,7 @@ def test_the_edit_is_made_where_the_unet_cannot_be_asked(host, monkeypatch):
 
     for predict in (short_of_memory, refused, elsewhere):
         monkeypatch.setattr(host, "predict", predict)
-        patch, _ = forget(host, "cat", SMALL)
+        patch, _ = forget(host, "cat", FAST)
         assert "unrelated_drift" not in patch.info["report"] and "unrelated" not in summary(patch)
         assert all(torch.equal(patch[key], wanted[key]) for key in wanted)
 
@@ -100,11 +104,11 @@ def test_a_patch_that_gives_no_numbers_is_refused(host, monkeypatch):
 
     monkeypatch.setattr(unrelated, "noise_drift", lambda after, before: torch.full((4,), torch.nan))
     with pytest.raises(ForgetError, match="no finite noise estimates"):
-        forget(host, "cat", SMALL)
+        forget(host, "cat", FAST)
 
 
 def test_it_is_nothing_without_a_patch_and_the_same_each_time(host):
-    patch, _ = forget(host, "cat", replace(SMALL, preset="paper"))
+    patch, _ = forget(host, "cat", config_for("paper", **SMALL))
     assert drift_of(host) == 0
     assert drift_of(host, applied(host, patch)) == drift_of(host, applied(host, patch)) > 0
     emptied = Patch({key: value * (not key.endswith("up.weight")) for key, value in patch.items()}, patch.info)

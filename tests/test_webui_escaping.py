@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fmn_core.log import replace_surrogates
 from fmn_webui.escaping import Markup, joined, markup, plain, sentence
-from fmn_webui.jobs import ENDS, Job, Outcome
+from fmn_webui.jobs import ENDS, Job, JobResult
 from fmn_webui.status import error_html, report_html, status_html
 
 OURS = {"div", "b", "p", "span", "ol", "li", "code", "details", "summary", "pre", "img"}
@@ -57,8 +57,8 @@ def check(page, *shown):
 
 
 def job_of(state, title, lines, error, figures=None):
-    outcome = Outcome(lines, figures=figures)
-    return Job("forget", title, None, state=state, outcome=outcome, error=error, started=1.0, ended=time.time())
+    result = JobResult(lines, figures=figures)
+    return Job("forget", title, None, state=state, result=result, error=error, started=1.0, ended=time.time())
 
 
 @settings(max_examples=300, deadline=None)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fmn_webui.jobs import KEPT, Job, Jobs, Outcome
+from fmn_webui.jobs import KEPT, Job, JobResult, Jobs
 from fmn_webui.limits import MOST_JOBS, MOST_WAITING, Busy
 from fmn_webui.shown import Shown
 from fmn_webui.status import report_html, status_html
@@ -59,11 +59,11 @@ def test_two_jobs_run_one_after_the_other(jobs):
         begun.set()
         assert go.wait(SECONDS)
         order.append("first")
-        return Outcome(["done"])
+        return JobResult(["done"])
 
     one, two = (
         jobs.submit("forget", "one", first),
-        jobs.submit("forget", "two", lambda job: order.append("second") or Outcome([])),
+        jobs.submit("forget", "two", lambda job: order.append("second") or JobResult([])),
     )
     assert begun.wait(SECONDS) and (one.state, two.state) == ("running", "queued")
     assert waited(jobs, two, 0.05).state == "queued"
@@ -74,11 +74,11 @@ def test_two_jobs_run_one_after_the_other(jobs):
 def test_a_job_waits_for_a_generation_and_can_be_taken_out_meanwhile(jobs, host):
     ran = []
     with host.lock:  # a generation
-        job = jobs.submit("forget", "it", lambda job: ran.append(1) or Outcome([]))
+        job = jobs.submit("forget", "it", lambda job: ran.append(1) or JobResult([]))
         assert waited(jobs, job, 0.05).state == "queued"
         jobs.interrupt(job.id)
         assert not host.interrupted.is_set(), "the generation would have been stopped"
-    assert over(jobs, job, jobs.submit("forget", "next", lambda job: Outcome([]))) == ["stopped", "done"]
+    assert over(jobs, job, jobs.submit("forget", "next", lambda job: JobResult([]))) == ["stopped", "done"]
     assert not ran and "queue" in job.error
 
 
@@ -88,13 +88,13 @@ def test_an_interrupt_keeps_what_the_work_returns(jobs, host):
     def work(job):
         begun.set()
         assert host.interrupted.wait(SECONDS)
-        return Outcome(["kept after 3 steps"], [Path("forget-cat.safetensors")], stopped=True)
+        return JobResult(["kept after 3 steps"], [Path("forget-cat.safetensors")], stopped=True)
 
     job = jobs.submit("forget", "cat", work)
     assert begun.wait(SECONDS)
     jobs.interrupt(job.id)
     assert over(jobs, job) == ["stopped"]
-    assert job.outcome.files and "kept after 3 steps" in status_html(jobs)
+    assert job.result.files and "kept after 3 steps" in status_html(jobs)
 
 
 class Interrupted(BaseException):
@@ -112,7 +112,7 @@ def test_an_error_shows_its_sentence_and_the_next_job_runs(jobs, error, asked, s
         raise error
 
     job = jobs.submit("forget", "cat", work)
-    assert over(jobs, job, jobs.submit("forget", "next", lambda job: Outcome([]))) == [state, "done"]
+    assert over(jobs, job, jobs.submit("forget", "next", lambda job: JobResult([]))) == [state, "done"]
     assert job.error == (f"told: {error}" if state == "failed" else "Stopped before there was anything to keep.")
     assert job.error in status_html(jobs)
 
@@ -124,7 +124,7 @@ def test_an_error_of_the_host_itself_ends_the_job(host):
         yield
 
     jobs = Jobs(broken, host.interrupted.set, str)
-    job = jobs.submit("forget", "cat", lambda job: Outcome([]))
+    job = jobs.submit("forget", "cat", lambda job: JobResult([]))
     assert over(jobs, job) == ["failed"] and job.error == "no model"
 
 
@@ -135,7 +135,7 @@ def test_a_page_that_comes_back_finds_its_job(jobs):
         job.step, job.steps, job.preview = 12, 35, Shown(Image.new("RGB", (8, 8)))
         begun.set()
         assert go.wait(SECONDS)
-        return Outcome(["It is done."], picture=Shown(Image.new("RGB", (8, 8))), figures={"ua": 1.0})
+        return JobResult(["It is done."], picture=Shown(Image.new("RGB", (8, 8))), figures={"ua": 1.0})
 
     job = jobs.submit("evaluate", "Evaluate <b>cat</b>", work)
     assert begun.wait(SECONDS)
@@ -152,7 +152,7 @@ def test_a_picture_is_encoded_once_for_all_pages_and_anew_when_it_changes(jobs, 
     monkeypatch.setattr(
         Image.Image, "save", lambda image, *args, **kwargs: encoded.append(image) or save(image, *args, **kwargs)
     )
-    done = [jobs.submit("forget", "it", lambda job: Outcome([], picture=Shown(Image.new("L", (8, 8))))) for _ in range(3)]
+    done = [jobs.submit("forget", "it", lambda job: JobResult([], picture=Shown(Image.new("L", (8, 8))))) for _ in range(3)]
     over(jobs, *done)
     running = Job("forget", "cat", None, state="running", preview=Shown(Image.new("RGB", (8, 8))))
     pages = [status_html([*jobs, running]) for _ in range(6)]
@@ -163,9 +163,9 @@ def test_a_picture_is_encoded_once_for_all_pages_and_anew_when_it_changes(jobs, 
 
 def test_old_jobs_are_forgotten_and_unfinished_ones_never(jobs, host):
     with host.lock:
-        waiting = jobs.submit("forget", "it", lambda job: Outcome([]))
+        waiting = jobs.submit("forget", "it", lambda job: JobResult([]))
         for _ in range(KEPT + 5):
-            jobs.interrupt(jobs.submit("forget", "other", lambda job: Outcome([])).id)
+            jobs.interrupt(jobs.submit("forget", "other", lambda job: JobResult([])).id)
         assert jobs.find(waiting.id) and len([*jobs]) <= KEPT + 2
     assert over(jobs, waiting) == ["done"]
     assert jobs.find("nonsense") is None and jobs.interrupt("nonsense") is None
@@ -173,21 +173,21 @@ def test_old_jobs_are_forgotten_and_unfinished_ones_never(jobs, host):
 
 def test_the_queue_has_an_end_and_takes_more_when_some_are_done(jobs, host):
     with host.lock:
-        waiting = [jobs.submit("forget", "it", lambda job: Outcome([])) for _ in range(MOST_JOBS)]
+        waiting = [jobs.submit("forget", "it", lambda job: JobResult([])) for _ in range(MOST_JOBS)]
         with pytest.raises(Busy, match="100 jobs wait"):
-            jobs.submit("forget", "one too many", lambda job: Outcome([]))
+            jobs.submit("forget", "one too many", lambda job: JobResult([]))
         assert len([*jobs]) == MOST_JOBS
         jobs.interrupt(waiting[-1].id)
-        last = jobs.submit("forget", "it", lambda job: Outcome([]))
+        last = jobs.submit("forget", "it", lambda job: JobResult([]))
     assert set(over(jobs, *waiting[:-1], last)) == {"done"}
 
 
 def test_what_waits_holds_no_more_pictures_than_there_is_room_for(jobs, host):
     with host.lock:
-        one = jobs.submit("forget", "it", lambda job: Outcome([]), MOST_WAITING // 2)
-        two = jobs.submit("forget", "it", lambda job: Outcome([]), MOST_WAITING // 2)
+        one = jobs.submit("forget", "it", lambda job: JobResult([]), MOST_WAITING // 2)
+        two = jobs.submit("forget", "it", lambda job: JobResult([]), MOST_WAITING // 2)
         with pytest.raises(Busy, match="pictures"):
-            jobs.submit("forget", "one too many", lambda job: Outcome([]), 1)
-        without = jobs.submit("forget", "without pictures", lambda job: Outcome([]))
+            jobs.submit("forget", "one too many", lambda job: JobResult([]), 1)
+        without = jobs.submit("forget", "without pictures", lambda job: JobResult([]))
     assert over(jobs, one, two, without) == ["done"] * 3
     jobs.require_room(MOST_WAITING)

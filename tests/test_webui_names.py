@@ -18,8 +18,8 @@ from fmn_core.errors import ForgetError
 from fmn_core.evaluation.config import EvaluationConfig
 from fmn_webui import forms, infotext, names
 from fmn_webui.forms import converted, decoded, folder_pictures, given_pictures, rows_of, settings_of
-from fmn_webui.infotext import ROWS, Wanted
-from fmn_webui.limits import MOST_MEMBERS, MOST_PICTURES, MOST_TEXT, TooLarge
+from fmn_webui.infotext import ROWS, ScriptOptions
+from fmn_webui.limits import MOST_PATCHES, MOST_PICTURES, MOST_TEXT, TooLarge
 from fmn_webui.names import MOST, STACKS, PatchList, can_be_called, check_name, new_file, unfinished_name
 from fmn_webui.receiving import MOST_DIGITS, MOST_VALUES, parsed
 from fmn_webui.tags import unet_weight, with_params, with_tags
@@ -132,7 +132,7 @@ def values(patches=(), *rest):
 
 
 def test_what_goes_into_an_infotext_comes_back_from_it():
-    wanted = Wanted.of(
+    wanted = ScriptOptions.of(
         values([("forget-cat", 1.0), ("b", 0.5), ("b", 0.25)], True, True, "cat, hat", "contact_sheet", 0.4, "magma", True)
     )
     assert wanted.patches == (("forget-cat", 1.0), ("b", 0.75))
@@ -141,7 +141,7 @@ def test_what_goes_into_an_infotext_comes_back_from_it():
     assert [infotext.strength_of(row)(params) for row in range(ROWS)] == [1.0, 0.75, 1.0]
     assert params[infotext.WORDS] == "cat, hat" and infotext.restored(infotext.OPACITY, 0.6, float)(params) == 0.4
     assert infotext.restored(infotext.OPACITY, 0.6, float)({infotext.OPACITY: "much"}) == 0.6
-    assert Wanted.of(values()).infotext() == {} and infotext.patch_of(0)({infotext.PATCHES: "x: much"}) == "x: much"
+    assert ScriptOptions.of(values()).infotext() == {} and infotext.patch_of(0)({infotext.PATCHES: "x: much"}) == "x: much"
 
 
 @pytest.mark.parametrize("wrong", [
@@ -153,7 +153,7 @@ def test_what_goes_into_an_infotext_comes_back_from_it():
 ])  # fmt: skip
 def test_a_request_that_is_wrong_is_told(wrong):
     with pytest.raises(ForgetError):
-        Wanted.of(wrong)
+        ScriptOptions.of(wrong)
 
 
 @pytest.mark.parametrize("name, value, said", [
@@ -238,7 +238,7 @@ def test_more_pictures_than_a_request_may_have_are_not_decoded():
 
 @pytest.mark.parametrize("rows", [
     3, "x", ["x"], ["xy"], [["x"]], [["x", "much"]], [["x", math.inf]], [["x", math.nan]], [None], [["x", 10**4000]],
-    [[3, 1]], [["x", True]], [["x", None]], [["cat\ud800", 1]], {"x": 1}, [["x", 1.0]] * (MOST_MEMBERS + 1),
+    [[3, 1]], [["x", True]], [["x", None]], [["cat\ud800", 1]], {"x": 1}, [["x", 1.0]] * (MOST_PATCHES + 1),
     [["x" * (MOST_TEXT + 1), 1]],
 ])  # fmt: skip
 def test_what_is_no_row_is_told(rows):
@@ -293,7 +293,7 @@ def test_what_an_infotext_says_of_patches_is_never_passed_over():
 @given(st.lists(st.tuples(st.text(min_size=1, max_size=12), st.floats(-2, 2)), max_size=ROWS))
 def test_patches_that_can_be_called_come_back_from_an_infotext(wished):
     wished = [(name.strip(), strength) for name, strength in wished if can_be_called(name.strip()) and name.strip()]
-    wanted = Wanted.of(values(wished))
+    wanted = ScriptOptions.of(values(wished))
     params = wanted.infotext()
     found = [(infotext.patch_of(row)(params), infotext.strength_of(row)(params)) for row in range(ROWS)]
     assert [(name, f"{strength:g}") for name, strength in found if name != infotext.NONE] == [

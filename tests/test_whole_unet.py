@@ -1,4 +1,4 @@
-"""`layers: whole unet`: what is learned outside the cross-attention loads in the hosts' own LoRA loaders."""
+"""`train_layers: whole_unet`: what is learned outside the cross-attention loads in the hosts' own LoRA loaders."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fmn_core.erasure.config import WHOLE_RATE, make_config
+from fmn_core.erasure.config import ResteeringConfig, make_config
 from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
 from fmn_core.lora.layers import LoRAs
@@ -42,7 +42,7 @@ def host(request, loaded):
 
 @pytest.fixture(scope="module")
 def trained(host):
-    """A patch with its rest, and the host's estimate before it was trained."""
+    """A patch with its UNet LoRA, and the host's estimate before it was trained."""
     untouched = estimate(host)
     patch, losses = forget(host, "cat", HOW)
     assert len(losses) == HOW.steps
@@ -57,7 +57,7 @@ def estimate(host):
 
 
 def with_adapters(host, patch):
-    """The estimate with the tensors of a patch and its rest put on the modules that they are named after."""
+    """The estimate with the tensors of a patch and its UNet LoRA put on the modules that they are named after."""
     layers = host.cross_attentions()
     named = {
         host.lora_key(layer, m): cross.linear(m)
@@ -75,7 +75,7 @@ def with_adapters(host, patch):
         return estimate(host)
 
 
-def test_the_rest_is_learned_saved_beside_the_patch_and_loads_in_the_hosts_own_loader(
+def test_the_unet_lora_is_learned_saved_beside_the_patch_and_loads_in_the_hosts_own_loader(
     host, trained, loaded, tmp_path, caplog
 ):
     patch, untouched = trained
@@ -87,12 +87,12 @@ def test_the_rest_is_learned_saved_beside_the_patch_and_loads_in_the_hosts_own_l
     )
 
     files = save_patch(patch, tmp_path / "forget-cat.safetensors")
-    assert [file.name for file in files] == ["forget-cat.safetensors", "forget-cat-rest.safetensors"]
+    assert [file.name for file in files] == ["forget-cat.safetensors", "forget-cat-unet.safetensors"]
     assert dict(read_patch(files[0])).keys() == dict(patch).keys()
     with pytest.raises(ForgetError, match="no forget patch"):
         read_patch(files[1])
     with safe_open(files[1], "pt") as file:
-        assert file.metadata()["ss_base_model_version"] == "sd_v1" and "rest" in file.metadata()["ss_output_name"]
+        assert file.metadata()["ss_base_model_version"] == "sd_v1" and "unet" in file.metadata()["ss_output_name"]
     tensors = load_file(files[1])
     assert all(torch.equal(tensors[key], value) for key, value in patch.unet_lora.items()) and len(tensors) == len(
         patch.unet_lora
@@ -128,14 +128,14 @@ def load_by_the_host(host, loaded, files):
 def test_both_figures_are_told(trained):
     patch, _ = trained
     mass = patch.info["report"]["attention_mass"]
-    assert mass["with_unet_lora"] != mass["after"] and f"{mass['with rest']:.4f} with the rest" in summary(patch)
+    assert mass["with_unet_lora"] != mass["after"] and f"{mass['with_unet_lora']:.4f} with the UNet's LoRA" in summary(patch)
 
 
-def test_a_rest_whose_name_is_taken_stops_both(trained, tmp_path):
-    (tmp_path / "p-rest.safetensors").write_bytes(b"mine")
+def test_a_unet_lora_whose_name_is_taken_stops_both(trained, tmp_path):
+    (tmp_path / "p-unet.safetensors").write_bytes(b"mine")
     with pytest.raises(ForgetError, match="never overwritten"):
         save_patch(trained[0], tmp_path / "p.safetensors")
-    assert [file.name for file in tmp_path.iterdir()] == ["p-rest.safetensors"]
+    assert [file.name for file in tmp_path.iterdir()] == ["p-unet.safetensors"]
 
 
 def test_names_are_of_modules_that_the_other_host_has(loaded, pipeline):
@@ -146,14 +146,17 @@ def test_names_are_of_modules_that_the_other_host_has(loaded, pipeline):
     assert {name: tuple(m.weight.shape) for name, m in one.items()} == {n: tuple(m.weight.shape) for n, m in other.items()}
 
 
-def test_other_presets_refuse_it(host):
-    with pytest.raises(ForgetError, match="is for the preset `paper`"):
-        forget(host, "cat", replace(HOW, preset="fast"))
+@pytest.mark.parametrize("preset", ["fast", "balanced", "robust"])
+def test_other_presets_refuse_it(preset):
+    with pytest.raises(ForgetError, match=f"The preset `{preset}` has no setting `train_layers`: it is one of paper"):
+        make_config(preset, train_layers="whole_unet")
 
 
 def test_its_own_learning_rate_is_lower_than_that_of_the_cross_attention():
     own, whole = (
-        make_config(preset="paper", train_layers=layers).resolved() for layers in ("cross-attention", "whole_unet")
+        make_config(preset="paper", train_layers=layers).resolved() for layers in ("cross_attention", "whole_unet")
     )
-    assert whole.learning_rate == WHOLE_RATE * own.learning_rate and WHOLE_RATE < 1
+    assert (
+        whole.learning_rate == ResteeringConfig.WHOLE_UNET_RATE * own.learning_rate and ResteeringConfig.WHOLE_UNET_RATE < 1
+    )
     assert replace(whole, learning_rate=5e-3).resolved().learning_rate == 5e-3

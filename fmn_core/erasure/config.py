@@ -238,7 +238,7 @@ def make_config(preset: str = "fast", **values: object) -> ForgetConfig:
     for name in values:
         if name not in known:
             owners = [own for own, kind in PRESETS.items() if name in {f.name for f in fields(kind)}]
-            reads = f"only {' and '.join(owners)} do" if owners else f"it has {', '.join(known)}"
+            reads = f"it is one of {' and '.join(owners)}" if owners else f"it has {', '.join(known)}"
             raise ForgetError(f"The preset `{preset}` has no setting `{brief(name)}`: {reads}.")
     return config(**values)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import check, setting
+from ..errors import ForgetError
 from ..text.concept import TEMPLATES
 
 
@@ -57,3 +58,5 @@ class InversionConfig:
 
     def __post_init__(self):
         check(self)
+        if self.template.strip() and self.concept_type != "custom":
+            raise ForgetError(f"`template` is for the type `custom`, and the type is `{self.concept_type}`: change one.")

@@ -23,7 +23,7 @@ from webui_ui import host_page
 from webui_ui.fixtures import client
 
 from fmn_core import log
-from fmn_core.erasure.config import make_config
+from fmn_core.erasure.config import PRESETS, make_config
 from fmn_core.erasure.forget import forget
 from fmn_core.evaluation.config import EvaluationConfig
 from fmn_core.inversion.config import InversionConfig
@@ -85,7 +85,7 @@ def test_who_looks_late_sees_what_who_looked_from_the_start_sees(script, loras, 
         if kind == "inversion":
             invert_pictures(host, InversionConfig(**QUICK), concept="cat")
         else:
-            forget(host, "cat", make_config(preset=kind, **QUICK))
+            forget(host, "cat", make_config(kind, **QUICK))
         shown.append(job.preview.image)
     assert shown[0].size == shown[1].size and ImageChops.difference(*shown).getbbox() is None
 
@@ -170,7 +170,7 @@ def settings_and(kind, **own):
 
 
 BODIES = {
-    "/fmn/forget": settings_and(make_config, concept="cat", name="", images=[], masks=[], card=True),
+    "/fmn/forget": settings_and(PRESETS["robust"], concept="cat", preset="robust", name="", images=[], masks=[], card=True),
     "/fmn/evaluate": settings_and(EvaluationConfig, patch="cat", save_as="", images=[]),
     "/fmn/stack": {"patches": [["cat", 1.0]], "save": True, "name": ""},
 }
@@ -258,7 +258,7 @@ def test_half_a_character_in_a_file_or_a_job_takes_no_route_away(api, loras):
     patch = read_patch(loras / "cat.safetensors")
     file = loras / "half.safetensors"
     save_patch(Patch(dict(patch), patch.info | {"concept": "cat\ud800"}), file)
-    JOBS.submit("forget", "Forget cat\ud800", lambda job: jobs.Outcome([]))
+    JOBS.submit("forget", "Forget cat\ud800", lambda job: jobs.JobResult([]))
     assert {"cat", "dog", "half"} == {each["name"] for each in api.get("/fmn/patches").json()}
     assert api.get("/fmn/jobs").json()[-1]["title"].startswith("Forget cat")
     assert status_html(JOBS).encode()

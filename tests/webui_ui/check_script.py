@@ -33,7 +33,7 @@ from fmn_webui.applying import ALLOW
 from fmn_webui.lora_cards import STEPS, upright
 from fmn_webui.names import STACKS
 from fmn_webui.stacks import place_of
-from fmn_webui.tasks import JOBS, submit_forget, submit_stack
+from fmn_webui.tasks import JOBS, ForgetRequest, submit_forget, submit_stack
 
 
 class Runner(ScriptRunner):
