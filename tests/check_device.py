@@ -267,7 +267,9 @@ def test_nodes_in_a_server(comfyui, tmp_path):
                 "FMN_CompareTokenAttention", first=["record", 1], second=["looked", 0],
                 first_image=["decode", 0], second_image=["looked", 1],
             ),
-            "measured": node("FMN_EvaluatePatch", **loaded, lora=["both", 2], prompts=1, num_inference_steps=1, resolution=64),
+            "measured": node(
+                "FMN_EvaluatePatch", **loaded, lora=["both", 2], prompts=1, num_inference_steps=1, resolution=64
+            ),
             "redrawn": node("VAEDecode", samples=["again", 0], vae=["load", 2]),
         }  # fmt: skip
         outputs = {"compared": ["compared", 0], "measured": ["measured", 1], "redrawn": ["redrawn", 0]}

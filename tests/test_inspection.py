@@ -186,7 +186,8 @@ def test_the_scale_reaches_the_highest_bar_in_a_few_round_steps(highest):
 @pytest.mark.parametrize(
     "report",
     [
-        None, "x", [], {"erasure": "x", "preserve_drift": 3}, {"warnings": "x", "preserve_drift": {"dog": 0.1}}, {"erasure": {"cat": 0.5}},
+        None, "x", [], {"erasure": "x", "preserve_drift": 3}, {"warnings": "x", "preserve_drift": {"dog": 0.1}},
+        {"erasure": {"cat": 0.5}},
         {"erasure": {"cat": float("nan"), "x": True}}, {"preserve_drift": {"x": 10**400, "y": float("inf")}},
         {"target_error": {"after": 0.2}}, {"attention_mass": {"after": 1}},
         {"attention_mass": {"before": 0, "after": 0}}, {"evaluation": {"summary": "Fine.", "prompt_drift": {"near": 3}}},

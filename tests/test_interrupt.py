@@ -151,16 +151,10 @@ def test_the_server_ends_long_views(server, graphs):
 
 def test_the_server_ends_the_reading_of_many_prompts(server, graphs):
     names, template = ",".join(f"n{i}" for i in range(99)), "\n".join(f"t{i} {{}}" for i in range(99))
-    forget = graphs.node(
-        "FMN_ForgetConcept",
-        model=["load", 0],
-        clip=["load", 1],
-        concept=names,
-        concept_type="custom",
-        settings=["settings", 0],
-    )
     load = graphs.node("CheckpointLoaderSimple", ckpt_name="emoji-sd-128.safetensors")
+    forget = graphs.node("FMN_ForgetConcept", model=["load", 0], clip=["load", 1], concept=names)
     graph = {"load": load, "forget": forget, "save": graphs.node("FMN_SavePatch", lora=["forget", 0])}
+    graphs.set_preset(graph, "forget", "fast", concept_type="custom", template=template)
 
     def stop(kind, data):
         if kind == "executing" and data["node"] == "forget":
