@@ -31,9 +31,9 @@ def check(settings) -> None:
         if isinstance(value, str):
             require_text(value)
             if len(value) > MOST_TEXT:
-                raise ForgetError(f"{f.name} has {len(value):,} letters: use {MOST_TEXT:,} at most.")
+                raise ForgetError(f"{f.name} has {len(value):,} characters: use {MOST_TEXT:,} at most.")
         if limits["choices"] and value not in limits["choices"]:
-            raise ForgetError(f"`{value}` is no {f.name}: choose one of {', '.join(limits['choices'])}.")
+            raise ForgetError(f"`{value}` is not a valid {f.name}: choose one of {', '.join(limits['choices'])}.")
         if limits["min"] is not None and not limits["min"] <= value <= limits["max"]:
             raise ForgetError(f"{f.name} is {value}: use a value from {limits['min']} to {limits['max']}.")
     if 0 < getattr(settings, "resolution", 0) < 64:
@@ -46,6 +46,4 @@ def require_text(*texts: str) -> None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise ForgetError(
-                f"{ascii(text[:60])} has half a character at place {error.start + 1}: type that place anew."
-            ) from None
+            raise ForgetError(f"{ascii(text[:60])} has invalid Unicode at character {error.start + 1}: retype it.") from None

@@ -24,7 +24,7 @@ def settings_of(kind: type, values: dict):
     taken = {}
     for name, value in values.items():
         if name not in fields:
-            raise ForgetError(f"`{brief(name)}` is no setting: there are {', '.join(fields)}.")
+            raise ForgetError(f"`{brief(name)}` is not a setting: there are {', '.join(fields)}.")
         taken[name] = converted(name, value, fields[name].default)
     return kind(**taken)
 
@@ -44,7 +44,7 @@ def converted(name: str, value, default):
         return value
     if isinstance(default, str) and isinstance(value, str):
         if len(value) > MOST_TEXT:
-            raise TooLarge(f"{name} has {len(value):,} letters, and {MOST_TEXT:,} are the most: make it shorter.")
+            raise TooLarge(f"{name} has {len(value):,} characters, and {MOST_TEXT:,} are the most: make it shorter.")
         require_text(value)
         return value
     if isinstance(default, float) and number:

@@ -25,7 +25,7 @@ def patch_dropdown(label: str, id: str, info: str) -> gr.Dropdown:
 
 
 def refresh_button(dropdowns: list, id: str) -> gr.Button:
-    """A button that lists the patches anew."""
+    """A button that refreshes the list of patches."""
     button = gr.Button("Refresh the list", elem_id=f"fmn_{id}_refresh", size="sm")
     button.click(
         lambda: one_or_all([gr.update(choices=["None", *patches()]) for _ in dropdowns]), [], dropdowns, queue=False
@@ -44,4 +44,4 @@ def submitted(submit: Callable[..., Job], *arguments, **named) -> Markup:
         job = submit(*arguments, **named)
     except Exception as error:  # what nobody foresaw is told like the rest
         return error_html(webui.tell(error))
-    return markup('<p class="fmn-faint">Queued: {}. It goes on when this page is closed.</p>', job.kind)
+    return markup('<p class="fmn-faint">Queued: {}. It continues when this page is closed.</p>', job.kind)

@@ -55,7 +55,7 @@ def forget_panel() -> Submit:
         name = gr.Textbox(
             "",
             label="Name of the patch",
-            info="Of the LoRA file, as prompts call it. Empty: made of the concept. A name in use is never taken over.",
+            info="Of the LoRA file, as prompts call it. Empty: made of the concept. An existing file is never overwritten.",
             elem_id="fmn_name",
         )
         card = gr.Checkbox(

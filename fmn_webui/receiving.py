@@ -78,14 +78,14 @@ def parsed(body: bytes) -> dict:
     except ForgetError:
         raise
     except (ValueError, RecursionError):
-        raise ForgetError("The request is no JSON in UTF-8: send a JSON object.") from None
+        raise ForgetError("The request is not JSON in UTF-8: send a JSON object.") from None
     if not isinstance(value, dict):
         raise ForgetError('The request has to be a JSON object, such as {"concept": "cat"}.')
     return value
 
 
 def no_number(constant: str):
-    raise ForgetError(f"{constant} is no number: send one, or leave that value out.")
+    raise ForgetError(f"{constant} is not a number: send one, or leave that value out.")
 
 
 def whole_number(digits: str) -> int:

@@ -28,7 +28,7 @@ class Recorder:
         self.prevented = UNKNOWN
 
     def start(self, p) -> None:
-        """Begins anew, right before a sampling; what prevents it is for `pictures` to raise."""
+        """Starts over, right before a sampling; what prevents it is for `pictures` to raise."""
         self.stop()
         later = getattr(p, "hr_prompts", None) if getattr(p, "is_hr_pass", False) else None
         self.prompts, self.recordings, self.prevented = [*(later or p.prompts)], {}, UNKNOWN

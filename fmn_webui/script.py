@@ -47,7 +47,7 @@ class ForgetMeNotScript(scripts.Script):
             words = gr.Textbox(
                 "",
                 label="Words",
-                info="Words or phrases of the prompt, between commas. Empty: every word.",
+                info="Words or phrases of the prompt, separated by commas. Empty: every word.",
                 elem_id=self.elem_id("words"),
             )
             with gr.Row():

@@ -26,7 +26,7 @@ def status_html(jobs: Iterable[Job]) -> Markup:
 
 
 def nothing_html() -> Markup:
-    return markup('<p class="fmn-faint">No jobs yet. A job goes on when this page is closed, and is shown here again.</p>')
+    return markup('<p class="fmn-faint">No jobs yet. A job continues when this page is closed, and is shown here again.</p>')
 
 
 def running_html(job: Job) -> Markup:

@@ -80,7 +80,7 @@ class RecordPictureAttention(io.ComfyNode):
             "through the model once for each noise, without sampling.",
             search_aliases=ALIASES,
             inputs=[
-                io.Model.Input("model", tooltip="The model to look with. It is left as it is."),
+                io.Model.Input("model", tooltip="The model to look with. It is not changed."),
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
                 io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
                 io.Image.Input("image", tooltip="The pictures to look at."),

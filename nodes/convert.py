@@ -37,7 +37,7 @@ class ImportPatch(io.ComfyNode):
             "diffusers, PEFT), an ESD file, or a checkpoint that has forgotten.",
             search_aliases=["convert lora", "esd", "leco", "extract lora"],
             inputs=[
-                io.Model.Input("model", tooltip="The model that the file was made for. It is left as it is."),
+                io.Model.Input("model", tooltip="The model that the file was made for. It is not changed."),
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
                 io.Combo.Input(
                     "file",

@@ -29,7 +29,7 @@ class EvaluatePatch(io.ComfyNode):
             search_aliases=["measure patch", "forget report", "m-score"],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="The model without the patch. It is left as it is."),
+                io.Model.Input("model", tooltip="The model without the patch. It is not changed."),
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
                 LoraModel.Input("lora", tooltip="The patch that Forget Concept made."),
                 *settings_inputs(EvaluationConfig),

@@ -31,7 +31,7 @@ class ForgetConcept(io.ComfyNode):
             search_aliases=["unlearn", "erase concept", "forget-me-not", "concept erasure"],
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Model.Input("model", tooltip="The model that should forget. It is left as it is."),
+                io.Model.Input("model", tooltip="The model that should forget. It is not changed."),
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
                 io.String.Input(
                     "concept",

@@ -28,7 +28,7 @@ class InspectPatch(io.ComfyNode):
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="To see whether the patch fits it, and the changes beside its weights. It is left as it is.",
+                    tooltip="To see whether the patch fits it, and the changes beside its weights. It is not changed.",
                 ),
             ],
             outputs=[

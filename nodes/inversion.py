@@ -33,7 +33,7 @@ class InvertConcept(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Model.Input("model", tooltip="The model that the words are for. It is left as it is."),
+                io.Model.Input("model", tooltip="The model that the words are for. It is not changed."),
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
                 io.String.Input(
                     "concept",

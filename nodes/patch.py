@@ -23,10 +23,10 @@ FROM_INPUT = "from the lora input"
 def as_patch(lora) -> Patch:
     """The LORA_MODEL of a wire, which must be a forget patch."""
     if lora is None:
-        raise ForgetError("No patch comes through this wire: in the node before, no forget patch is on.")
+        raise ForgetError("This input carries no patch: no forget patch is enabled in the node before.")
     if not isinstance(lora, Patch):
         raise ForgetError(
-            "This LORA_MODEL is no forget patch: connect the lora output of Forget Concept, "
+            "This LORA_MODEL is not a forget patch: connect the lora output of Forget Concept, "
             "and use the host's Load LoRA Model or Save LoRA Weights for others."
         )
     return lora
@@ -41,9 +41,9 @@ def require_file(name: str, kind: str = "loras") -> Path:
     """Where a file of the host's folders is; raises ForgetError where it is in none of them, or is unsafe to read."""
     path = find_file(name, kind)
     if path is None:
-        raise ForgetError(f"{name} is in none of the host's folders: press R to refresh, and choose again.")
+        raise ForgetError(f"{name} is not in any of the host's folders: press R to refresh, and choose again.")
     if path.suffix != ".safetensors":
-        raise ForgetError(f"{name} is no .safetensors file, and no other is read: convert it to that first.")
+        raise ForgetError(f"{name} is not a .safetensors file, and no other kind is read: convert it first.")
     return path
 
 
@@ -86,7 +86,7 @@ def choose(patch: str, lora) -> tuple[Patch, Path | None]:
 
 
 def changed_at(patch) -> int | None:
-    """When the chosen file was written: a node runs anew where it was replaced."""
+    """When the chosen file was written: a node runs again where it was replaced."""
     return written_at(patch, "loras") if isinstance(patch, str) and patch != FROM_INPUT else None
 
 

@@ -64,7 +64,7 @@ def settings_inputs(settings: type, only: Collection[str] | None = None, without
         else:
             kind = io.Int if isinstance(f.default, int) else io.Float
             bounds = {key: f.metadata[key] for key in ("min", "max", "step")}
-            # The page gives a `seed` a control that randomises it, and so trains anew at each queueing, unless told not to.
+            # The page gives a `seed` a control that randomises it, and so trains again at each queueing, unless told not to.
             control = False if f.name == "seed" else None
             inputs.append(widget(kind, f.name, control_after_generate=control, **bounds, **common))
     return inputs

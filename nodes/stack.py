@@ -123,7 +123,7 @@ def entries(lora_stack) -> list[tuple[str, float, float]]:
         rows = [(name, float(model), float(clip)) for name, model, clip in filter(None, lora_stack or [])]
     except (TypeError, ValueError):
         raise ForgetError(
-            "`lora_stack` is no list of (name, strength of the model, strength of the text encoder): connect the "
+            "`lora_stack` is not a list of (name, strength of the model, strength of the text encoder): connect the "
             "LORA_STACK of a stacker."
         ) from None
     return [row for row in rows if isinstance(row[0], str) and row[0] not in ("", "None", "none")]

@@ -18,7 +18,7 @@ def checkpoint_for(node: type[io.ComfyNode], save: Callable[[object], Path]) -> 
 
     def rescue(result: object) -> Path:
         path = save(result)
-        tell(node, f"Stopped. What was done so far is in {path}. Queue again with the same inputs to go on.")
+        tell(node, f"Stopped. What was done so far is in {path}. Queue again with the same inputs to resume.")
         return path
 
     return Checkpoint(checkpoints_folder(), rescue)

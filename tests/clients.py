@@ -44,7 +44,7 @@ def two_clients(graphs: Graphs, jobs: int, seed: int, kinds: list[tuple]) -> tup
                 queued.append((kind, graphs.queue(graphs.forget(concept, seed, **more), name)))
             for kind, id in queued:
                 said, picture = graphs.seen(graphs.wait(id, 3600))
-                # What the cache answers says nothing anew.
+                # What the cache answers says nothing again.
                 wrong = picture != alone[kind][1] or said not in ("", alone[kind][0])
                 with lock:
                     answered[0] += 1

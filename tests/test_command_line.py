@@ -88,7 +88,7 @@ def test_a_stopped_training_goes_on(run, model, tmp_path, monkeypatch):
 def test_the_doctor_finds_this_machine_well(run, comfy):
     done = run("doctor")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "ok  preset paper" in done.stdout and "the model: left as it was" in done.stdout
+    assert "ok   preset paper" in done.stdout and "the model: left as it was" in done.stdout
 
 
 def test_every_setting_is_an_option_and_bad_ones_get_a_sentence(run, model, tmp_path):
@@ -268,7 +268,7 @@ def test_libraries_that_do_not_fit_end_in_a_sentence_that_the_doctor_says_too(tm
     forgotten, examined = run("forget", "--model", str(tmp_path), "--concept", "cat"), run("doctor")
     assert forgotten.returncode == examined.returncode == 1
     assert forgotten.stderr.startswith("diffusers cannot be imported (operator torchvision::nms does not exist): install")
-    assert "ILL diffusers, imported: diffusers cannot be imported (operator torchvision::nms" in examined.stdout
+    assert "FAIL diffusers, imported: diffusers cannot be imported (operator torchvision::nms" in examined.stdout
     assert "Traceback" not in forgotten.stderr + examined.stderr
     assert examined.stderr.splitlines()[-1].endswith("need a hand.")
 

@@ -213,7 +213,7 @@ def test_what_is_to_be_kept_moves_less(host):
 
 
 def test_neutral_words_are_remembered_in_the_templates_that_were_asked_for_last(host, monkeypatch):
-    """Users write any number of templates; what was forgotten is computed anew, the same."""
+    """Users write any number of templates; what was forgotten is computed again, the same."""
     monkeypatch.setattr(features, "_cache", {})
     monkeypatch.setattr(features, "MOST_MIDDLES", 3)
     vocabulary, templates = VocabularyIndex(host), [f"a {{}} for the number {i}" for i in range(5)]

@@ -327,7 +327,7 @@ def test_bad_settings_get_a_sentence(bad):
 
 
 def test_an_unknown_preset_gets_a_sentence():
-    with pytest.raises(ForgetError, match="`magic` is no preset: choose one of fast, paper, balanced, robust"):
+    with pytest.raises(ForgetError, match="`magic` is not a preset: choose one of fast, paper, balanced, robust"):
         make_config("magic")
 
 

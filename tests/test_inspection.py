@@ -274,7 +274,7 @@ def test_the_command_line_says_draws_and_refuses(capsys, model, made, tmp_path):
     assert "never overwritten" in run("inspect", path, "--picture", picture)[2]
     save_file({"lora_unet_x.alpha": torch.ones(())}, tmp_path / "plain.safetensors")
     code, _, refused = run("inspect", tmp_path / "plain.safetensors")
-    assert code == 1 and "plain.safetensors is no forget patch: use the host's Load LoRA" in refused
+    assert code == 1 and "plain.safetensors is not a forget patch: use the host's Load LoRA" in refused
 
 
 def test_the_node_says_and_draws_in_a_real_server(server):
@@ -302,7 +302,7 @@ def test_the_node_says_and_draws_in_a_real_server(server):
     assert text == text_of(inspect_patch(read_patch(file), file=file)) and f"{file.name} forgets cat." in text
     save_file({"lora_unet_x.alpha": torch.ones(())}, file.with_name("ordinary.safetensors"))
     for patch, message in (
-        ("ordinary.safetensors", "ordinary.safetensors is no forget patch"),
+        ("ordinary.safetensors", "ordinary.safetensors is not a forget patch"),
         ("from the lora input", "There is no patch: choose a file"),
     ):
         with pytest.raises((ServerError, ForgetError), match=message):

@@ -362,7 +362,7 @@ def test_a_file_that_is_no_patch_gets_a_sentence(server, job):
     save_file({"lora_unet_x.alpha": torch.ones(())}, server.output / "loras/plain.safetensors")
     bad = copy.deepcopy(job[0])
     titled(bad)["Apply FMN Patch"]["patch"] = "plain.safetensors"
-    with pytest.raises(ServerError, match="plain.safetensors is no forget patch"):
+    with pytest.raises(ServerError, match="plain.safetensors is not a forget patch"):
         server.run(bad)
 
 

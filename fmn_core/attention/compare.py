@@ -40,7 +40,7 @@ class CompareConfig:
     second_title: str = setting("after", "What the second recording is called in the picture.")
     opacity: float = setting(0.6, "How much the heat map covers the picture.", min=0.0, max=1.0, step=0.05)
     color_map: str = setting(
-        "inferno", "Colours from low to high; all of them read in grey and to the colour-blind.",
+        "inferno", "Colours from low to high; all of them are readable in greyscale and by the colour-blind.",
         choices=("inferno", "viridis", "magma", "cividis"), advanced=True,
     )  # fmt: skip
 

@@ -19,10 +19,10 @@ class FromImageConfig:
     """How a picture is looked at."""
 
     noise: float = setting(
-        0.5, "How far into the noise the picture goes, as a part of the model's timesteps: little shows details, much the "
+        0.5, "How much noise to add, as a part of the model's timesteps: a little shows details, much shows the "
         "whole.", min=0.0, max=1.0, step=0.01,
     )  # fmt: skip
-    num_samples: int = setting(4, "The mean of so many noises is taken.", min=1, max=64)
+    num_samples: int = setting(4, "How many noise samples to average over.", min=1, max=64)
     seed: int = setting(0, "The seed of the noise.", min=0, max=0xFFFFFFFFFFFFFFFF)
 
 

@@ -28,8 +28,8 @@ class RecordingConfig:
 
     granularity: str = setting(
         "heads",
-        "What stays apart besides layers and tokens. `heads`: each head, as DAAM needs it, and for the view per head. "
-        "`steps`: each step, for the view `over_steps`. `mean`: neither, which takes the least memory.",
+        "What is kept separate, besides layers and tokens. `heads`: each head, as DAAM needs it, and for the view per head. "
+        "`steps`: each step, for the view `over_steps`. `mean`: neither, which needs the least memory.",
         choices=("heads", "steps", "mean"),
     )  # fmt: skip
     layers: str = setting(
@@ -45,7 +45,7 @@ class RecordingConfig:
     )  # fmt: skip
     max_memory_mb: int = setting(
         256,
-        "Megabytes that the recording of a sampling may take. Where they do not do, steps or heads are joined, then the "
+        "Megabytes that one recording may take. If that is not enough, steps or heads are merged, then the "
         "largest maps halved.",
         min=16, max=65536, advanced=True,
     )  # fmt: skip
@@ -115,7 +115,7 @@ class AttentionRecording:
         if self.halved:
             logger.warning(
                 "%d MB were too few for the attention maps of %d pictures: %d of %d layers are coarser, down to %d x %d. "
-                "Raise `memory`, record fewer pictures, or set `keep` to `mean`.",
+                "Raise `max_memory_mb`, record fewer pictures, or set `granularity` to `mean`.",
                 self.settings.max_memory_mb, self.pictures, len(self.halved), len(self.layers),
                 *min(frame.counts[layer].shape for frame in self.frames for layer in self.halved if layer in frame.counts),
             )  # fmt: skip

@@ -42,17 +42,17 @@ class ViewConfig:
     )  # fmt: skip
     vmax: float = setting(
         0.0,
-        "The share of attention that gets the brightest colour. 0: the highest found. Wire another one's vmax here to "
+        "The share of attention that gets the brightest colour. 0: the highest found. Connect another node's vmax to "
         "compare two pictures on one scale.",
         min=0.0, max=1.0, step=0.001, auto=True,
     )  # fmt: skip
     threshold: float = setting(
-        0.0, "MASK is 1 where the heat map is above this part of vmax, and 0 elsewhere. 0: the heat map itself.",
+        0.0, "MASK is 1 where the heat map is above this fraction of vmax, and 0 elsewhere. 0: the heat map itself.",
         min=0.0, max=1.0, step=0.01,
     )  # fmt: skip
     opacity: float = setting(0.6, "How much the heat map covers the picture.", min=0.0, max=1.0, step=0.05)
     color_map: str = setting(
-        "inferno", "Colours from low to high; all of them read in grey and to the colour-blind.",
+        "inferno", "Colours from low to high; all of them are readable in greyscale and by the colour-blind.",
         choices=("inferno", "viridis", "magma", "cividis"), advanced=True,
     )  # fmt: skip
 

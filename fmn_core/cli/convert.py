@@ -41,10 +41,12 @@ def add_convert(commands, add_settings) -> None:
         help="for `--to checkpoint` the checkpoint to copy; else the weights that full ones are compared with, in place of "
         "--model's own",
     )
-    command.add_argument("--concept", default="", help="what FILE forgets: its names, between commas")
+    command.add_argument("--concept", default="", help="what FILE forgets: its names, separated by commas")
     add_embeddings(command, "a file of learned words: in --concept <NAME> stands for them")
     command.add_argument("--strength", type=float, default=1.0, help="of the patch in the checkpoint (default: 1.0)")
-    command.add_argument("--output", type=Path, required=True, help="the file to write; a name in use is never taken over")
+    command.add_argument(
+        "--output", type=Path, required=True, help="the file to write; an existing file is never overwritten"
+    )
     add_device(command)
     add_settings(command, ImportConfig)
     command.set_defaults(run=run_convert)
@@ -74,10 +76,10 @@ def take_patch(options: argparse.Namespace) -> tuple[Patch, int]:
         ready = "fmn.patch" in weights.metadata
     if ready:
         if options.to == "patch":
-            raise ForgetError(f"{options.file.name} is a forget patch already: say what to make of it with --to.")
+            raise ForgetError(f"{options.file.name} is a forget patch already: say what to convert it to with --to.")
         return read_patch(options.file), PER_LEVEL
     if not options.model:
-        raise ForgetError(f"{options.file.name} is no forget patch yet: name the model that it was made for with --model.")
+        raise ForgetError(f"{options.file.name} is not a forget patch yet: name the model it was made for with --model.")
     host = open_host(options)
     settings = ImportConfig(options.concept_type, options.rank, options.energy)
     patch = import_patch(host, options.file, settings, options.concept, options.base)

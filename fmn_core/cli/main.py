@@ -173,7 +173,7 @@ def save_picture(picture, path: Path) -> None:
 
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind not in ("PNG", "JPEG", "WEBP"):
-        raise ForgetError(f"{path} has no ending that says which kind of picture it is: use .png or .jpg.")
+        raise ForgetError(f"{path} has no extension of a picture format: use .png or .jpg.")
     data = io.BytesIO()
     Image.fromarray((picture.numpy() * 255).round().astype("uint8")).save(data, kind)
     write_new(data.getvalue(), path)
@@ -195,7 +195,7 @@ def read_member(text: str) -> WeightedPatch:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ForgetError(f"`{strength}` is no strength: write FILE=0.5, or the file alone for 1.")
+        raise ForgetError(f"`{strength}` is not a strength: write FILE=0.5, or the file alone for 1.")
     return WeightedPatch(read_patch(Path(name)), value)
 
 
@@ -230,9 +230,9 @@ def run_doctor(options: argparse.Namespace) -> None:
     ill = 0
     for well, what, finding in examine():
         ill += not well
-        say(f"{'ok ' if well else 'ILL'} {what}: {finding}")
+        say(f"{'ok  ' if well else 'FAIL'} {what}: {finding}")
     if ill:
-        raise ForgetError(f"{ill} of these need a hand.")
+        raise ForgetError(f"{ill} of these checks failed.")
 
 
 def show_any_letter() -> None:
@@ -251,7 +251,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("forget", help="make a patch that forgets concepts, in a diffusers model")
     add_model(command)
-    command.add_argument("--concept", action="append", help="its names, between commas; once for each concept")
+    command.add_argument("--concept", action="append", help="its names, separated by commas; once for each concept")
     add_embeddings(command, "a file of learned words: in --concept <NAME> stands for them, or leave that out")
     command.add_argument(
         "--images",
@@ -259,7 +259,7 @@ def main(arguments: list[str] | None = None) -> int:
         action="append",
         help="a folder of pictures that show it, for all presets but `fast`; once for each concept, in their order",
     )
-    command.add_argument("--output", type=Path, help="the file to write; a name in use is never taken over")
+    command.add_argument("--output", type=Path, help="the file to write; an existing file is never overwritten")
     add_device(command)
     add_preset_settings(command)
     command.set_defaults(run=run_forget)
@@ -292,7 +292,9 @@ def main(arguments: list[str] | None = None) -> int:
     command.set_defaults(run=run_evaluate)
     command = commands.add_parser("stack", help="make one patch of several, in which each does what it does alone")
     command.add_argument("files", nargs="+", metavar="FILE[=STRENGTH]", help="patches; strength 1 where none is given")
-    command.add_argument("--output", type=Path, required=True, help="the file to write; a name in use is never taken over")
+    command.add_argument(
+        "--output", type=Path, required=True, help="the file to write; an existing file is never overwritten"
+    )
     command.set_defaults(run=run_stack)
     command = commands.add_parser("unstack", help="take a stacked patch apart again")
     command.add_argument("file", type=Path)

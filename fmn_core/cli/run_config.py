@@ -50,7 +50,7 @@ def read_config(file: Path) -> dict[str, dict]:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ForgetError(f"{file} cannot be read as YAML: {brief(error)}") from error
     if not isinstance(content, dict) or not content or not all(isinstance(part, dict) for part in content.values()):
-        raise ForgetError(f"{file} is no config of Forget-Me-Not: its keys stand below `Attn:` or `Ti:`.")
+        raise ForgetError(f"{file} is not a config of Forget-Me-Not: its keys belong under `Attn:` or `Ti:`.")
     found = {}
     if others := [root for root in content if root not in LIVE]:
         raise ForgetError(f"{file} has the part `{brief(others[0])}`: there are only `Attn` and `Ti`.")
@@ -138,7 +138,7 @@ def forgetting_settings(config: dict, pictures: int = 1, pads_with_end: bool = F
 def number(config: dict, key: str, settings: type, name: str) -> int | float:
     """A key's number, which becomes a field of the settings; a missing seed is 0, and YAML takes `2e-6` for a text.
 
-    Raises ForgetError, in terms of the key, for what is no number, and for one that the field's bounds do not allow.
+    Raises ForgetError, in terms of the key, for what is not a number, and for one that the field's bounds do not allow.
     """
     kind, bounds = type(getattr(settings, name)), settings.__dataclass_fields__[name].metadata
     if config[key] is None and name == "seed":

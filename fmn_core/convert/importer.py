@@ -212,7 +212,7 @@ def require_half(weights: WeightsFile, factors: Mapping[str, Factors]) -> None:
     for name, (up, down) in factors.items():
         if not max(up.norm() * down.norm(), up.abs().max(), down.abs().max()) < LARGEST:
             raise ForgetError(
-                f"{weights.path.name} has values at {name} too large for a patch: it is damaged; get it again."
+                f"{weights.path.name} has values at {name} too large for a patch: it is damaged; download it again."
             )
 
 

@@ -21,7 +21,7 @@ MOST_BYTES = 1 << 22  # of what PEFT writes beside its tensors
 FORMS = {"LoRA": {"down", "up", "mid"}, "difference": {"diff"}, "LoHa": LOHA, "LoKr": LOKR}
 FACTORS = FORMS["LoRA"] | {"alpha", "up_b", "diff_b"}  # of a layer that is in its factors already, and perhaps a bias
 KNOWN = set().union(*FORMS.values(), FACTORS, {"weight", "bias"})
-OF_THE_WEIGHTS = "whose change depends on the weights that it is added to"
+OF_THE_WEIGHTS = "whose change depends on the weights it is added to"
 FOREIGN = {  # what a tensor is that no form has
     f"a DoRA, {OF_THE_WEIGHTS}": r"dora_scale|lora_magnitude_vector.*",
     f"a GLoRA, {OF_THE_WEIGHTS}": r"[ab][12]\.weight",
@@ -84,7 +84,9 @@ class Adapter:
         return delta
 
     def incomplete(self, name: str) -> ForgetError:
-        return ForgetError(f"{self.weights.path.name} has only a part of a LoRA at {name}: it is damaged; get it anew.")
+        return ForgetError(
+            f"{self.weights.path.name} has only a part of a LoRA at {name}: it is damaged; download it again."
+        )
 
     def scale(self, name: str, parts: dict[str, str], rank: int) -> float:
         """alpha / rank; where no alpha is written down it is the rank (as all loaders but diffusers before 0.42 take it).
@@ -94,7 +96,9 @@ class Adapter:
         alpha, root = self.told(name, "lora_alpha", "alpha"), bool(self.config.get("use_rslora"))
         if "alpha" in parts:
             if math.prod(self.weights.shape(parts["alpha"])) != 1:
-                raise ForgetError(f"{self.weights.path.name} has more than one alpha at {name}: it is damaged; get it anew.")
+                raise ForgetError(
+                    f"{self.weights.path.name} has more than one alpha at {name}: it is damaged; download it again."
+                )
             alpha, root = self.weights.read(parts["alpha"]).double().item() if rank else None, False
         divisor = (math.sqrt(rank) if root else rank) or self.told(name, "r", "rank")
         return 1.0 if alpha is None or not divisor else alpha / divisor
@@ -134,9 +138,10 @@ def peft_config(weights: WeightsFile) -> dict:
         patterns = [(config.get(f"{key}_pattern") or {}).values() for key in ("alpha", "rank")]
         numbers = [config[key] for key in ("lora_alpha", "alpha", "r") if config.get(key) is not None] + [*chain(*patterns)]
         if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-            raise TypeError("an alpha is no number")
+            raise TypeError("an alpha is not a number")
     except (AttributeError, TypeError, ValueError, OverflowError, OSError) as error:
         raise ForgetError(
-            f"What {weights.path.name} says of its strength cannot be read ({brief(error)}): it is damaged; get it anew."
+            f"What {weights.path.name} says of its strength cannot be read ({brief(error)}): it is damaged; download "
+            "it again."
         ) from error
     return config

@@ -232,7 +232,7 @@ def make_config(preset: str = "fast", **values: object) -> ForgetConfig:
     """The settings of a preset; raises ForgetError for an unknown preset, and for a setting that the preset does not
     read."""
     if preset not in PRESETS:
-        raise ForgetError(f"`{brief(preset)}` is no preset: choose one of {', '.join(PRESETS)}.")
+        raise ForgetError(f"`{brief(preset)}` is not a preset: choose one of {', '.join(PRESETS)}.")
     config = PRESETS[preset]
     known = [f.name for f in fields(config)]
     for name in values:

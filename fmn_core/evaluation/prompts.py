@@ -55,7 +55,7 @@ def subjects_of(patch: Patch, preserve: str = "") -> Subjects:
         names = {concept["names"][0]: tuple(concept["names"]) for concept in concepts}
         kind, templates = concepts[0]["type"], tuple(concepts[0]["templates"])
     except (KeyError, IndexError, TypeError):
-        raise ForgetError("The patch does not say what it forgets: forget the concept anew, and evaluate that.") from None
+        raise ForgetError("The patch does not say what it forgets: forget the concept again, and evaluate that.") from None
     asked = [name for line in preserve.splitlines() for name in split_names(line)]
     forgotten = {name.lower() for several in names.values() for name in several}
     for word in asked:

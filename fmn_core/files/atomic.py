@@ -135,7 +135,7 @@ def remove_left_over(folder: Path) -> None:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Gives a finished file its name; hosts cache by name, so a name in use is never taken over.
+    """Gives a finished file its name; hosts cache by name, so an existing file is never overwritten.
 
     Raises NameTakenError where another process was quicker.
     """

@@ -45,7 +45,7 @@ def read_header(file: BinaryIO) -> Header:
     raw = read_raw_header(file)
     found = parse_json(raw)
     if not isinstance(found, dict):
-        raise ValueError("its header is no list of tensors")
+        raise ValueError("its header is not a list of tensors")
     metadata = found.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its metadata are no texts")
@@ -95,7 +95,7 @@ def size_of(file: BinaryIO) -> int:
 def read_entry(name: str, entry: object) -> Entry:
     """What a header says of a tensor; raises ValueError where that is none."""
     if len(name) > MOST_LETTERS:
-        raise ValueError(f"it holds a name of {len(name):,} letters, {name[:60]} ..., and {MOST_LETTERS} are the most")
+        raise ValueError(f"it holds a name of {len(name):,} characters, {name[:60]} ..., and {MOST_LETTERS} are the most")
     if CONTROL.search(name):
         raise ValueError(f"it holds a name with control characters, {ascii(name[:60])}")
     fields = entry if isinstance(entry, dict) else {}

@@ -49,7 +49,7 @@ class WeightsFile:
             ) from error
         if not finite:
             raise ForgetError(
-                f"{self.path.name} has values that are not finite in {brief(key)}: it is damaged; get it anew."
+                f"{self.path.name} has values that are not finite in {brief(key)}: it is damaged; download it again."
             )
         return tensor
 
@@ -96,7 +96,7 @@ def open_weights(path: Path) -> Iterator[WeightsFile]:
     with the file's name and the remedy where it cannot be read."""
     path = inside(path) if path.is_dir() else path
     if path.suffix != ".safetensors":
-        raise ForgetError(f"{path.name} is no .safetensors file, and no other is read: convert it to that first.")
+        raise ForgetError(f"{path.name} is not a .safetensors file, and no other kind is read: convert it first.")
     try:
         with open(path, "rb") as file:
             read_header(file)
@@ -106,7 +106,7 @@ def open_weights(path: Path) -> Iterator[WeightsFile]:
         raise ForgetError(f"{path.name} is not there: choose another file.") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise ForgetError(
-            f"{path.name} cannot be read ({brief(error)}): it is damaged or no safetensors file; get it anew."
+            f"{path.name} cannot be read ({brief(error)}): it is damaged or no safetensors file; download it again."
         ) from error
     with opened:
         yield weights

@@ -45,7 +45,7 @@ def read_embedding(path: Path, encoders: dict[str, int]) -> TokenEmbeddings:
         raise ForgetError(f"There is no embedding {path}: learn it with `invert`, or correct the path.") from None
     except UNREADABLE as error:
         raise ForgetError(
-            f"{path} cannot be read ({brief(error)}): it is damaged or no safetensors file; copy it anew."
+            f"{path} cannot be read ({brief(error)}): it is damaged or no safetensors file; copy it again."
         ) from error
     if len(encoders) == 1:
         (name,) = encoders
@@ -64,7 +64,7 @@ def read_embedding(path: Path, encoders: dict[str, int]) -> TokenEmbeddings:
             f"{path.name} holds {brief(found)}, and this model takes {wanted}: it was learned with another model."
         )
     if not all(v.isfinite().all() for v in vectors.values()):
-        raise ForgetError(f"{path.name} has values that are not finite: it is damaged; learn the words anew.")
+        raise ForgetError(f"{path.name} has values that are not finite: it is damaged; learn the words again.")
     return vectors
 
 

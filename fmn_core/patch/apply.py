@@ -25,7 +25,7 @@ def patch_factors(host: DiffusionHost, patch: Patch) -> dict[tuple[str, str], tu
 def applied(host: DiffusionHost, patch: Patch, strength: float = 1.0) -> AbstractContextManager[None]:
     """Context in which the host's cross-attention computes W x + strength up (down x), and its weights stay as they are.
 
-    Raises ForgetError where the patch was made for another architecture, and for a strength that is no number.
+    Raises ForgetError where the patch was made for another architecture, and for a strength that is not a number.
     """
     check_strength(strength)
     check_fits(patch, model_shapes(host), host.model_name())

@@ -110,7 +110,7 @@ def read_patch(path: Path) -> Patch:
     try:
         with open(path, "rb") as file:
             if b'"fmn.patch"' not in read_raw_header(file):
-                raise ForgetError(f"{path.name} is no forget patch: use the host's Load LoRA for ordinary LoRA files.")
+                raise ForgetError(f"{path.name} is not a forget patch: use the host's Load LoRA for ordinary LoRA files.")
         tensors, keys = read_small(path, MOST_BYTES)
         patch = Patch(dict(sorted(tensors.items())), upgraded(parse_json(keys.pop("fmn.patch"))))
     except FileNotFoundError:

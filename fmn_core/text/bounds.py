@@ -31,7 +31,7 @@ def require_names(names: Iterable[object], most: int) -> None:
     """Raises ValueError for a name that is too long, or has control characters."""
     for name in (name for name in names if isinstance(name, str)):
         if len(name) > most:
-            raise ValueError(f"it holds a name of {len(name):,} letters, and {most:,} are the most")
+            raise ValueError(f"it holds a name of {len(name):,} characters, and {most:,} are the most")
         if CONTROL.search(name):
             raise ValueError(f"it holds a name with control characters, {ascii(name[:60])}")
 
@@ -48,9 +48,9 @@ def require_brief_texts(info: dict) -> None:
     for text in texts_in({key: value for key, value in info.items() if key not in UNCOUNTED}):
         said += len(text)
         if len(text) > MOST_TEXT:
-            raise ValueError(f"it holds a text of {len(text):,} letters, and {MOST_TEXT:,} are the most")
+            raise ValueError(f"it holds a text of {len(text):,} characters, and {MOST_TEXT:,} are the most")
     if said > MOST_SAID:
-        raise ValueError(f"it holds texts of {said:,} letters together, and {MOST_SAID:,} are the most")
+        raise ValueError(f"it holds texts of {said:,} characters together, and {MOST_SAID:,} are the most")
 
 
 def texts_in(value: object) -> Iterable[str]:

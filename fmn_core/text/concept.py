@@ -139,7 +139,9 @@ def concept_mask(host: DiffusionHost, name: str, prompt: str, tokens: str) -> Te
         mask[mentions[0][0] :] = True
         mask &= torch.tensor([token.kind != "start" for token in found])
     elif tokens != "concept":
-        raise ForgetError(f"`{tokens}` is no choice of tokens: use `concept`, `concept_and_end` or `concept_onward`.")
+        raise ForgetError(
+            f"`{tokens}` is not a choice of penalized tokens: use `concept`, `concept_and_end` or `concept_onward`."
+        )
     return mask
 
 

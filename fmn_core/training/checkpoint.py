@@ -1,7 +1,8 @@
 """What is trained outlives an interrupt, an error and a killed process: the state of a training in a file of its own.
 
 The file stands under the hash of all that the training was given, so the same inputs, queued again, find it. What comes
-before the first step (encoded prompts, generated pictures, the closed form) is computed anew: the same inputs give the same.
+before the first step (encoded prompts, generated pictures, the closed form) is computed again: the same inputs give the
+same.
 """
 
 from __future__ import annotations

@@ -204,7 +204,7 @@ def missing(loras, way):
         "cut off": lambda: (holding(file, file.read_bytes()[:-9]), "There is no patch `cat`"),
         "damaged": lambda: (
             holding(file, changed(file, lambda key, each: each * math.nan)),
-            "copy the original anew|damaged",
+            "copy the original again|damaged",
         ),
         "of another schema": lambda: (holding(file, changed(file, same, schema=99)), "schema 99"),
         "for another model": lambda: (holding(file, changed(file, for_wider_text)), "another shape"),

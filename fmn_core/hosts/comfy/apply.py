@@ -14,7 +14,7 @@ from .weights import is_quantized
 def apply_patch(model, patch: Patch, strength: float):
     """A clone of MODEL with the patch at this strength; at 0 the model itself.
 
-    Raises ForgetError where the patch was made for another architecture, and for a strength that is no number.
+    Raises ForgetError where the patch was made for another architecture, and for a strength that is not a number.
     """
     check_strength(strength)
     host = ComfyHost(model, None)

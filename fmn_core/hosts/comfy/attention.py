@@ -32,7 +32,7 @@ def record_attention(model, clip, text: str, settings: RecordingConfig | None = 
 
     While the model runs it reads what the layers' own to_q and to_k give, so it sees the queries and keys that the attention
     gets, whatever patches of other packs make of the context, and in whatever order they are. It changes nothing, so the
-    picture is the same. The recording starts anew with each sampling and covers the conditional rows whose context is that
+    picture is the same. The recording starts over with each sampling and covers the conditional rows whose context is that
     of the prompt, in whatever order and company they come. Raises ForgetError where the conditioning has fewer columns than
     the text.
     """

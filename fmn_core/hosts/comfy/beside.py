@@ -1,6 +1,6 @@
 """Patches that ComfyUI's layers compute beside their weights, which stay as they are.
 
-A merge into a quantised weight rounds the whole matrix anew, which changes every prompt by more than the patch's own side
+A merge into a quantised weight rounds the whole matrix again, which changes every prompt by more than the patch's own side
 effects; computed beside the layer, W x + up (down x) is exact.
 """
 

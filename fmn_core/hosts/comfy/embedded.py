@@ -38,7 +38,7 @@ def require_whole(part: str, weights: dict) -> dict:
     if len(weights) < TENSORS[part] or broken:  # a quantised copy has more: its scales
         raise ForgetError(
             f"The checkpoint has the widths of the embedded model, but its {part} is damaged: {len(weights)} tensors where "
-            f"there should be {TENSORS[part]}, {broken} of them with values that are no numbers. Restore the files in "
+            f"there should be {TENSORS[part]}, {broken} of them with values that are not finite. Restore the files in "
             "demo/checkpoints from the repository."
         )
     return weights

@@ -20,7 +20,7 @@ def gated(conditioning, patch: Patch, strengths: tuple[float, float], span: tupl
     patch is on it.
 
     `strengths` at the start and at the end of `span`, parts of the sampling in 0..1; outside it the patch is off. A prompt
-    below the threshold stays as it is. Raises ForgetError as `gate` does, and for a strength that is no number.
+    below the threshold stays as it is. Raises ForgetError as `gate` does, and for a strength that is not a number.
     """
     for strength in strengths:
         check_strength(strength)

@@ -50,7 +50,7 @@ def open_pipeline(name: str, dtype: torch.dtype):
                 f"of its kind, which needs no weights, at {configs}"
             )
         else:
-            remedy = "it is damaged or no whole model of SD1.x, SD2.x or SDXL: copy it anew or choose another"
+            remedy = "it is damaged or no whole model of SD1.x, SD2.x or SDXL: copy it again or choose another"
         raise ForgetError(
             f"The model {name} cannot be loaded ({brief(str(error).strip().split(chr(10))[0])}): {remedy}."
         ) from error
@@ -73,7 +73,9 @@ def require_fit(pipeline) -> None:
             raise ForgetError(f"{name} is without its {part}: load it whole (SDXL's refiner has none: take the base).")
     for part in ("tokenizer", "tokenizer_2"):  # transformers makes one without words where there are no files of it
         if getattr(getattr(pipeline, part, None), "model_max_length", 0) > MOST_TOKENS:
-            raise ForgetError(f"{name} has a {part} that knows no length of prompts: its files are missing; copy them anew.")
+            raise ForgetError(
+                f"{name} has a {part} that knows no length of prompts: its files are missing; copy them again."
+            )
     scheduler = getattr(pipeline, "scheduler", None)
     predicts = getattr(getattr(scheduler, "config", None), "prediction_type", None)
     if predicts not in PARAMETERISATIONS or not hasattr(scheduler, "alphas_cumprod"):
