@@ -13,7 +13,7 @@ class ForgetError(ValueError):
         super().__init__(displayable(message))
 
 
-def brief(said: object) -> str:
+def brief(value: object) -> str:
     """What a file or a library says, in a sentence of ours: no more than fits there."""
-    text = str(said)
+    text = str(value)
     return text if len(text) <= 300 else f"{text[:200]} ... {text[-80:]}"

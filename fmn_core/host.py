@@ -199,10 +199,10 @@ class DiffusionHost(Progress):
     def reading(self, total: int) -> Iterator[None]:
         """Context in which a bar shows how many of `total` prompts are read; none where they are few, nor inside `one_bar`,
         whose steps are others."""
-        shown = total > ENCODED_AT_ONCE and self.shows_reading and not self.bar_steps
-        outer, self.prompts_read = self.prompts_read, (0, total) if shown else None
+        visible = total > ENCODED_AT_ONCE and self.shows_reading and not self.bar_steps
+        outer, self.prompts_read = self.prompts_read, (0, total) if visible else None
         try:
-            if shown:
+            if visible:
                 self.show_progress(0, total, None)
             yield
         finally:

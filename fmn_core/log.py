@@ -38,8 +38,8 @@ def phase(name: str, **figures: object) -> Iterator[dict[str, object]]:
         figures["failed"] = type(error).__name__
         raise
     finally:
-        told = "".join(f" {key}={plain(value)}" for key, value in figures.items())
-        logger.info("%s seconds=%.2f%s", name, time.perf_counter() - start, told)
+        text = "".join(f" {key}={plain(value)}" for key, value in figures.items())
+        logger.info("%s seconds=%.2f%s", name, time.perf_counter() - start, text)
 
 
 def plain(value: object) -> str:

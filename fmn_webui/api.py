@@ -201,6 +201,6 @@ ROUTES = (
 def job_json(job: Job) -> dict:
     """A job as plain values; `files` are names in the LoRA folder."""
     result = job.result or JobResult([])
-    shown = {key: getattr(job, key) for key in ("id", "kind", "title", "state", "step", "steps", "error")}
+    facts = {key: getattr(job, key) for key in ("id", "kind", "title", "state", "step", "steps", "error")}
     files = [path.name for path in result.files]
-    return shown | {"seconds": round(job.seconds, 1), "lines": result.lines, "files": files}
+    return facts | {"seconds": round(job.seconds, 1), "lines": result.lines, "files": files}

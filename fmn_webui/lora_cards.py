@@ -27,7 +27,7 @@ NO_TAGS = str.maketrans("<>", "\u2039\u203a")  # single quotation marks
 VERSIONS = {"sd1": "SD1", "sd2": "SD2", "sd2_v": "SD2", "sdxl": "SDXL"}  # as the webui's card writes them
 
 
-def write_words(patch: Patch, path: Path, said: str) -> Path:
+def write_words(patch: Patch, path: Path, text: str) -> Path:
     """The card's words, NAME.json beside NAME.safetensors: no trigger word, strength 1, and what the patch says of itself.
 
     The description has no angle brackets: the webui has a setting that takes descriptions for HTML, and names of concepts
@@ -40,7 +40,7 @@ def write_words(patch: Patch, path: Path, said: str) -> Path:
         "activation text": "",
         "preferred weight": 1.0,
         "negative text": "",
-        "notes": replace_surrogates(said),
+        "notes": replace_surrogates(text),
     }
     file = path.with_suffix(".json")
     write_new(json.dumps(words, indent=4, ensure_ascii=False).encode(), file)

@@ -48,8 +48,8 @@ def can_be_called(name: str) -> bool:
 
 def unfinished_name(name: str, concept: str) -> str:
     """What the patch of a stopped training is called: the name that was asked for, or the concept's, and `-unfinished`."""
-    asked = check_name(name) if name.strip() else f"forget-{slug(concept)}"
-    return f"{asked[: MOST - len(UNFINISHED)].rstrip()}{UNFINISHED}"
+    stem = check_name(name) if name.strip() else f"forget-{slug(concept)}"
+    return f"{stem[: MOST - len(UNFINISHED)].rstrip()}{UNFINISHED}"
 
 
 def lora_files(folder: Path) -> dict[str, list[Path]]:

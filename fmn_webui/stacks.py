@@ -86,5 +86,5 @@ def prune(own: Path) -> None:
 def place_of(file: str) -> Path:
     """Where a stacked file is or goes: into the hidden folder, unless it is in the other or the host looks into no hidden
     ones."""
-    hidden, shown = (webui.lora_folder() / folder / file for folder in STACKS)
-    return hidden if getattr(shared.opts, "list_hidden_files", False) and not shown.exists() else shown
+    hidden, visible = (webui.lora_folder() / folder / file for folder in STACKS)
+    return hidden if getattr(shared.opts, "list_hidden_files", False) and not visible.exists() else visible

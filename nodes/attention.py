@@ -135,9 +135,9 @@ class VisualizeTokenAttention(io.ComfyNode):
 
     @classmethod
     def execute(cls, recording, image, **settings) -> io.NodeOutput:
-        recording, told = own(cls, recording, "image")
+        recording, note = own(cls, recording, "image")
         seen = visualize(recording, image, ViewConfig(**settings), progress_bar())
-        return io.NodeOutput(*seen, ui=ui.PreviewText(f"{told} {told_of_others(recording)}".strip()))
+        return io.NodeOutput(*seen, ui=ui.PreviewText(f"{note} {told_of_others(recording)}".strip()))
 
 
 class CompareTokenAttention(io.ComfyNode):
@@ -205,9 +205,9 @@ class SaveTokenAttention(io.ComfyNode):
 
     @classmethod
     def execute(cls, recording, image, format, filename_prefix) -> io.NodeOutput:
-        recording, told = own(cls, recording, "image")
+        recording, note = own(cls, recording, "image")
         data = {"npz": as_npz, "json": as_json}[format](recording)
         root = Path(folder_paths.get_output_directory(), "attention")
         paths = numbered(root, filename_prefix or "attention", format)
         path = save_under_next(paths, lambda path: write_new(data, path))
-        return io.NodeOutput(str(path), ui=ui.PreviewText(f"Saved {describe(path)}\n{told}".strip()))
+        return io.NodeOutput(str(path), ui=ui.PreviewText(f"Saved {describe(path)}\n{note}".strip()))

@@ -44,14 +44,14 @@ def examine() -> Iterator[Finding]:
             yield True, name, "not installed; only the command line needs it"
         else:
             yield bool(found), name, found or "missing: install the host's own requirements.txt"
-    yield from told("libraries", importable())
-    yield from told("devices", devices())
+    yield from text("libraries", importable())
+    yield from text("devices", devices())
     for what, folder in (("current folder", Path.cwd()), ("temporary folder", Path(tempfile.gettempdir()))):
         yield writable(what, folder)
-    yield from told("self-test", self_test())
+    yield from text("self-test", self_test())
 
 
-def told(what: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+def text(what: str, findings: Iterator[Finding]) -> Iterator[Finding]:
     """The findings, the last of them what ended them before their time."""
     try:
         yield from findings
@@ -139,12 +139,12 @@ def forget_twice(host: DiffusionHost, where: str) -> Iterator[Finding]:
         config = make_config(preset, **quick)
         start = time.monotonic()
         first, second = (serialize(forget(host, "cat", config)[0], "doctor") for _ in range(2))
-        told = f"{len(first):,} bytes in {(time.monotonic() - start) / 2:.1f} s in {where}"
+        text = f"{len(first):,} bytes in {(time.monotonic() - start) / 2:.1f} s in {where}"
         same = first == second
         yield (
             same or host.device.type != "cpu",
             f"preset {preset}",
-            f"{told}, {'the same' if same else 'not the same'} twice",
+            f"{text}, {'the same' if same else 'not the same'} twice",
         )
     same = fingerprint(host) == before
     yield same, "the model", "left as it was" if same else "changed"

@@ -46,9 +46,9 @@ def add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
             action = argparse.BooleanOptionalAction if f.default else "store_true"
             parser.add_argument(option, action=action, default=f.default, help=help)
         else:
-            shown = f"{help} (default: {f.default})" if f.default != "" else help
+            text = f"{help} (default: {f.default})" if f.default != "" else help
             choices = f.metadata["choices"]
-            parser.add_argument(option, type=type(f.default), default=f.default, choices=choices, help=shown)
+            parser.add_argument(option, type=type(f.default), default=f.default, choices=choices, help=text)
 
 
 def add_preset_settings(parser: argparse.ArgumentParser) -> None:

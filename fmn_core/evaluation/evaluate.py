@@ -138,8 +138,8 @@ def measure(host: DiffusionHost, patch: Patch, probes: list[Probe], settings: Ev
     with host.training((AT_ONCE, *shape)), torch.no_grad():
 
         def sample() -> Tensor:
-            asked = prompts[drawn]
-            return sample_pictures(host, noise, asked, empty, settings.num_inference_steps, settings.guidance_scale)
+            expected = prompts[drawn]
+            return sample_pictures(host, noise, expected, empty, settings.num_inference_steps, settings.guidance_scale)
 
         before = sample()
         x_t, t, _ = noise_at_levels(host, before[:: settings.images_per_prompt], settings.seed)
@@ -191,10 +191,10 @@ def classified(classifier: Callable, pictures: Tensor, drawn: list[Probe], subje
     """UA, IRA, CRA and H of pictures by a classifier's labels."""
     seen = labels_of(classifier, pictures)
     roles = {"concept": "target", "near": "in", "kept": "in"}
-    asked = [
+    expected = [
         (roles.get(p.group, "") if p.kind == subjects.kind else "cross" if p.kind else "", p.word, {*p.names}) for p in drawn
     ]
-    return unlearn_canvas(asked, seen)
+    return unlearn_canvas(expected, seen)
 
 
 def labels_of(classifier: Callable, pictures: Tensor) -> list[set[str]]:

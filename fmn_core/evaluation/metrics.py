@@ -148,7 +148,7 @@ def clip_scores(scorer: Callable, pictures: Tensor, prompts: Sequence[str], want
     return cosines[torch.arange(len(own)), own], cosines.argmax(1) == own
 
 
-def unlearn_canvas(asked: list[tuple[str, str, set[str]]], seen: list[set[str]]) -> dict[str, float | None]:
+def unlearn_canvas(expected: list[tuple[str, str, set[str]]], seen: list[set[str]]) -> dict[str, float | None]:
     """UA, IRA and CRA (UnlearnCanvas, Zhang et al., arXiv 2402.11846) and their harmonic mean H.
 
     `asked`: for each picture, whether it shows the `target`, something of the target's kind (`in`) or of another kind
@@ -157,7 +157,7 @@ def unlearn_canvas(asked: list[tuple[str, str, set[str]]], seen: list[set[str]])
     """
 
     def share(role: str) -> float | None:
-        right = [bool(names & labels) for (own, _, names), labels in zip(asked, seen, strict=True) if own == role]
+        right = [bool(names & labels) for (own, _, names), labels in zip(expected, seen, strict=True) if own == role]
         return sum(right) / len(right) if right else None
 
     target, ira, cra = share("target"), share("in"), share("cross")

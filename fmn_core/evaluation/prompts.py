@@ -56,14 +56,14 @@ def subjects_of(patch: Patch, preserve: str = "") -> Subjects:
         kind, templates = concepts[0]["type"], tuple(concepts[0]["templates"])
     except (KeyError, IndexError, TypeError):
         raise ForgetError("The patch does not say what it forgets: forget the concept again, and evaluate that.") from None
-    asked = [name for line in preserve.splitlines() for name in split_names(line)]
+    more = [name for line in preserve.splitlines() for name in split_names(line)]
     forgotten = {name.lower() for several in names.values() for name in several}
-    for word in asked:
+    for word in more:
         if word.lower() in forgotten:
             raise ForgetError(f"`{word}` is what the patch forgets: take it off `preserve`.")
     known = PROBES.get(kind)
     own = (NEAR_TEMPLATES[kind][0], *known) if known else templates
-    return Subjects(names, tuple(dict.fromkeys(kept + asked)), kind if known else "object", own)
+    return Subjects(names, tuple(dict.fromkeys(kept + more)), kind if known else "object", own)
 
 
 def find_probes(

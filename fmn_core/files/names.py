@@ -40,10 +40,10 @@ def folder_and_name(prefix: str, root: object) -> str:
     A name that ends in a separator has an empty last part. Raises ForgetError, with `root` in it, for names that lead out
     of their folder, mean something else on another system, or do not look like what they are.
     """
-    shown = ascii(prefix[:60])
+    start = ascii(prefix[:60])
     plain = unicodedata.normalize("NFKC", prefix).replace("\\", "/")
     if not plain.isprintable() or not prefix.isprintable() or {*plain} & (FORBIDDEN | LOOK_ALIKES):
-        raise ForgetError(f"{shown} holds characters that no file name should: use letters, digits and hyphens.")
+        raise ForgetError(f"{start} holds characters that no file name should: use letters, digits and hyphens.")
     *folders, name = plain.split("/")
     if plain.startswith("/") or ".." in (*folders, name):
         raise ForgetError(f"`{plain}` leads out of {root}: use a name, or a folder inside it, without `..`.")
@@ -51,9 +51,9 @@ def folder_and_name(prefix: str, root: object) -> str:
     name = "" if name == "." else name
     for part in (*folders, name):
         if part.split(".")[0].strip().upper() in DEVICES:
-            raise ForgetError(f"{shown} is the name of a device on Windows: choose another name.")
+            raise ForgetError(f"{start} is the name of a device on Windows: choose another name.")
         if part != part.strip() or part.endswith("."):
-            raise ForgetError(f"{shown} has a space or a dot at the edge of a name, which Windows drops: take it off.")
+            raise ForgetError(f"{start} has a space or a dot at the edge of a name, which Windows drops: take it off.")
         if len(part.encode()) > MOST:
-            raise ForgetError(f"{shown} cannot be used: File name too long. Choose another name.")
+            raise ForgetError(f"{start} cannot be used: File name too long. Choose another name.")
     return "/".join([*folders, name])

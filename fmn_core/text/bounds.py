@@ -44,13 +44,13 @@ def require_brief_texts(info: dict) -> None:
     require_few(concepts if isinstance(concepts, list) else [])
     require_names([info.get("concept")], MOST_TEXT)
     require_names([base.get("name")] if isinstance(base, dict) else [], MOST_LETTERS)
-    said = 0
+    total = 0
     for text in texts_in({key: value for key, value in info.items() if key not in UNCOUNTED}):
-        said += len(text)
+        total += len(text)
         if len(text) > MOST_TEXT:
             raise ValueError(f"it holds a text of {len(text):,} characters, and {MOST_TEXT:,} are the most")
-    if said > MOST_SAID:
-        raise ValueError(f"it holds texts of {said:,} characters together, and {MOST_SAID:,} are the most")
+    if total > MOST_SAID:
+        raise ValueError(f"it holds texts of {total:,} characters together, and {MOST_SAID:,} are the most")
 
 
 def texts_in(value: object) -> Iterable[str]:

@@ -131,8 +131,8 @@ def read_picture(source: Path | bytes, mode: str, most: int) -> tuple[Image.Imag
             raise unreadable(source, error) from error
 
 
-def unreadable(source: Path | bytes, said: object) -> ForgetError:
-    return ForgetError(f"{name_of(source)} cannot be read as a picture ({brief(said)}): give a whole PNG, JPEG or WebP.")
+def unreadable(source: Path | bytes, reason: object) -> ForgetError:
+    return ForgetError(f"{name_of(source)} cannot be read as a picture ({brief(reason)}): give a whole PNG, JPEG or WebP.")
 
 
 def name_of(source: Path | bytes) -> str:

@@ -32,9 +32,9 @@ def clip_scorer(clip, clip_vision) -> Callable[[Tensor, list[str]], Tensor]:
 
     def score(images: Tensor, prompts: list[str]) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
-            seen = as_host(clip_vision.encode_image, images)["image_embeds"].float().cpu()
+            image_embeds = as_host(clip_vision.encode_image, images)["image_embeds"].float().cpu()
             pooled = [as_host(clip.encode_from_tokens, clip.tokenize(text), return_pooled=True)[1] for text in prompts]
-            said = torch.cat(pooled).float().cpu()
-            return F.normalize(seen, dim=-1) @ F.normalize(said, dim=-1).T
+            text_embeds = torch.cat(pooled).float().cpu()
+            return F.normalize(image_embeds, dim=-1) @ F.normalize(text_embeds, dim=-1).T
 
     return score

@@ -105,11 +105,11 @@ def recording_of(
             f"The pictures at `{input}` come from the cache, and the recording holds a later sampling: sample again, with "
             "another seed."
         )
-    told = f"Recorded in {title(prompt, sampler)}."
+    text = f"Recorded in {title(prompt, sampler)}."
     later = [title(prompt, id) for id in before if id != sampler and sampler in before[id] and samples(prompt, id)]
     if later:
-        told += (
+        text += (
             f" After that the picture was sampled again in {' and '.join(sorted(later))}, which was not recorded; to see "
             "that pass, connect the MODEL of Record Token Attention there too."
         )
-    return recorded[sampler], told
+    return recorded[sampler], text
