@@ -44,7 +44,7 @@ def lora(shapes: dict[str, tuple[int, int, int]]) -> dict[str, tuple[str, list[i
     return tensors
 
 
-def moments(rows: int, columns: int = 1) -> dict:
+def statistics(rows: int, columns: int = 1) -> dict:
     keys = {"shape": [rows, columns], "scale": 1.0, "fp16": base64.b64encode(b"\0\x3c" * rows * columns).decode()}
     return {"keys": keys, "kept": keys, "tail": 1.0}
 
@@ -54,7 +54,7 @@ class Maker:
 
     def __init__(self, rng: random.Random):
         self.rng = rng
-        self.info = read_patch(ROOT / "demo/loras/forget-cat.safetensors").info | {"statistics": moments(4)}
+        self.info = read_patch(ROOT / "demo/loras/forget-cat.safetensors").info | {"statistics": statistics(4)}
 
     def patch(self, info: dict | str | None = None, shapes: dict | None = None, **changed) -> Files:
         """A patch of one layer of 1 x 1, or of these, with something else in what it says of itself."""
@@ -71,11 +71,11 @@ class Maker:
         yield "rank", self.patch(shapes=self.layers(patch_bounds.MOST_MODULES, patch_bounds.MOST_RANK))
         yield "sides", self.patch(shapes={K: (65000, 65000, 1)})
         yield "sides", self.patch(shapes=self.layers(8, 1, patch_bounds.MOST_SIDE))
-        yield "statistics", self.patch(moments=moments(30_000))
-        yield "statistics", self.patch(moments=moments(4_000))
-        yield "statistics", self.patch(moments=moments(MOST_ROWS, patch_bounds.MOST_SIDE))
+        yield "statistics", self.patch(statistics=statistics(30_000))
+        yield "statistics", self.patch(statistics=statistics(4_000))
+        yield "statistics", self.patch(statistics=statistics(MOST_ROWS, patch_bounds.MOST_SIDE))
         yield "concepts", self.patch(concepts=self.info["concepts"] * 100_000)
-        yield "concepts", self.patch(concepts=self.concepts(text_bounds.MOST_CONCEPTS, 100), moments=moments(64))
+        yield "concepts", self.patch(concepts=self.concepts(text_bounds.MOST_CONCEPTS, 100), statistics=statistics(64))
         yield "parts", self.patch(self.stacked(50_000))
         yield "parts", self.patch(self.stacked(patch_bounds.MOST_PARTS), {K: (1, 1, patch_bounds.MOST_PARTS)})
         yield "modules", self.patch(shapes=self.layers(20_000, 1))
@@ -85,7 +85,7 @@ class Maker:
         yield "keys", {"bad.safetensors": self.many_keys(4_500_000)}
         yield "keys", self.patch(settings={str(n): n for n in range(bounded_json.MOST_VALUES // 2)})
         yield "keys", self.patch(settings={str(n): n for n in range(text_bounds.MOST_SETTINGS)})
-        yield "keys", self.patch(report={"drift": {str(n): 0.5 for n in range(bounded_json.MOST_VALUES // 2)}})
+        yield "keys", self.patch(report={"preserve_drift": {str(n): 0.5 for n in range(bounded_json.MOST_VALUES // 2)}})
         yield "values", self.patch(f"[{'[],' * 20_000_000}[]]")
         yield "values", self.patch(json.dumps(self.info)[:-1] + f', "x": [{"{}," * (bounded_json.MOST_VALUES // 3)}0]}}')
         yield "values", {"bad.safetensors": with_length(b'{"a":[' + b"[]," * 20_000_000 + b"[]]}")}
@@ -99,9 +99,13 @@ class Maker:
         yield "names", self.patch(concept="cat\x1b[2J")
         for name in (K[:-4] + "9" * 5000 + "_attn2_to_k", f"{K}\n", K.replace("mid", "mid\x1b[2J"), "x" * 300_000):
             yield "names", self.patch(shapes={name: (1, 1, 1)})
-        yield "texts", self.patch(settings=self.info["settings"] | {"keep": "cat, " * 200_000})
-        yield "texts", self.patch(report={"warnings": ["word " * 13_000] * 60, "erased": {str(n): 0.5 for n in range(9999)}})
-        yield "texts", self.patch(report={"also": ["w" * 60_000] * 60, "drift": {"w" * 60_000: 1.0}})
+        yield "texts", self.patch(settings=self.info["settings"] | {"preserve": "cat, " * 200_000})
+        many = {str(n): 0.5 for n in range(9999)}
+        yield "texts", self.patch(report={"warnings": ["word " * 13_000] * 60, "erasure": many})
+        yield "texts", self.patch(schema=1, report={"warnings": ["word " * 13_000] * 60, "erased": many, "drift": many})
+        yield "texts", self.patch(schema=1, settings=self.info["settings"] | {"keep": "cat, " * 200_000})
+        yield "statistics", self.patch(schema=1, moments=statistics(30_000))
+        yield "texts", self.patch(report={"synonyms": ["w" * 60_000] * 60, "preserve_drift": {"w" * 60_000: 1.0}})
         yield "texts", {"bad.safetensors": with_length(b'{"__metadata__":{"a":"' + b"\\n" * 16_000_000 + b'"}}')}
         yield "texts", {"bad.safetensors": self.wide(header.MOST_BYTES - 4096)}
         yield "texts", self.patch(json.dumps(self.info)[:-1] + f', "x": "{"x" * 30_000_000}\U0001f408"}}')
@@ -150,17 +154,17 @@ class Maker:
         if kind == "many keys":
             place, value = rng.choice(["settings", "report", "base"]), rng.choice([0, 0.5, "x", [], {}])
             inner = {rng.choice(["", "x" * 40, "\n"]) + str(n): value for n in range(self.size(1, 3e5))}
-            own = {rng.choice(["drift", "erased", "evaluation", "imported", "x"]): inner}
+            own = {rng.choice(["preserve_drift", "erasure", "evaluation", "imported", "x"]): inner}
             return kind, self.patch(**{place: self.info[place] | rng.choice([inner, own])})
         if kind == "long names":
             name = rng.choice(["x", "9", "\n", "\0", "🐈", "a b ", "a,", "_", "\x1b[1m", "attn2_"]) * self.size(1, 3e5)
-            where = rng.choice(["module", "concept", "base", "warning", "keep", "erased", "names"])
+            where = rng.choice(["module", "concept", "base", "warning", "preserve", "erasure", "names"])
             changed = {
                 "concept": {"concept": name},
                 "base": {"base": self.info["base"] | {"name": name}},
                 "warning": {"report": {"warnings": [name]}},
-                "keep": {"settings": self.info["settings"] | {"keep": name}},
-                "erased": {"report": {"erased": {name: 0.5}, "drift": {name: 0.5}}},
+                "preserve": {"settings": self.info["settings"] | {"preserve": name}},
+                "erasure": {"report": {"erasure": {name: 0.5}, "preserve_drift": {name: 0.5}}},
                 "names": {"concepts": [self.info["concepts"][0] | {"names": ["cat", name]}]},
             }
             if where == "module":
@@ -168,7 +172,7 @@ class Maker:
             return kind, self.patch(**changed[where])
         if kind == "statistics":
             rows, columns = self.size(1, 3e4), self.size(1, 100)
-            return kind, self.patch(moments=moments(rows, columns))
+            return kind, self.patch(statistics=statistics(rows, columns))
         several = self.size(1, 3e4)
         return kind, self.patch(self.stacked(several), {K: (1, 1, min(several, 4000))})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from presets import config_for
 
 from benchmarks.architectures import narrow_model
 from fmn_core.erasure.config import make_config
@@ -16,7 +17,7 @@ NAMES = {
     "sd2_v": "lora_unet_up_blocks_3_attentions_2_transformer_blocks_0_attn2_to_q",
     "sdxl": "lora_unet_middle_block_1_transformer_blocks_9_attn2_to_v",
 }
-QUICK = {"steps": 2, "num_images": 1, "num_inference_steps": 2, "resolution": 64, "rounds": 1, "rank": 2}
+QUICK = {"steps": 2, "num_images": 1, "num_inference_steps": 2, "resolution": 64, "attack_rounds": 1, "rank": 2}
 
 
 @pytest.fixture(scope="module", params=MODULES)
@@ -57,8 +58,8 @@ def test_every_preset_makes_a_patch_that_the_host_loads_whole(comfy, narrow, nar
 
     model = narrow[0]
     before = weights(model)
-    matrices = "q,k,v" if preset == "fast" else "q,k,v,out" if preset == "paper" else "k,v"
-    patch, losses = forget(narrow_host, "cat", make_config(preset=preset, target_modules=matrices, **QUICK))
+    target_modules = "q,k,v,out" if preset == "paper" else "k,v"
+    patch, losses = forget(narrow_host, "cat", config_for(preset, target_modules=target_modules, **QUICK))
     assert all(torch.isfinite(torch.tensor(losses))) and patch.info["base"]["family"] == family
     after = weights(model)
     assert all(torch.equal(weight, after[name]) for name, weight in before.items())

@@ -16,8 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 from fmn_core.attention.capture import attention_probabilities, is_prompt, layer_size
 from fmn_core.attention.compare import CompareConfig, compare, draw_comparison
 from fmn_core.attention.export import as_json, as_npz
+from fmn_core.attention.frames import Box, Origin
 from fmn_core.attention.heatmap import OTHER, shares
-from fmn_core.attention.recorder import AttentionRecording, Box, Origin, RecordingConfig
+from fmn_core.attention.recorder import AttentionRecording, RecordingConfig
 from fmn_core.attention.visualize import VIEWS, ViewConfig, layer_title, visualize
 from fmn_core.errors import ForgetError
 from fmn_core.host import Token
@@ -34,10 +35,10 @@ def tokens(*pieces):
     return (Token(0, "<start>", "start"), *words, Token(1, "<end>", "end"), Token(1, "<end>", "padding"))
 
 
-def recorded(*pieces, keep="mean", pictures=1, steps=2, seed=0):
+def recorded(*pieces, granularity="mean", pictures=1, steps=2, seed=0):
     """A recording of two layers with two heads, of random queries and keys."""
     recording = AttentionRecording(
-        " ".join(pieces), tokens(*(f"{piece}</w>" for piece in pieces)), RecordingConfig(granularity=keep)
+        " ".join(pieces), tokens(*(f"{piece}</w>" for piece in pieces)), RecordingConfig(granularity=granularity)
     )
     generator = torch.Generator().manual_seed(seed)
     columns = len(recording.tokens)
@@ -84,9 +85,9 @@ def test_a_context_is_told_from_others():
     st.integers(1, 12), st.integers(1, 12), st.integers(1, 3), st.sampled_from(["mean", "steps", "heads"]),
     st.integers(1, 5), st.integers(300, 20_000), st.integers(0, 99),
 )  # fmt: skip
-def test_whatever_the_room_the_columns_sum_to_one(height, width, pictures, keep, steps, room, seed):
+def test_whatever_the_room_the_columns_sum_to_one(height, width, pictures, granularity, steps, room, seed):
     """Down to less than one map's room: maps get coarser, or steps are joined, and what is kept stays a mean."""
-    recording = AttentionRecording("a", tokens("a</w>"), RecordingConfig(granularity=keep, max_memory_mb=1))
+    recording = AttentionRecording("a", tokens("a</w>"), RecordingConfig(granularity=granularity, max_memory_mb=1))
     generator = torch.Generator().manual_seed(seed)
     recording.begin()
     everything = []
@@ -98,7 +99,7 @@ def test_whatever_the_room_the_columns_sum_to_one(height, width, pictures, keep,
         everything.append(attention_probabilities(q, k, 2).mean(1))
     map = recording.map("x")
     assert torch.allclose(map.sum(-1), torch.ones(map.shape[:-1]), atol=1e-5)
-    least = 4 * (pictures * (2 if keep == "heads" else 1) * 4 + 1)
+    least = 4 * (pictures * (2 if granularity == "heads" else 1) * 4 + 1)
     assert recording.bytes() <= max(room, least)
     assert (map.shape[1] == 2) == recording.apart
     if not recording.halved:
@@ -211,9 +212,9 @@ def test_attention_that_is_no_number_is_nothing():
     assert not visualize(recording, torch.rand(1, 8, 8, 3))[1].any()
 
 
-@pytest.mark.parametrize("keep", ["mean", "heads"])
-def test_heat_maps_are_means_over_layers_and_heads(keep):
-    recording = recorded("a", "cat", keep=keep)
+@pytest.mark.parametrize("granularity", ["mean", "heads"])
+def test_heat_maps_are_means_over_layers_and_heads(granularity):
+    recording = recorded("a", "cat", granularity=granularity)
     total = 0
     for name in recording.layers:
         for head in recording.map(name).unbind(1):
@@ -273,23 +274,25 @@ def test_overlays_and_masks():
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("size", [(24, 16), (8, 40)])
 def test_every_view_is_one_batch_of_pictures(view, size):
-    keep = {"over_steps": "steps", "heads": "heads"}.get(view, "mean")
-    recording = recorded("a", "cat", keep=keep, pictures=2, steps=3)
+    granularity = {"over_steps": "steps", "heads": "heads"}.get(view, "mean")
+    recording = recorded("a", "cat", granularity=granularity, pictures=2, steps=3)
     pictures, masks, maximum = visualize(recording, torch.rand(2, *size, 3), ViewConfig(view=view))
     count = {"overlay": 4, "contact_sheet": 2, "over_steps": 6}.get(view, 4)
     assert len(pictures) == count and pictures.shape[-1] == 3 and 0 <= pictures.min() and pictures.max() <= 1
     assert masks.shape == (4, *size) and 0 < maximum <= 1
     other = visualize(
-        recorded("a", "cat", keep=keep, pictures=2, steps=3, seed=9), torch.rand(2, *size, 3), ViewConfig(view=view)
+        recorded("a", "cat", granularity=granularity, pictures=2, steps=3, seed=9),
+        torch.rand(2, *size, 3),
+        ViewConfig(view=view),
     )
     assert other[0].shape == pictures.shape
 
 
-@pytest.mark.parametrize("view, keep", [("over_steps", "steps"), ("heads", "heads")])
-def test_a_view_of_what_was_not_kept_is_said(view, keep):
-    with pytest.raises(ForgetError, match=f"set `keep` of Record Token Attention to `{keep}`"):
+@pytest.mark.parametrize("view, granularity", [("over_steps", "steps"), ("heads", "heads")])
+def test_a_view_of_what_was_not_kept_is_said(view, granularity):
+    with pytest.raises(ForgetError, match=f"set `granularity` of Record Token Attention to `{granularity}`"):
         visualize(recorded("a", "cat"), torch.zeros(1, 8, 8, 3), ViewConfig(view=view))
-    recording = recorded("a", "cat", keep="heads")
+    recording = recorded("a", "cat", granularity="heads")
     recording.apart = False
     with pytest.raises(ForgetError, match="256 MB were too few"):
         visualize(recording, torch.zeros(1, 8, 8, 3), ViewConfig(view="heads"))
@@ -356,16 +359,16 @@ def test_recordings_of_unlike_numbers_of_pictures_are_said():
         compare(recorded("a", "cat"), recorded("a", "cat", pictures=2), "", 8, 8)
 
 
-@pytest.mark.parametrize("keep", ["mean", "steps", "heads"])
-def test_data_are_the_maps(keep):
-    recording = recorded("a", "cat", keep=keep, pictures=2, steps=3)
+@pytest.mark.parametrize("granularity", ["mean", "steps", "heads"])
+def test_data_are_the_maps(granularity):
+    recording = recorded("a", "cat", granularity=granularity, pictures=2, steps=3)
     data = np.load(io.BytesIO(as_npz(recording)))
     facts = json.loads(data["facts"].item())
     assert facts == json.loads(as_json(recording))
     assert facts["words"]["cat"] == [2] and facts["tokens"][2]["text"] == "cat</w>"
     for name in recording.layers:
         saved = torch.from_numpy(data[name])
-        expected = torch.stack([recording.map(name, i) for i in range(3)]) if keep == "steps" else recording.map(name)
+        expected = torch.stack([recording.map(name, i) for i in range(3)]) if granularity == "steps" else recording.map(name)
         assert torch.equal(saved, expected)
 
 

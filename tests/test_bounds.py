@@ -265,7 +265,7 @@ def test_the_same_concept_many_times_is_stacked_once(maker):
 
 def test_each_spelling_of_a_kept_word_that_another_patch_forgets_is_warned_of():
     cat = read_patch(CAT)
-    keeping = Patch(cat, cat.info | {"concept": "dog", "settings": {"keep": "Cat, lion, cat"}, "concepts": []})
+    keeping = Patch(cat, cat.info | {"concept": "dog", "settings": {"preserve": "Cat, lion, cat"}, "concepts": []})
     assert [w.split("`")[1] for w in conflict_warnings([WeightedPatch(keeping), WeightedPatch(cat)])] == ["Cat", "cat"]
 
 

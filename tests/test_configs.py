@@ -55,7 +55,7 @@ def test_both_stages_run_one_after_the_other_from_one_file(run, tmp_path):
     assert patch.info["concept"] == "<red-cat>" and len(patch.modules) % 4 == 0
     assert {module.rsplit("_to_", 1)[1] for module in patch.modules} == {"q", "k", "v", "out_0"}
     assert "no effect" not in said, "the original's own values"
-    assert (tmp_path / "out/forget-red-cat-rest.safetensors").exists() and "with the rest" in said
+    assert (tmp_path / "out/forget-red-cat-unet.safetensors").exists() and "with the UNet's LoRA" in said
 
 
 def test_several_concepts_of_different_types_by_their_names(run, tmp_path):
@@ -67,7 +67,7 @@ def test_several_concepts_of_different_types_by_their_names(run, tmp_path):
         (["red cat"], ["a photo of {}"]),
         (["dog"], ["a photo in the style of {}"]),
     ]
-    assert len(list((tmp_path / "out").iterdir())) == 1 and "with the rest" not in said
+    assert len(list((tmp_path / "out").iterdir())) == 1 and "with the UNet's LoRA" not in said
 
 
 def test_the_originals_learned_words_are_loaded(run, tmp_path, monkeypatch):
@@ -186,7 +186,7 @@ def test_a_second_run_takes_the_next_name_and_the_newest_words_are_forgotten_by(
     made = sorted(str(file.relative_to(tmp_path)) for file in {*tmp_path.rglob("*.safetensors")} - {*before})
     assert made == [
         "exps_ti/red-cat/step_inv_1-2.safetensors",
-        "out/forget-red-cat-2-rest.safetensors",
+        "out/forget-red-cat-2-unet.safetensors",
         "out/forget-red-cat-2.safetensors",
     ]
     assert all(f"this run's is {name}" in said for name in ("step_inv_1-2.safetensors", "forget-red-cat-2.safetensors"))
@@ -242,9 +242,10 @@ def test_keys_become_settings(tmp_path):
     file.write_text("Attn:\n  multi_concept: [[elon-musk, object]]\nTi:\n  instance_data_dir: x\n")
     config = read_config(file)
     assert list(config) == ["Ti", "Attn"]
-    published = {"tokens": "concept_and_end", "target_modules": "q,k,v,out", "layers": "whole_unet", "loss": "joint_norm"}
+    published = {"target_modules": "q,k,v,out", "train_layers": "whole_unet", "loss": "joint_norm"}
+    published |= {"penalized_tokens": "concept_and_end", "resolution": 512}
     forgetting = forgetting_settings(config["Attn"])
-    assert forgetting == make_config(preset="paper", resolution=512, learning_rate=forgetting.learning_rate, **published)
+    assert forgetting == make_config(preset="paper", learning_rate=forgetting.learning_rate, **published)
     assert forgetting_settings(config["Attn"], pads_with_end=True).penalized_tokens == "concept_onward"
     assert inversion_settings(config["Ti"]) == InversionConfig(init_tokens="<rand-0.017>", seed=42, resolution=512)
     file.write_text(

@@ -69,10 +69,10 @@ def test_processes_that_save_at_once_take_the_next_number(links, tmp_path):
     assert [process.exitcode for process in several] == [0] * PROCESSES
     for kind in KINDS:
         files = sorted((tmp_path / kind).iterdir())
-        wholes = [file for file in files if not file.stem.endswith("-rest")]
+        wholes = [file for file in files if not file.stem.endswith("-unet")]
         assert len(wholes) == PROCESSES * EACH and len(files) == 2 * len(wholes)
         for file in wholes:
-            for one in (file, file.with_stem(f"{file.stem}-rest")):
+            for one in (file, file.with_stem(f"{file.stem}-unet")):
                 with safe_open(one, "pt") as opened:  # each was written for the name that it has
                     assert opened.metadata()["ss_output_name"] == one.stem and opened.keys()
 

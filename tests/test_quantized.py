@@ -172,7 +172,7 @@ def test_a_training_sees_the_patch_that_the_model_has(patched_twice):
     from fmn_core.patch.patch import DOWN, UP
 
     host, whole = patched_twice
-    settings = make_config(preset="paper", steps=1, num_pictures=1, sampling_steps=2, resolution=64)
+    settings = make_config(preset="paper", steps=1, num_images=1, num_inference_steps=2, resolution=64)
     made, expected = (forget(one, "cat", settings)[0] for one in (host, whole))
     ours, theirs = (one.info["report"]["attention_mass"]["before"] for one in (made, expected))
     assert ours == pytest.approx(theirs, rel=0.1)

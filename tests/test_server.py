@@ -200,7 +200,7 @@ def test_training_leaves_the_next_picture_as_it_was(server, paper_job):
     """The base pictures sampled anew, after training, by a sampler that is not in the cache."""
     workflow, outputs, _ = paper_job
     again = copy.deepcopy(workflow)
-    titled(again)["Forget Concept"]["seed"] = 1
+    Graphs(server).set_preset(again, node_id(again, "Forget Concept"), "paper", seed=1)
     titled(again)["Before"]["denoise"] = 0.99999  # another cache entry, and the host takes it for 1
     anew = server.run(again)
     assert torch.equal(
@@ -212,7 +212,8 @@ def test_the_node_says_what_it_did_and_refuses_what_has_no_effect(server, job):
     workflow, outputs, _ = job
     assert re.match(r"`cat` goes \d+% of the way", outputs[node_id(workflow, "Forget Concept")]["text"][0])
     strict = copy.deepcopy(workflow)
-    titled(strict)["Forget Concept"] |= {"mode": "replace", "target": "cat", "strict": True}
+    settings = {"mode": "replace", "target": "cat", "strict": True}
+    Graphs(server).set_preset(strict, node_id(strict, "Forget Concept"), "fast", **settings)
     with pytest.raises(ServerError, match="Little effect: prompts of `cat` go 0%"):
         server.run(strict)
 
@@ -261,12 +262,12 @@ def test_pictures_are_looked_at_and_recordings_saved(server, info):
     loader, decoded, recorder = (
         node_id(workflow, title) for title in ("Load Checkpoint", "Before: decode", "Record: before")
     )
-    look = {"noise": 0.5, "passes": 3, "seed": 0, "keep": "steps", "layers": "up", "memory": 64, "text": "a cat"}
-    view = {"words": "", "view": "over_steps", "maximum": 0.0, "threshold": 0.0, "opacity": 0.6, "color_map": "cividis"}
+    look = {"noise": 0.5, "num_samples": 3, "seed": 0, "granularity": "steps", "layers": "up", "max_memory_mb": 64}
+    view = {"words": "", "view": "over_steps", "vmax": 0.0, "threshold": 0.0, "opacity": 0.6, "color_map": "cividis"}
     save = {"recording": [recorder, 1], "image": [decoded, 0], "filename_prefix": "mine/attention"}
     model = {"model": [loader, 0], "clip": [loader, 1], "vae": [loader, 2], "image": [decoded, 0]}
     added = {
-        "look": ("FMN_RecordPictureAttention", model | look),
+        "look": ("FMN_RecordPictureAttention", model | look | {"text": "a cat"}),
         "view": ("FMN_VisualizeTokenAttention", {"recording": ["look", 0], "image": ["look", 1], **view}),
         "show": ("PreviewImage", {"images": ["view", 0]}),
         "npz": ("FMN_SaveTokenAttention", save | {"format": "npz"}),

@@ -93,7 +93,7 @@ def test_rows_are_solved_jointly_applied_and_saved_as_one(draw, loras, server):
 
 
 def test_rows_that_are_off_are_not_there(draw, loras):
-    off = rows(patch_1=loras["forget-cat"], on_1=False, patch_2=loras["forget-car"], strength_2=0.0)
+    off = rows(patch_1=loras["forget-cat"], enabled_1=False, patch_2=loras["forget-car"], strength_2=0.0)
     nodes = {"s": node("FMN_StackPatches", model=["c", 0], clip=["c", 1], **off)}
     made, outputs = draw(["s", 0], "an emoji of a cat", nodes)
     assert torch.equal(made, draw(["c", 0], "an emoji of a cat", {})[0])
