@@ -81,10 +81,10 @@ class GatePatch(io.ComfyNode):
             raise ForgetError(f"The patch would end at {end_percent}, before it starts at {start_percent}: swap the two.")
         chosen = choose(patch, lora)[0]
         span = start_percent, end_percent
-        hooked, values, joint_name = gated(conditioning, chosen, (strength, end_strength), span, threshold)
+        hooked, values, acts = gated(conditioning, chosen, (strength, end_strength), span, threshold)
         lines = [
             f"{value:.2f}: the patch of `{chosen.info['concept']}` {'acts' if on else 'stays off'}"
-            for value, on in zip(values, joint_name, strict=True)
+            for value, on in zip(values, acts, strict=True)
         ]
         text = "\n".join(lines)
         return io.NodeOutput(hooked, max(values), ui=ui.PreviewText(text))

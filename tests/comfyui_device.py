@@ -101,9 +101,9 @@ def patched(loaded: tuple) -> None:
     before, prompt = sample(model, clip, encode(clip, CAT)), encode(clip, CAT)
     patch = read_patch(PATCH)
     with torch.inference_mode():
-        conditioning, _, joint_name = gated(prompt, patch, (1.0, 1.0), (0.0, 1.0), 0.1)
+        conditioning, _, on = gated(prompt, patch, (1.0, 1.0), (0.0, 1.0), 0.1)
     on_model, on_prompt = sample(apply_patch(model, patch, 1.0), clip, prompt), sample(model, clip, conditioning)
-    assert joint_name == [True] and not torch.equal(on_model, before)
+    assert on == [True] and not torch.equal(on_model, before)
     assert 0 < (on_prompt - before).norm() and (on_prompt - on_model).norm() < (on_model - before).norm()
     assert torch.equal(sample(model, clip, prompt), before)
 

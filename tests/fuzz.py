@@ -318,9 +318,11 @@ class Fuzzer:
         self.ask("find a concept in a prompt", columns, given)
         self.ask("read a prompt", lambda: self.host.token_embeddings(given), given)
         if whole:
-            keep = text(self.rng, 3) if self.rng.random() < 0.5 else ""
+            preserve = text(self.rng, 3) if self.rng.random() < 0.5 else ""
             self.ask(
-                "forget", lambda: serialize(forget(self.host, given, make_config(preserve=keep))[0], "x"), (given, keep)
+                "forget",
+                lambda: serialize(forget(self.host, given, make_config(preserve=preserve))[0], "x"),
+                (given, preserve),
             )
 
     def checkpoint(self) -> None:

@@ -179,8 +179,8 @@ def test_the_quick_command_prints_a_table_in_which_fast_forgets_and_keeps(comfyu
     assert done.returncode == 0, done.stdout + done.stderr
     base, fast, uce = json.loads(file.read_text())
     assert (base["method"], fast["method"], uce["method"]) == ("base", "fast", "UCE")
-    assert fast["ua"] >= 0.95 and fast["ira"] >= base["ira"] - 0.1 and fast["preserve_drift"] <= 0.01
-    assert base["ua"] < 0.4 and base["preserve_drift"] == 0 and fast["base"]["ua"] == base["ua"]
+    assert fast["ua"] >= 0.95 and fast["ira"] >= base["ira"] - 0.1 and fast["drift"] <= 0.01
+    assert base["ua"] < 0.4 and base["drift"] == 0 and fast["base"]["ua"] == base["ua"]
     assert fast["h"] > uce["h"]
 
 
@@ -218,7 +218,7 @@ def test_the_curve_asks_for_what_is_forgotten_and_for_the_rest(monkeypatch, tmp_
     rows = [row for row in rows if row["method"] == "none"]
     assert [len(row["targets"]) for row in rows] == list(quality.CURVE) and quality.CURVE[-1] == len(OBJECTS) // 2
     assert [row["ua"] for row in rows[:2]] == [0.0, 0.5] and {row["ira"] for row in rows} == {0.0}
-    assert {row["cra"] for row in rows} == {1.0} and {row["preserve_drift"] for row in rows} == {0.0}
+    assert {row["cra"] for row in rows} == {1.0} and {row["drift"] for row in rows} == {0.0}
 
 
 def test_shapes_alone_take_as_many_bytes_as_tensors_do():
@@ -244,7 +244,7 @@ def test_the_estimate_is_near_what_a_step_holds():
 
     with imagine():
         imagined_step("sd1", 256, torch.float32, rehearsed)
-    for gradient, name, near in (("whole", "paper", 0.25), (RECOMPUTED, "paper, recomputed", 0.5)):
+    for gradient, name, near in (("full", "paper", 0.25), (RECOMPUTED, "paper, recomputed", 0.5)):
         with imagine():
             peak, weights = imagined_step("sd1", 256, torch.float32, IMAGINED[name])
         assert held[gradient] == pytest.approx(peak - weights, rel=near), gradient

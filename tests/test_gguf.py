@@ -270,9 +270,9 @@ def test_a_gate_acts_as_the_patch_does(ours, patch):
     for prompt, threshold, acts in ((CAT, -1.0, True), (HOUSE, 1.5, False)):
         with torch.inference_mode():
             asked = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
-        asked, _, joint_name = gated(asked, patch, (1.0, 1.0), (0.0, 1.0), threshold)
+        asked, _, on = gated(asked, patch, (1.0, 1.0), (0.0, 1.0), threshold)
         before, through = sampled(*ours, prompt), sampled(*ours, prompt, asked)
-        assert joint_name == [acts] and torch.equal(through, before) != acts
+        assert on == [acts] and torch.equal(through, before) != acts
         if acts:
             applied = sampled(apply_patch(model, patch, 1.0), clip, prompt)
             assert difference(through, applied) < difference(applied, before)

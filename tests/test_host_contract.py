@@ -161,9 +161,9 @@ def test_an_embedding_that_is_not_there_is_told(host, call):
     assert host.missing_embeddings("a photo of a (red:1.2) cat, embeddings: none") == {}
     for text in (call, f"a photo of {call}", f"a ({call}) cat"):
         assert [*host.missing_embeddings(text)] == [call]
-    for names, keep in ((call, ""), ("cat", f"dog, {call}")):
+    for names, preserve in ((call, ""), ("cat", f"dog, {call}")):
         with pytest.raises(ForgetError, match=f"There is no embedding behind `{call}`"):
-            forget(host, names, make_config(preserve=keep))
+            forget(host, names, make_config(preserve=preserve))
 
 
 def test_lora_keys_are_the_kohya_names(host):
@@ -256,7 +256,7 @@ def text_encoders(host):
     return [encoder for _, encoder in host.encoders] if clip is None else [clip.cond_stage_model]
 
 
-def test_word_vectors_leave_special_tokens_out(wordy_host):
+def test_token_embeddings_leave_special_tokens_out(wordy_host):
     many = wordy_host.token_embeddings("cat " * 100)
     assert all(v.shape[0] == 100 and (v == v[0]).all() for v in many.values())
     assert all(v.shape[0] == 0 for v in wordy_host.token_embeddings("").values())

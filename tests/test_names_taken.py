@@ -28,21 +28,21 @@ def no_link(*names):
     raise OSError(errno.EPERM, "this file system has no hard links")
 
 
-def patch_with_rest():
+def patch_with_unet_lora():
     patch = read_patch(PATCH)
     return Patch(dict(patch), patch.info, dict(patch))
 
 
 def save_patches(folder):
-    save_under_next(new_files(folder, "", "cat"), lambda path: save_patch(patch_with_rest(), path))
+    save_under_next(new_files(folder, "", "cat"), lambda path: save_patch(patch_with_unet_lora(), path))
 
 
 def save_exports(folder):
-    save_under_next(new_files(folder, "forget-cat", "cat", True), lambda path: save_as(patch_with_rest(), "peft", path))
+    save_under_next(new_files(folder, "forget-cat", "cat", True), lambda path: save_as(patch_with_unet_lora(), "peft", path))
 
 
 def save_unfinished(folder):
-    beside(folder / "forget-cat.safetensors", save_patch).rescue(patch_with_rest())
+    beside(folder / "forget-cat.safetensors", save_patch).rescue(patch_with_unet_lora())
 
 
 KINDS = {"patches": save_patches, "exports": save_exports, "unfinished": save_unfinished}
@@ -90,7 +90,7 @@ def test_what_is_no_taken_name_is_told_and_not_tried_again(tmp_path):
     only = tmp_path / "only.safetensors"
     only.write_bytes(b"")
     with pytest.raises(ForgetError, match="never overwritten"):
-        save_under_next([only], lambda path: save_patch(patch_with_rest(), path))
+        save_under_next([only], lambda path: save_patch(patch_with_unet_lora(), path))
 
 
 def test_two_servers_with_one_output_folder_refuse_nothing(server, tmp_path):
@@ -98,7 +98,7 @@ def test_two_servers_with_one_output_folder_refuse_nothing(server, tmp_path):
 
     jobs, wired = 20, {}
     for row in range(1, 7):
-        wired |= {f"patch_{row}": "from the lora input", f"strength_{row}": 1.0, f"on_{row}": True}
+        wired |= {f"patch_{row}": "from the lora input", f"strength_{row}": 1.0, f"enabled_{row}": True}
 
     def workflow(first):
         nodes = {}

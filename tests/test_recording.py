@@ -400,13 +400,13 @@ def test_some_of_the_layers(record, sample, place, count):
     assert len(recording.layers) == count
 
 
-@pytest.mark.parametrize("keep", ["mean", "steps", "heads"])
-def test_memory_is_kept_within_its_bound(record, run, encode, loaded, keep):
+@pytest.mark.parametrize("granularity", ["mean", "steps", "heads"])
+def test_memory_is_kept_within_its_bound(record, run, encode, loaded, granularity):
     """By making maps coarser, whose columns still sum to 1 and which are the fine ones' means."""
     positive = encode(PROMPT)
-    fine, full = record(granularity=keep)
+    fine, full = record(granularity=granularity)
     run(fine, positive, size=(24, 28), steps=2)
-    watched, recording = record(granularity=keep, max_memory_mb=1)
+    watched, recording = record(granularity=granularity, max_memory_mb=1)
     arguments = {"size": (24, 28), "steps": 2}
     with LiveTensors() as without:
         run(loaded[0], positive, **arguments)

@@ -61,7 +61,7 @@ def rows(**chosen):
     """The node's widgets, all rows empty but for those given."""
     found = {}
     for row in range(1, 7):
-        found |= {f"patch_{row}": "from the lora input", f"strength_{row}": 1.0, f"on_{row}": True}
+        found |= {f"patch_{row}": "from the lora input", f"strength_{row}": 1.0, f"enabled_{row}": True}
     return found | chosen
 
 

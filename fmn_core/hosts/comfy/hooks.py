@@ -29,9 +29,9 @@ def gated(conditioning, patch: Patch, strengths: tuple[float, float], span: tupl
     hooks.add(MergedHook(patch))
     hooks.add(BesideHook(patch))
     hooks.set_keyframes_on_hooks(keyframes(strengths, span))
-    joint_name = [value >= threshold and any(strengths) for value in values]
+    acts = [value >= threshold and any(strengths) for value in values]
     hooked = comfy.hooks.set_hooks_for_conditioning(conditioning, hooks)
-    return [new if on else old for new, old, on in zip(hooked, conditioning, joint_name, strict=True)], values, joint_name
+    return [new if on else old for new, old, on in zip(hooked, conditioning, acts, strict=True)], values, acts
 
 
 def keyframes(strengths: tuple[float, float], span: tuple[float, float]) -> comfy.hooks.HookKeyframeGroup:
