@@ -130,7 +130,7 @@ def test_numbers_at_odd_places_are_read(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("a\n", "control"), ("a\x1b[2J", "control"), ("a\u2028b", "control"), ("9" * 5000, "5,000 letters")],
+    [("a\n", "control"), ("a\x1b[2J", "control"), ("a\u2028b", "control"), ("9" * 5000, "5,000 characters")],
 )
 def test_a_tensors_name_is_one_short_line(tmp_path, name, why):
     path = tmp_path / "x.safetensors"
@@ -152,12 +152,12 @@ def test_more_than_the_bounds_is_refused_with_a_sentence_and_less_is_read(tmp_pa
         (own.patch(shapes=own.layers(1024, 1)), own.patch(shapes=own.layers(1025, 1)), "1,025 layers"),
         (own.patch(shapes=own.layers(64, 1, 4096)), own.patch(shapes=own.layers(65, 1, 4096)), "weights"),
         (own.patch(concepts=[few] * 1024), own.patch(concepts=[few] * 1025), "1,025 concepts"),
-        (own.patch(concepts=[long]), own.patch(concepts=[longer]), "1,001 letters"),
+        (own.patch(concepts=[long]), own.patch(concepts=[longer]), "1,001 characters"),
         (own.patch(concept="x"), own.patch(concept="x\ny"), "control characters"),
         (own.patch(settings=many[256]), own.patch(settings=many[257]), "257 settings"),
         (own.patch(own.stacked(256)), own.patch(own.stacked(257)), "257 patches"),
-        (own.patch(report={"x": "x" * 65536}), own.patch(report={"x": "x" * 65537}), "65,537 letters"),
-        (own.patch(report={"x": ["x" * 60_000] * 69}), own.patch(report={"x": ["x" * 60_000] * 70}), "letters together"),
+        (own.patch(report={"x": "x" * 65536}), own.patch(report={"x": "x" * 65537}), "65,537 characters"),
+        (own.patch(report={"x": ["x" * 60_000] * 69}), own.patch(report={"x": ["x" * 60_000] * 70}), "characters together"),
     ):  # fmt: skip
         path = tmp_path / "x.safetensors"
         path.write_bytes(inside["bad.safetensors"])
@@ -237,7 +237,7 @@ def test_what_a_patch_could_not_remember_is_not_forgotten(text):
 
 def test_settings_have_no_text_that_a_patch_could_not_remember():
     assert make_config(preserve="x" * 65536)
-    with pytest.raises(ForgetError, match="65,537 letters"):
+    with pytest.raises(ForgetError, match="65,537 characters"):
         make_config(preserve="x" * 65537)
 
 

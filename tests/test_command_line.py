@@ -270,7 +270,7 @@ def test_libraries_that_do_not_fit_end_in_a_sentence_that_the_doctor_says_too(tm
     assert forgotten.stderr.startswith("diffusers cannot be imported (operator torchvision::nms does not exist): install")
     assert "FAIL diffusers, imported: diffusers cannot be imported (operator torchvision::nms" in examined.stdout
     assert "Traceback" not in forgotten.stderr + examined.stderr
-    assert examined.stderr.splitlines()[-1].endswith("need a hand.")
+    assert examined.stderr.splitlines()[-1].endswith("checks failed.")
 
 
 def test_what_ends_a_check_of_the_doctor_is_a_finding(monkeypatch):

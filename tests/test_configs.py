@@ -127,7 +127,7 @@ def test_no_real_image_takes_the_models_own(run, tmp_path):
         ({"Lora": {}}, "there are only `Attn` and `Ti`"),
         ({1: {}, "Ti": TI}, "has the part `1`: there are only `Attn` and `Ti`"),
         ({"multi_concept": 3}, "its keys stand below"),
-        ([1], "is no config"),
+        ([1], "is not a config"),
     ],
 )
 def test_what_cannot_be_followed_gets_a_sentence(run, config, message):

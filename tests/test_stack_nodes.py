@@ -124,8 +124,8 @@ def test_a_list_of_other_loras_is_applied_as_always_and_handed_on(draw, loras):
 def test_what_cannot_be_stacked_gets_a_sentence(draw, loras):
     for chosen, message in (
         (rows(lora_stack={"__value__": [["cat", "much", 1.0]]}), "is not a list of"),
-        (rows(patch_1=loras["ordinary"]), "no forget patch"),
-        (rows(lora_stack={"__value__": [["nowhere.safetensors", 1.0, 1.0]]}), "in none of the host's folders"),
+        (rows(patch_1=loras["ordinary"]), "is not a forget patch"),
+        (rows(lora_stack={"__value__": [["nowhere.safetensors", 1.0, 1.0]]}), "not in any of the host's folders"),
     ):
         with pytest.raises(ServerError, match=message):
             draw(["s", 0], "a cat", {"s": node("FMN_StackPatches", model=["c", 0], clip=["c", 1], **chosen)})
