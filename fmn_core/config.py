@@ -6,7 +6,7 @@ from dataclasses import field, fields
 
 from .errors import ForgetError
 
-MOST_TEXT = 1 << 16  # letters of a text: the words of a long `keep` have 10 thousand
+MOST_TEXT = 1 << 16  # letters of a text: the words of a long `preserve` have 10 thousand
 
 
 def setting(default, help: str, *, choices=None, min=None, max=None, step=None, auto=False, advanced=False, multiline=False):
