@@ -10,7 +10,7 @@ import struct
 import pytest
 import torch
 from conftest import ROOT
-from hostile_files import Maker, joined, lora, moments, with_length
+from hostile_files import Maker, joined, lora, statistics, with_length
 from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
@@ -168,12 +168,12 @@ def test_more_than_the_bounds_is_refused_with_a_sentence_and_less_is_read(tmp_pa
         assert "x.safetensors" in str(told.value) and len(str(told.value)) < 400
 
 
-def test_moments_of_more_rows_than_are_ever_kept_are_damaged(maker):
+def test_statistics_of_more_rows_than_are_ever_kept_are_damaged(maker):
     own = maker.info
-    assert WeightedPatch(Patch({}, own | {"statistics": moments(128, 4096)})).statistics.keys.shape == (128, 4096)
+    assert WeightedPatch(Patch({}, own | {"statistics": statistics(128, 4096)})).statistics.keys.shape == (128, 4096)
     for rows, columns in ((129, 1), (1, 4097), (30_000, 1)):
         with pytest.raises(ForgetError, match="damaged"):
-            WeightedPatch(Patch({}, own | {"statistics": moments(rows, columns)})).statistics  # noqa: B018
+            WeightedPatch(Patch({}, own | {"statistics": statistics(rows, columns)})).statistics  # noqa: B018
 
 
 def sdxl() -> dict[str, tuple[int, int]]:
@@ -193,13 +193,15 @@ def test_the_largest_real_patch_is_well_inside_the_bounds(tmp_path, maker):
     patch_bounds.require_room(shapes, 2 * 400)
     info = maker.stacked(100)
     noise = torch.randn(16, 2048, generator=torch.Generator().manual_seed(0)).double()
-    for member in info["patches"]:
-        member["info"] |= {"statistics": TextStatistics(noise, noise, 0.1).encoded(), "settings": info["settings"]}
-        member["info"]["report"] = copy.deepcopy(info["report"])
-    names = [member["info"]["concept"] for member in info["patches"]]
-    pairs = [{"concept": one, "other": other, "share": 0.123456789} for one in names for other in names if one != other]
-    info["report"] = {"conflicts": pairs, "responses": [], "spill": 0.1, "warnings": []}
-    info["concepts"] = [member["info"]["concepts"][0] for member in info["patches"]]
+    for part in info["patches"]:
+        part["info"] |= {"statistics": TextStatistics(noise, noise, 0.1).encoded(), "settings": info["settings"]}
+        part["info"]["report"] = copy.deepcopy(info["report"])
+    names = [part["info"]["concept"] for part in info["patches"]]
+    pairs = [
+        {"concept": one, "other": other, "interference": 0.123456789} for one in names for other in names if one != other
+    ]
+    info["report"] = {"interference": pairs, "response_errors": [], "collateral_change": 0.1, "warnings": []}
+    info["concepts"] = [part["info"]["concepts"][0] for part in info["patches"]]
     text = json.dumps(info)
     assert 1.5 * len(text) < header.MOST_BYTES and 4 * text.count(",") < bounded_json.MOST_VALUES
     assert 4 * 2 * text.count('"') < 4 * bounded_json.MOST_ESCAPES

@@ -80,11 +80,11 @@ def test_rows_are_solved_jointly_applied_and_saved_as_one(draw, loras, server):
     assert outputs["t"]["text"][0].startswith("2 patches: car, cat\n") and "jointly" in outputs["s"]["text"][0]
     saved = re.search(r"stacking/(both_\d+_\.safetensors)", outputs["f"]["text"][0])[1]
     joint = read_patch(server.output / "loras/stacking" / saved)
-    members = [
+    weighted = [
         WeightedPatch(read_patch(ROOT / f"demo/loras/{name}.safetensors"), s)
         for name, s in zip(FILES, (1.0, 0.8), strict=True)
     ]
-    own = stack(members)
+    own = stack(weighted)
     assert all(torch.equal(joint[key], own[key]) for key in own)
     assert {part.name: part.strength for part in unstack(joint)} == {"cat": 1.0, "car": 0.8}
     stock = {"s": node("LoraLoader", model=["c", 0], clip=["c", 1], lora_name=f"stacking/{saved}", strength_model=1.0,
