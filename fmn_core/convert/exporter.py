@@ -25,7 +25,7 @@ FORMATS = ("peft", "diff")
 
 
 def to_peft(tensors: dict[str, Tensor], per_level: int = PER_LEVEL) -> dict[str, Tensor]:
-    """A patch's tensors, or those of its `rest`, under diffusers' and PEFT's names, for `load_lora_weights`.
+    """A patch's tensors, or those of its `unet_lora`, under diffusers' and PEFT's names, for `load_lora_weights`.
 
     alpha = rank, so it needs no alpha, of which diffusers 0.35 to 0.42 reads all but uniform ones wrongly. `per_level` is
     what `blocks_per_level` says of the model, for SDXL's names.
