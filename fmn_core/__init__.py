@@ -26,7 +26,7 @@ PUBLIC = {
     "import_patch": "convert.importer",
     "inspect_patch": "inspection.inspect",
     "invert_pictures": "inversion.textual_inversion",
-    "load_pipeline": "hosts.diffusers.model",
+    "load_pipeline": "hosts.diffusers.pipeline",
     "make_config": "erasure.config",
     "read_patch": "patch.file",
     "recorded_attention": "hosts.diffusers.attention",

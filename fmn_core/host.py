@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ForgetError
-from .log import Progress
+from .log import ENCODED_AT_ONCE, Progress
 
 MATRICES = ("to_q", "to_k", "to_v", "to_out")
-ENCODED_AT_ONCE = 64  # prompts
 IMAGES_AT_ONCE = 4  # that are sampled or decoded: what a consumer GPU holds at SDXL's size
 SAMPLES = 1024  # values of each weight that tell models apart
 
@@ -33,7 +32,6 @@ FAMILIES = {
 
 TokenEmbeddings = dict[str, Tensor]  # text encoder (`clip_l`, `clip_g`, `clip_h`) -> vectors [n, D] that stand for n tokens
 EMBEDDING_CALL = re.compile(r"(?<![^\s(])embedding:([^\s,()]*)")  # as ComfyUI spells it, which no plain word is
-PLACEHOLDERS = ("x", "y")  # each one token of CLIP's vocabulary, wherever spaces surround it
 CANNOT_INVERT = "This host cannot learn words: invert the concept in ComfyUI or on the command line, and use the file here."
 
 
@@ -135,11 +133,6 @@ def tile(tokens: Tensor, length: int) -> Tensor:
     return tokens.repeat(times) if tokens.ndim == 1 else tokens.repeat(1, times, 1)
 
 
-def placeholder_texts(template: str, count: int) -> list[str]:
-    """The template with `count` tokens in the place of `{}`, twice: they differ in just the columns to fill."""
-    return [" ".join(template.replace("{}", f" {' '.join([letter] * count)} ").split()) for letter in PLACEHOLDERS]
-
-
 def sampled(weight: Tensor) -> list[object]:
     """A weight's type and shape and some of its values, all over it: enough to tell it from another model's."""
     flat = weight.detach().reshape(-1)
@@ -155,8 +148,6 @@ class DiffusionHost(Progress):
     device: torch.device
     alphas_cumprod: Tensor  # [number of timesteps]: the noise schedule
     resolution = 0  # the pictures' side in pixels, as `sized` sets it; 0: what the model was made for
-    prompts_read: tuple[int, int] | None = None  # and all, inside `reading`
-    shows_reading = True  # whether `reading` has a bar; not before a training, whose bar it would be taken for
 
     @abstractmethod
     def cross_attentions(self) -> dict[str, CrossAttention]:
@@ -185,28 +176,6 @@ class DiffusionHost(Progress):
                 done, total = self.prompts_read
                 self.prompts_read = (done + len(some), total)
                 self.show_progress(*self.prompts_read, None)
-
-    @contextmanager
-    def reading_unseen(self) -> Iterator[None]:
-        """Context in which `reading` has no bar."""
-        outer, self.shows_reading = self.shows_reading, False
-        try:
-            yield
-        finally:
-            self.shows_reading = outer
-
-    @contextmanager
-    def reading(self, total: int) -> Iterator[None]:
-        """Context in which a bar shows how many of `total` prompts are read; none where they are few, nor inside `one_bar`,
-        whose steps are others."""
-        visible = total > ENCODED_AT_ONCE and self.shows_reading and not self.bar_steps
-        outer, self.prompts_read = self.prompts_read, (0, total) if visible else None
-        try:
-            if visible:
-                self.show_progress(0, total, None)
-            yield
-        finally:
-            self.prompts_read = outer
 
     @abstractmethod
     def encode_prefix(self, texts: list[str], num_tokens: int) -> Tensor:

@@ -21,6 +21,7 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 # controls of writing direction.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 Tell = Callable[[int, int], None]  # how many units are done, and how many there are; it may raise to stop the work
+ENCODED_AT_ONCE = 64  # prompts
 PREVIEW_EVERY = 0.5  # seconds, at least, from the end of a preview to the next
 PREVIEW_SHARE = 0.1  # of the time, at most, that previews may take
 
@@ -88,6 +89,8 @@ class Progress(ABC):
     """The bar of a host's work, whose parts may share one, and a preview on it now and then."""
 
     bar_steps: tuple[int, int] | None = None  # done and all, inside `one_bar`
+    prompts_read: tuple[int, int] | None = None  # and all, inside `reading`
+    shows_reading = True  # whether `reading` has a bar; not before a training, whose bar it would be taken for
     preview_due = -math.inf  # when the next preview may be made, by the monotonic clock
 
     @abstractmethod
@@ -137,3 +140,25 @@ class Progress(ABC):
             yield
         finally:
             self.bar_steps = outer and self.bar_steps
+
+    @contextmanager
+    def reading_unseen(self) -> Iterator[None]:
+        """Context in which `reading` has no bar."""
+        outer, self.shows_reading = self.shows_reading, False
+        try:
+            yield
+        finally:
+            self.shows_reading = outer
+
+    @contextmanager
+    def reading(self, total: int) -> Iterator[None]:
+        """Context in which a bar shows how many of `total` prompts are read; none where they are few, nor inside `one_bar`,
+        whose steps are others."""
+        visible = total > ENCODED_AT_ONCE and self.shows_reading and not self.bar_steps
+        outer, self.prompts_read = self.prompts_read, (0, total) if visible else None
+        try:
+            if visible:
+                self.show_progress(0, total, None)
+            yield
+        finally:
+            self.prompts_read = outer

@@ -10,6 +10,25 @@ from einops import rearrange
 from torch import Tensor
 
 
+@dataclass(frozen=True)
+class Box:
+    """A part of a picture that a layer runs for, in the layer's pixels: the picture's size, and the part's corner."""
+
+    height: int
+    width: int
+    top: int = 0
+    left: int = 0
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A sampling, by the host's names: the job, the node that samples, and a digest of all that leads to that node."""
+
+    job: str
+    sampler: str
+    digest: str | None
+
+
 @dataclass
 class Frame:
     """Some steps' sums: layer -> probabilities [B, H, h, w, T], and how many forwards saw each pixel [h, w]."""

@@ -15,7 +15,7 @@ from ..config import setting
 from ..host import CrossAttention, Token
 from ..log import logger
 from .capture import attention_probabilities
-from .frames import Frame, halve, resized
+from .frames import Box, Frame, Origin, halve, resized
 
 MEGABYTE = 2**20
 AT_ONCE = 8  # of so many parts of the memory, one is for the maps of the pixels at hand
@@ -53,25 +53,6 @@ class RecordingConfig:
     def chosen(self, layers: dict[str, CrossAttention]) -> dict[str, CrossAttention]:
         """Those of the layers that are recorded."""
         return {name: layer for name, layer in layers.items() if self.layers in ("all", layer.unet_block)}
-
-
-@dataclass(frozen=True)
-class Box:
-    """A part of a picture that a layer runs for, in the layer's pixels: the picture's size, and the part's corner."""
-
-    height: int
-    width: int
-    top: int = 0
-    left: int = 0
-
-
-@dataclass(frozen=True)
-class Origin:
-    """A sampling, by the host's names: the job, the node that samples, and a digest of all that leads to that node."""
-
-    job: str
-    sampler: str
-    digest: str | None
 
 
 @dataclass

@@ -32,7 +32,8 @@ def cache_folder() -> Path:
 def open_host(options: argparse.Namespace) -> DiffusionHost:
     """The model that the options name, with their learned words, where the command takes any; raises ForgetError where a
     file cannot be loaded."""
-    from ..hosts.diffusers.model import DiffusersHost, load_pipeline
+    from ..hosts.diffusers.model import DiffusersHost
+    from ..hosts.diffusers.pipeline import load_pipeline
 
     host = DiffusersHost(load_pipeline(options.model, options.device), cache=cache_folder())
     for file in getattr(options, "embedding", ()):

@@ -229,8 +229,8 @@ def run_forgetting(config: dict, model: str | None, device: str | None) -> None:
     say(differences(config, settings))
     concepts: tuple[Concept, ...] = ()
     for name, type in listed:
-        joint_name = add_embedding(host, name, embeddings[name]) if embeddings else name.replace("-", " ")
-        concepts += make_concepts(joint_name, type)
+        names = add_embedding(host, name, embeddings[name]) if embeddings else name.replace("-", " ")
+        concepts += make_concepts(names, type)
     with beside(path, save_patch) as checkpoint:
         patch, _ = forget(host, concepts, settings, images=images, checkpoint=checkpoint, concept_of=concept_of)
         files = save_beside(path, lambda path: save_patch(patch, path))
@@ -286,7 +286,8 @@ def newest_embedding(name: str) -> Path:
 
 def open_host(config: dict, model: str | None, device: str | None) -> DiffusionHost:
     """The model that a config or `model` names; raises ForgetError where there is none."""
-    from ..hosts.diffusers.model import DiffusersHost, load_pipeline
+    from ..hosts.diffusers.model import DiffusersHost
+    from ..hosts.diffusers.pipeline import load_pipeline
 
     name = model or str(config["pretrained_model_name_or_path"])
     try:

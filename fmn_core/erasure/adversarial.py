@@ -13,13 +13,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..host import MATRICES, DiffusionHost, Prompts, Token, TokenEmbeddings, placeholder_texts
+from ..host import MATRICES, DiffusionHost, Prompts, Token, TokenEmbeddings
 from ..inversion.config import InversionConfig
 from ..inversion.textual_inversion import invert
 from ..log import phase
 from ..lora.layers import CrossAttentionLoRA
 from ..patch.patch import Patch
 from ..text.concept import find_tokens
+from ..text.templates import placeholder_texts
 from ..training.loop import Descent, TrainingLoop, TrainingRun, diverged, settled
 from ..training.sampling import sampling_calls
 from ..training.state import State

@@ -6,6 +6,8 @@ import re
 
 from . import vocabulary as words
 
+PLACEHOLDERS = ("x", "y")  # each one token of CLIP's vocabulary, wherever spaces surround it
+
 # Letters, and syllables of a script that text encoders do not learn: in a row they mean nothing.
 NONSENSE = ("qzxvjkwf", "ꀀꆈꌠꁱꂷꃀꄉꇁ")
 
@@ -72,3 +74,8 @@ def plain_prompt(type: str, name: str) -> str:
 def nonsense(alphabet: str, length: int) -> list[str]:
     """Strings of so many signs with spaces between, one that begins with each sign of an alphabet."""
     return [" ".join(alphabet[(start + 3 * i) % len(alphabet)] for i in range(length)) for start in range(len(alphabet))]
+
+
+def placeholder_texts(template: str, count: int) -> list[str]:
+    """The template with `count` tokens in the place of `{}`, twice: they differ in just the columns to fill."""
+    return [" ".join(template.replace("{}", f" {' '.join([letter] * count)} ").split()) for letter in PLACEHOLDERS]

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ...attention.capture import is_prompt, layer_size, projections, prompt_columns
 from ...attention.eager import run_eagerly, uncompiled
-from ...attention.recorder import AT_ONCE, MEGABYTE, AttentionRecording, Box, RecordingConfig
+from ...attention.frames import Box
+from ...attention.recorder import AT_ONCE, MEGABYTE, AttentionRecording, RecordingConfig
 from ...errors import ForgetError
 from ...host import Token
 from ..ldm import cross_attentions

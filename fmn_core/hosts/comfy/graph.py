@@ -7,7 +7,8 @@ import json
 
 from comfy_execution.utils import get_executing_context
 
-from ...attention.recorder import AttentionRecording, Origin
+from ...attention.frames import Origin
+from ...attention.recorder import AttentionRecording
 from ...errors import ForgetError
 
 

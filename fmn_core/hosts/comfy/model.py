@@ -21,8 +21,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...errors import ForgetError
-from ...host import MATRICES, CrossAttention, DiffusionHost, Prompts, Token, TokenEmbeddings, placeholder_texts
+from ...host import MATRICES, CrossAttention, DiffusionHost, Prompts, Token, TokenEmbeddings
 from ...log import Tell
+from ...text.templates import placeholder_texts
 from ..ldm import (
     NATIVE_SIZE,
     TRAINING_MEMORY_FACTOR,

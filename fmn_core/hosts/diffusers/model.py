@@ -22,10 +22,10 @@ from ...host import (
     Token,
     TokenEmbeddings,
     linear_name,
-    placeholder_texts,
     sampled,
 )  # fmt: skip
-from .pipeline import asked_beside_text, beside_latents, open_pipeline, require_fit
+from ...text.templates import placeholder_texts
+from .pipeline import asked_beside_text, beside_latents, require_fit
 
 PLACES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
 OF_ANOTHER = re.compile(r"\.(attn2|base_layer|lora_A|lora_B)\.|\.base_layer$")  # what PEFT wraps and puts beside it
@@ -34,18 +34,6 @@ LEAST_SIGNAL = 2**-24  # of alphas_cumprod, as diffusers' Euler has it: at none,
 IMAGE_SIDES = {"sdxl": 128}  # latent pixels where the UNet's config says none; of the other families 64
 PLACEHOLDER_TOKEN = re.compile(r"<[^<>\s]+>")
 BLOCK = re.compile(r"^(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\.")
-
-
-def load_pipeline(name: str, device: str | None = None):
-    """A pipeline from a folder, a single file or a name that the hub knows, in fp32 on a CPU and fp16 on a GPU.
-
-    Raises ForgetError where it cannot be loaded.
-    """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    pipeline = open_pipeline(name, torch.float32 if device == "cpu" else torch.float16).to(device)
-    if getattr(pipeline, "vae", None) is not None:
-        pipeline.vae.float()  # SDXL's overflows in half precision
-    return pipeline
 
 
 class DiffusersHost(DiffusionHost):

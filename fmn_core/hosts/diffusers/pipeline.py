@@ -18,6 +18,18 @@ PARAMETERISATIONS = ("epsilon", "v_prediction")
 MOST_TOKENS = 1 << 16  # of a prompt: the text encoders read 77
 
 
+def load_pipeline(name: str, device: str | None = None):
+    """A pipeline from a folder, a single file or a name that the hub knows, in fp32 on a CPU and fp16 on a GPU.
+
+    Raises ForgetError where it cannot be loaded.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline = open_pipeline(name, torch.float32 if device == "cpu" else torch.float16).to(device)
+    if getattr(pipeline, "vae", None) is not None:
+        pipeline.vae.float()  # SDXL's overflows in half precision
+    return pipeline
+
+
 def open_pipeline(name: str, dtype: torch.dtype):
     """A pipeline from a folder, a single file or a name that the hub knows.
 

@@ -23,10 +23,10 @@ from ...host import (
     Token,
     TokenEmbeddings,
     linear_name,
-    placeholder_texts,
     sampled,
 )
 from ...lora.keys import blocks_per_level
+from ...text.templates import placeholder_texts
 from ..ldm import NATIVE_SIZE, cross_attentions, kohya_name, other_layers
 from . import text as webui_text
 
