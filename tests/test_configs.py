@@ -126,7 +126,7 @@ def test_no_real_image_takes_the_models_own(run, tmp_path):
         ({"Ti": {**TI, "initializer_tokens": "sunflowery|cat"}}, "tokens and must be one"),
         ({"Lora": {}}, "there are only `Attn` and `Ti`"),
         ({1: {}, "Ti": TI}, "has the part `1`: there are only `Attn` and `Ti`"),
-        ({"multi_concept": 3}, "its keys stand below"),
+        ({"multi_concept": 3}, "its keys belong under"),
         ([1], "is not a config"),
     ],
 )

@@ -280,7 +280,7 @@ def test_files_that_do_not_fit_get_a_sentence_with_their_name(host, patch, chang
 
 
 def test_files_of_other_kinds_get_a_sentence(host, tmp_path):
-    for name, message in (("a.ckpt", "no .safetensors"), ("none.safetensors", "not there")):
+    for name, message in (("a.ckpt", "not a .safetensors"), ("none.safetensors", "not there")):
         with pytest.raises(ForgetError, match=message):
             import_patch(host, tmp_path / name, ImportConfig())
     with pytest.raises(ForgetError, match="no file of weights"):
