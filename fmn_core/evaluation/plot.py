@@ -40,8 +40,8 @@ def draw_report(evaluation: Evaluation) -> Tensor:
     pen = ImageDraw.Draw(canvas)
     pen.text((MARGIN, MARGIN), f"Forgotten: {', '.join(report['forgotten'])}", INK, font(24))
     settings = report["settings"]
-    facts = f"{report['model']}, strength {settings['strength']:g}, {settings['steps']} steps"
-    pen.text((MARGIN, MARGIN + 32), f"{facts}, guidance {settings['guidance']:g}, equal seeds", FAINT, font(13))
+    facts = f"{report['model']}, strength {settings['strength']:g}, {settings['num_inference_steps']} steps"
+    pen.text((MARGIN, MARGIN + 32), f"{facts}, guidance {settings['guidance_scale']:g}, equal seeds", FAINT, font(13))
     shared = 0 if evaluation.pictures is None else 2  # rows that all columns have
     bottom = draw_grid(canvas, pen, evaluation, columns, MARGIN + 64)
     y = draw_charts(pen, report, left, width - MARGIN, MARGIN + 64 + HEADING + shared * (TILE + GAP) + 2 * GAP)
@@ -52,7 +52,7 @@ def draw_report(evaluation: Evaluation) -> Tensor:
 
 def shown_columns(evaluation: Evaluation) -> list[tuple[str, str, int]]:
     """(group, prompt, number of its first picture) of every column."""
-    repeats = evaluation.report["settings"]["pictures"]
+    repeats = evaluation.report["settings"]["images_per_prompt"]
     drawn = [probe for probe in evaluation.probes if probe.group != "empty"]
     found: list[tuple[str, str, int]] = []
     for index, probe in enumerate(drawn):
@@ -88,7 +88,7 @@ def picture_rows(evaluation: Evaluation, columns: list) -> list[tuple[str, list[
     before, after = evaluation.pictures or (None, None)
     if before is not None:
         rows = [(when, [made[i] for _, _, i in columns]) for when, made in (("before", before), ("after", after))]
-    repeats = evaluation.report["settings"]["pictures"]
+    repeats = evaluation.report["settings"]["images_per_prompt"]
     for when, heat in zip(("before", "after"), evaluation.heat, strict=True):
         maps = []
         for i in (i for group, _, i in columns if group == "concept"):
