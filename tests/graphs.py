@@ -40,7 +40,7 @@ class Graphs:
         graph[forget]["inputs"] |= {"preset": preset, **main}
         if settings:
             name = f"{forget} settings"
-            graph[name] = self.node(f"FMN_ForgetSettings_{preset}", **settings)
+            graph[name] = self.node(f"FMN_ForgetSettings_{preset}", **settings) | {"_meta": {"title": name}}
             graph[forget]["inputs"]["settings"] = [name, 0]
 
     def forget(self, concept: str, seed: int = 0, record: bool = False, preset: str = "fast", **settings) -> dict[str, dict]:
