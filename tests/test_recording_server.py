@@ -104,7 +104,8 @@ def test_pictures_of_a_sampler_that_did_not_record_are_refused(server, two_passe
 
 def test_recordings_of_samplers_that_are_gone_are_dropped(comfy):
     """Those of the job at hand stay, and of earlier ones those whose samplers would sample the same again."""
-    from fmn_core.attention.recorder import AttentionRecording, Origin
+    from fmn_core.attention.frames import Origin
+    from fmn_core.attention.recorder import AttentionRecording
     from fmn_core.hosts.comfy.graph import digest, drop_stale
 
     def prompt(seed):
@@ -123,7 +124,8 @@ def test_recordings_of_samplers_that_are_gone_are_dropped(comfy):
 
 
 def test_pictures_of_several_samplers_and_of_a_changed_one_are_refused(comfy):
-    from fmn_core.attention.recorder import AttentionRecording, Origin
+    from fmn_core.attention.frames import Origin
+    from fmn_core.attention.recorder import AttentionRecording
     from fmn_core.errors import ForgetError
     from fmn_core.hosts.comfy.graph import digest, recording_of
 
