@@ -1,7 +1,7 @@
 """What the hosts run after cloning (no arguments: checks, changes nothing), and two commands for a fresh machine.
 
 python install.py                                       is everything there that the pack needs?
-python install.py demo [--out DIR] [--concept NAME] [--quick] [--comfyui DIR] [--serve]   forget a concept in a real ComfyUI
+python install.py demo [--output DIR] [--concept NAME] [--quick] [--comfyui DIR] [--serve]   forget a concept in a real ComfyUI
 python install.py test [PYTEST ARGUMENTS]                the tests
 """
 
@@ -100,7 +100,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="install.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="forget a concept in a real ComfyUI and show it")
-    demo.add_argument("--out", type=Path, default=Path("fmn-demo"), help="where the results go (default: fmn-demo)")
+    demo.add_argument("--output", type=Path, default=Path("fmn-demo"), help="where the results go (default: fmn-demo)")
     demo.add_argument("--concept", default="cat", help="cat (default), dog, lion, rabbit, rose, house or car")
     demo.add_argument("--comfyui", type=Path, help="an installed ComfyUI to use instead of the demo's own")
     demo.add_argument("--python", type=Path, help="the interpreter of that ComfyUI, where it is not in its folder")
@@ -121,7 +121,7 @@ def main() -> int:
     comfyui = (arguments.comfyui or own_comfyui()).resolve()
     if not (comfyui / "main.py").exists():
         sys.exit(f"There is no ComfyUI in {comfyui}: --comfyui takes the folder that holds its main.py.")
-    command = [str(venv_python()), "-m", "demo.run", "--out", str(arguments.out.resolve()), "--comfyui", str(comfyui)]
+    command = [str(venv_python()), "-m", "demo.run", "--output", str(arguments.output.resolve()), "--comfyui", str(comfyui)]
     command += ["--concept", arguments.concept]
     command += ["--python", str(arguments.python.absolute())] if arguments.python else []
     command += ["--own"] if arguments.comfyui is None else []

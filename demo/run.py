@@ -36,7 +36,7 @@ TILE = 128
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m demo.run", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("fmn-demo"))
+    parser.add_argument("--output", type=Path, default=Path("fmn-demo"))
     parser.add_argument("--comfyui", type=Path, required=True)
     parser.add_argument("--python", type=Path, help="the interpreter of ComfyUI")
     parser.add_argument("--own", action="store_true", help="the ComfyUI is the demo's own and runs in this environment")
@@ -45,15 +45,15 @@ def main() -> int:
     parser.add_argument("--serve", action="store_true")
     arguments = parser.parse_args()
     python = sys.executable if arguments.own else str(arguments.python or find_python(arguments.comfyui))
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    arguments.output.mkdir(parents=True, exist_ok=True)
     place_patches(arguments.comfyui)
     seconds: dict[str, float] = {}
     with ExitStack() as stack:
         with timed(seconds, "start"):
-            server = stack.enter_context(ComfyServer(arguments.comfyui, arguments.out / "comfyui", python))
-        report = run(server, arguments.concept, arguments.out, seconds, arguments.quick)
-        (arguments.out / "report.json").write_text(json.dumps(report, indent=1))
-        print_summary(report, arguments.out)
+            server = stack.enter_context(ComfyServer(arguments.comfyui, arguments.output / "comfyui", python))
+        report = run(server, arguments.concept, arguments.output, seconds, arguments.quick)
+        (arguments.output / "report.json").write_text(json.dumps(report, indent=1))
+        print_summary(report, arguments.output)
         if arguments.serve:
             serve(server)
     return 0

@@ -29,7 +29,7 @@ PUBLIC = {
     "load_pipeline": "hosts.diffusers.pipeline",
     "make_config": "erasure.config",
     "read_patch": "patch.file",
-    "recorded_attention": "hosts.diffusers.attention",
+    "record_attention": "hosts.diffusers.attention",
     "save_embedding": "inversion.embedding",
     "save_patch": "patch.file",
     "stack": "patch.stack",

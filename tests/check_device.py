@@ -183,13 +183,13 @@ def test_an_evaluation_is_that_of_the_cpu(hosts):
 
 @pytest.mark.parametrize("granularity", ["heads", "steps"])
 def test_a_recording_is_that_of_the_cpu(hosts, granularity):
-    from fmn_core.hosts.diffusers.attention import recorded_attention
+    from fmn_core.hosts.diffusers.attention import record_attention
 
     recordings = []
     for host in hosts:
         latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(host.device)
         host.pipeline.set_progress_bar_config(disable=True)
-        with recorded_attention(host, "a cat", RecordingConfig(granularity=granularity)) as recording:
+        with record_attention(host, "a cat", RecordingConfig(granularity=granularity)) as recording:
             host.pipeline("a cat", num_inference_steps=2, latents=latents, height=64, width=64, output_type="latent")
         looked = record_pictures(
             host, IMAGES.to(host.device), "a cat", FromImageConfig(num_samples=1), RecordingConfig(granularity=granularity)

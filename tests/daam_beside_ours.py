@@ -33,7 +33,7 @@ def main() -> None:
     from demo.export import make_pipeline
     from demo.host import comfyui_folder, import_comfyui
     from fmn_core.attention.heatmap import word_heat_maps
-    from fmn_core.hosts.diffusers.attention import recorded_attention
+    from fmn_core.hosts.diffusers.attention import record_attention
     from fmn_core.hosts.diffusers.model import DiffusersHost
 
     import_comfyui(comfyui_folder())
@@ -48,7 +48,7 @@ def main() -> None:
         return pipeline(prompt, num_inference_steps=2, generator=generator, output_type="np", height=512, width=512).images
 
     host = DiffusersHost(pipeline, progress_bar=False)
-    with recorded_attention(host, prompt) as recording:
+    with record_attention(host, prompt) as recording:
         watched = draw()
     plain = draw()
     with torch.no_grad(), daam.trace(pipeline, data_dir=tempfile.mkdtemp()) as trace:

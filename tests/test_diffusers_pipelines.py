@@ -12,7 +12,7 @@ from presets import config_for
 
 from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
-from fmn_core.hosts.diffusers.attention import recorded_attention
+from fmn_core.hosts.diffusers.attention import record_attention
 from fmn_core.hosts.diffusers.model import DiffusersHost
 from fmn_core.patch.file import serialize
 from fmn_core.training.losses import predicted_x0
@@ -129,7 +129,7 @@ def test_a_compiled_pipeline_gives_what_the_plain_one_gives(variant, way):
     assert trained(compiled) == trained(plain)
     maps = []
     for one in (plain, compiled):
-        with recorded_attention(DiffusersHost(one, progress_bar=False), "a cat") as recording:
+        with record_attention(DiffusersHost(one, progress_bar=False), "a cat") as recording:
             one("a cat", **how, generator=torch.Generator().manual_seed(0))
         maps.append(recording.map(recording.layers[0]))
     assert maps[0].any() and torch.equal(*maps)

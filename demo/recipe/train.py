@@ -103,7 +103,7 @@ def parse(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m demo.recipe.train", description=__doc__)
     parser.add_argument("--work", type=Path, default=default_cache() / "embedded-model", help="data and checkpoints")
     parser.add_argument("--cache", type=Path, default=default_cache() / "art", help="the packages of drawings")
-    parser.add_argument("--out", type=Path, default=CHECKPOINT, help="the file to write")
+    parser.add_argument("--output", type=Path, default=CHECKPOINT, help="the file to write")
     parser.add_argument("--repeats", type=int, default=28, help="pictures of every (object, style) pair")
     parser.add_argument("--limit", type=int, help="make only so many pictures, to try the recipe")
     parser.add_argument("--autoencoder", type=float, default=15, metavar="MINUTES")
@@ -191,7 +191,7 @@ def main(arguments=None):
         Image.fromarray(picture).save(options.work / f"sheet-{step:06}.png")
 
     unet = train_unet(unet, latents, contexts, rows, make_run("unet", options), options.batch, show=show)
-    save_checkpoint(options.out, unet, with_full_table(text_encoder.state_dict(), words), autoencoder)
+    save_checkpoint(options.output, unet, with_full_table(text_encoder.state_dict(), words), autoencoder)
 
 
 if __name__ == "__main__":

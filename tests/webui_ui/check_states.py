@@ -12,7 +12,7 @@ from fmn_webui import webui
 
 
 def test_states_of_the_command_line_in_the_lora_folder_stay_there(script, loras):
-    """When the webui starts and when it is asked for its own: `--out` in the LoRA folder goes on from there."""
+    """When the webui starts and when it is asked for its own: `--output` in the LoRA folder goes on from there."""
     state = loras / BESIDE / f"unfinished{ENDING}"
     state.parent.mkdir()
     state.write_text("of the command line")

@@ -12,7 +12,7 @@ from .model import DiffusersHost
 
 
 @contextmanager
-def recorded_attention(
+def record_attention(
     host: DiffusersHost, text: str, settings: RecordingConfig | None = None
 ) -> Iterator[AttentionRecording]:
     """Context whose recording fills while the host's pipeline samples with the prompt `text`; each of the UNet's calls is a
