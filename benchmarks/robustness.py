@@ -11,6 +11,7 @@ from fmn_core.evaluation.recovery import LEARNING_RATE, text_cosine
 from fmn_core.inversion.config import InversionConfig
 from fmn_core.inversion.textual_inversion import invert
 from fmn_core.text.concept import TEMPLATES
+from fmn_core.training.loop import TrainingRun
 from fmn_core.training.sampling import sample_ddim
 
 ANCHORS, SHOWN = 8, 8
@@ -32,11 +33,11 @@ def learned_back(host, weights, kind, names, judge, steps=300):
         return {"m_score": None, "recovery": None}
     name, template = names[0], TEMPLATES[kind]
     latents = anchors(host, kind, name)
-    settings = InversionConfig(concept_type=kind, initializers="<rand-1>|<rand-1>", steps=steps, learning_rate=LEARNING_RATE)
+    settings = InversionConfig(concept_type=kind, init_tokens="<rand-1>|<rand-1>", steps=steps, learning_rate=LEARNING_RATE)
     named, empty = host.encode([template.replace("{}", name)]), host.encode([""])
     noise = torch.randn(SHOWN, *latents.shape[1:], generator=torch.Generator().manual_seed(1))
     with applied(host, weights):
-        vectors = invert(host, latents, settings).vectors
+        vectors = invert(TrainingRun(host, settings), latents).vectors
         with host.training(noise.shape, text=True), torch.no_grad():
             words = host.encode_with_embeddings(template, vectors)
             made = sample_ddim(host, noise, words[[0] * SHOWN], empty[[0] * SHOWN], STEPS, GUIDANCE)

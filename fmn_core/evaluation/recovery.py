@@ -13,6 +13,7 @@ from ..patch.apply import applied
 from ..patch.patch import Patch
 from ..text.concept import TEMPLATES
 from ..training.images import prepare_pictures
+from ..training.loop import TrainingRun
 from ..training.sampling import sample_pictures, sampling_calls
 from .config import EvaluationConfig
 from .metrics import noise_at_levels, noise_estimates
@@ -47,9 +48,9 @@ def recover(
     prompts, empty = host.encode([template.replace("{}", name)]), host.encode([""])
     latents = anchors(host, prompts, empty, settings, images)
     learned, judged = (latents[::2], latents[1::2]) if len(latents) > 1 else (latents, latents)
-    before = invert(host, learned, inverting).vectors
+    before = invert(TrainingRun(host, inverting), learned).vectors
     with applied(host, patch, settings.strength):
-        after = invert(host, learned, inverting).vectors
+        after = invert(TrainingRun(host, inverting), learned).vectors
     with host.training((SHOWN, *latents.shape[1:]), text=True), torch.no_grad():
         with_before, with_after = (host.encode_with_embeddings(template, v) for v in (before, after))
         scores = [text_cosine(words, prompts) for words in (with_before, with_after)]
@@ -76,7 +77,8 @@ def recover(
 
 def recover_calls(settings: EvaluationConfig, images: Tensor | None) -> int:
     """How many steps `recover` tells the host of."""
-    pictures = sampling_calls(SHOWN, settings.steps) + (sampling_calls(ANCHORS, settings.steps) if images is None else 0)
+    steps = settings.num_inference_steps
+    pictures = sampling_calls(SHOWN, steps) + (sampling_calls(ANCHORS, steps) if images is None else 0)
     return pictures + 2 * settings.inversion_steps
 
 
