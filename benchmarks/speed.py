@@ -21,12 +21,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import recording
-from benchmarks.imagined_steps import IMAGINED, imagined_step
-from benchmarks.live_tensors import Imagined, imagine
+from benchmarks.cost_table import PARTS, Machine, row, tensors_of
 from benchmarks.measuring import peak_beside, peak_of, waited
 from benchmarks.methods import replaced
 from benchmarks.originals import forget_me_not_step, leco_step
 from benchmarks.pipelines import TimedHost, make_pipeline
+from benchmarks.step_memory import ONCE, ORIGINAL, PRESETS, imagined_rows, real_rows, step_peak
 from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
 from fmn_core.erasure.unrelated import latents_shape, unrelated_drift, unrelated_prompts
@@ -34,72 +34,7 @@ from fmn_core.patch.file import serialize
 from fmn_core.text import features
 from fmn_core.text.vocabulary import NOUNS
 
-ORIGINAL = "original's step"
-PRESETS = {
-    "paper": {"preset": "paper"},
-    "paper, residual stream": {"preset": "paper", "gradient": "residual stream"},
-    "balanced": {"preset": "balanced"},
-}
-GIGABYTE = 2**30
 PARTS_OF_IT = ("steps", "cost", "jobs", "fast", "memory", "recorder")
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
-
-
-def tensors_of(pipeline) -> list[torch.Tensor]:
-    """The weights that a pipeline holds."""
-    return [p for name in PARTS if getattr(pipeline, name, None) is not None for p in getattr(pipeline, name).parameters()]
-
-
-class Machine:
-    """What this machine was measured to do: multiplications and additions, and bytes copied, in a second."""
-
-    def __init__(self, device):
-        rows, width = (8192, 8192) if device == "cuda" else (2048, 1280)
-        x, w = torch.randn(rows, width, device=device), torch.randn(width, width, device=device)
-        y = torch.randn(64 << 20, device=device)
-        products = torch.backends.cuda.matmul
-        before, products.allow_tf32 = products.allow_tf32, torch.backends.cudnn.allow_tf32
-        self.operations = 2 * x.numel() * len(w) / self.best(lambda: x @ w)
-        products.allow_tf32 = before
-        self.bytes = 2 * y.numel() * 4 / self.best(y.clone)  # read and written
-
-    def best(self, work, times: int = 5) -> float:
-        taken = []
-        for _ in range(times + 1):
-            start = waited()
-            work()
-            taken.append(waited() - start)
-        return min(taken[1:])
-
-    def floor(self, operations: float, read: float) -> float:
-        """Seconds that so much arithmetic, and so many bytes, take at least."""
-        return max(operations / self.operations, read / self.bytes)
-
-
-def row(what: str, seconds: float | None, peak: float | None, original: dict | None = None, **more) -> dict:
-    """A row of the table, with its ratios to the original's."""
-    made = {"what": what, "seconds": seconds, "peak_bytes": peak, **more}
-    for key, name in (("seconds", "ratio_time"), ("peak_bytes", "ratio_memory")):
-        of = original or made
-        made[name] = made[key] / of[key] if made[key] is not None and of[key] is not None else None
-    told = f"{what:46}"
-    told += f"{seconds:9.2f} s" if seconds is not None else " " * 11
-    told += f"{peak / GIGABYTE:8.2f} GB" if peak is not None else " " * 11
-    told += "".join(f"{made[name]:8.3f}" if made[name] is not None and original else " " * 8 for name in RATIOS)
-    floor = f"   floor {more['floor']:.2f} s" if more.get("floor") else ""
-    print(told + floor, flush=True)
-    return made
-
-
-RATIOS = ("ratio_time", "ratio_memory")
-
-
-# Measuring beside the training is not a part of a step: done once each, where a step alone is timed.
-ONCE = {
-    "fmn_core.erasure.resteering.PROBES": 1,
-    "fmn_core.erasure.hybrid.PROBES": 1,
-    "fmn_core.erasure.refined.STRENGTHS": (1.0,),
-}
 
 
 def timed_steps(pipeline, side: int, steps: int, **settings) -> float:
@@ -167,8 +102,8 @@ def cost_rows(pipeline, side: int, turns: int, quick: bool) -> list[dict]:
             if name == "template":
                 settings |= {"concept_type": "custom"}
             seconds = timed_steps(pipeline, value if name == "side" else side, turns, **settings)
-            told = f"{len(value)} characters" if name == "template" else value
-            rows.append(row(f"paper: a step, {name} {told}", seconds, None, **{name: value}))
+            label = f"{len(value)} characters" if name == "template" else value
+            rows.append(row(f"paper: a step, {name} {label}", seconds, None, **{name: value}))
     return rows
 
 
@@ -229,54 +164,7 @@ def unrelated_floor(host, machine: Machine) -> float:
     return machine.floor(counter.get_total_flops(), 3 * read)
 
 
-def real_rows(jobs: list[tuple[str, int, torch.dtype]]) -> list[dict]:
-    """What steps take of a GPU's memory at those sizes, UNet and text encoders included."""
-    rows = []
-    for family, side, dtype in jobs:
-        pipeline = make_pipeline(family, device="cuda")
-        for name in PARTS:
-            if getattr(pipeline, name, None) is not None:
-                getattr(pipeline, name).to(dtype)
-        for name, settings in PRESETS.items():
-            peak = step_peak(pipeline, side, settings)
-            rows.append(row(f"{family} {side} px {str(dtype).split('.')[1]}, real: {name}", None, peak, side=side))
-        del pipeline
-        gc.collect()
-    return rows
-
-
-def step_peak(pipeline, side: int, settings: dict) -> int:
-    """Bytes at most of a step of a preset, with all the weights."""
-    quick = make_config(steps=1, num_images=1, num_inference_steps=1, resolution=side, **settings)
-    with replaced(ONCE):
-        return peak_of(lambda: forget(TimedHost(pipeline), "cat", quick), tensors_of(pipeline))
-
-
-def imagined_rows(jobs: list[tuple[str, int, torch.dtype]]) -> list[dict]:
-    """The memory of steps at sizes that this machine may not hold, on shapes alone."""
-    rows = []
-    for family, side, dtype in jobs:
-        label = f"{family} {side} px {str(dtype).split('.')[1]}"
-        original = None
-        if dtype == torch.float32 and family == "sd1":
-            with imagine():
-                pipeline = make_pipeline(family, vae=True)
-                step = forget_me_not_step(pipeline, TimedHost(pipeline), side)
-                with Imagined(tensors_of(pipeline)) as live:
-                    step()
-                    step()
-            original = row(f"{label}: {ORIGINAL}", None, live.peak, side=side)
-            rows.append(original)
-            gc.collect()
-        for name, work in IMAGINED.items():
-            with imagine():
-                peak, held = imagined_step(family, side, dtype, work)
-            estimate = f"{label}: {name}"
-            rows.append(row(estimate, None, peak, original, side=side, weights=held))
-    return rows
-
-
-def told_tf32() -> str:
+def tf32_use() -> str:
     """Where torch computes fp32 in TF32 on this GPU."""
     where = {"products": torch.backends.cuda.matmul.allow_tf32, "convolutions": torch.backends.cudnn.allow_tf32}
     return f"in {' and '.join(name for name, on in where.items() if on) or 'nothing'}"
@@ -295,7 +183,7 @@ def main() -> None:
     quick, device = options.quick, "cuda" if torch.cuda.is_available() else "cpu"
     side = options.side or (512 if device == "cuda" else 128 if quick else 256)
     turns, machine, rows = options.turns or (1 if quick else 3), Machine(device), []
-    where = "cpu" if device == "cpu" else f"{torch.cuda.get_device_name()}, TF32 {told_tf32()}"
+    where = "cpu" if device == "cpu" else f"{torch.cuda.get_device_name()}, TF32 {tf32_use()}"
     reached = f"{machine.operations / 1e9:.0f} Gflop/s, {machine.bytes / 1e9:.1f} GB/s"
     print(f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}: {reached}\n")
     print(f"{'':46}{'time':>11}{'memory':>11}{'ratio':>8}{'ratio':>8}")

@@ -21,12 +21,12 @@ from benchmarks import ablation, bases, grid, quality
 from benchmarks.ablation import PARTS
 from benchmarks.baselines import applied, esd, forget_me_not, uce
 from benchmarks.grid import GRID, HELD_OUT, label
+from benchmarks.imagined_steps import IMAGINED, imagined_step
 from benchmarks.k_resteering import MASS, separability, steered_keys
 from benchmarks.live_tensors import Imagined, imagine
 from benchmarks.methods import METHODS, replaced, without_vocabulary
 from benchmarks.prompts import TARGETS, Picture, asked_for, kept
 from benchmarks.quality import score
-from benchmarks.speed import IMAGINED, imagined_step
 from demo.judge import LABELS
 from demo.vocabulary import OBJECTS, STYLES
 from fmn_core.erasure import closed_form as fast
@@ -185,7 +185,7 @@ def test_the_quick_command_prints_a_table_in_which_fast_forgets_and_keeps(comfyu
 
 
 def test_a_part_taken_away_makes_another_patch(embedded):
-    whole, without = (PARTS[part](embedded, "object", ("cat",))[0] for part in ("fast", "- later columns"))
+    whole, without = (PARTS[part](embedded, "object", ("cat",))[0] for part in ("fast", "- later tokens"))
     assert whole.keys() == without.keys() and not any(torch.equal(whole[key], without[key]) for key in whole)
     again = PARTS["fast"](embedded, "object", ("cat",))[0]
     assert all(torch.equal(whole[key], again[key]) for key in whole)
