@@ -109,7 +109,7 @@ def uce(host, kind, names, generic=False, expand=False, lamb=0.5, erase_scale=1.
 
     def last_tokens(texts):
         rows = [[t.kind for t in host.tokenize(text)].index("end") - 1 for text in texts]
-        return host.contexts(texts, 77).double()[torch.arange(len(texts)), rows]
+        return host.encode_prefix(texts, 77).double()[torch.arange(len(texts)), rows]
 
     erased = last_tokens([template.format(name) for name in names for template in templates])
     guide = last_tokens([template.format(guide_name).strip() for template in templates]).repeat(len(names), 1)

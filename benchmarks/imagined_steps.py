@@ -62,7 +62,7 @@ def imagined_balanced(host, prompts, latents, again: bool = False) -> None:
 def take_step(training, parameters: list, again: bool) -> None:
     """One step of a training, with or without gradient checkpointing."""
     state = State(parameters, torch.optim.AdamW(parameters), training.generator)
-    Descent(AdaptiveCheckpointing(training.run.host, again), state)[training.next_step()]
+    Descent(AdaptiveCheckpointing(training.run.host, again), state).take(training.next_step())
 
 
 IMAGINED = {
