@@ -8,8 +8,9 @@ import runpy
 import subprocess
 import sys
 
-import fmn_core
 from conftest import ROOT
+
+import fmn_core
 
 DOCS = (ROOT / "docs" / "python-api.md").read_text()
 
