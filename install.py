@@ -1,7 +1,7 @@
 """What the hosts run after cloning (no arguments: checks, changes nothing), and two commands for a fresh machine.
 
 python install.py                                       is everything there that the pack needs?
-python install.py demo [--output DIR] [--concept NAME] [--quick] [--comfyui DIR] [--serve]  forget a concept in a real ComfyUI
+python install.py demo [--output DIR] [--concept NAME] [--quick] [--comfyui DIR] [--serve]  forget a concept
 python install.py test [PYTEST ARGUMENTS]                the tests
 """
 
