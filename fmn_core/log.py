@@ -85,13 +85,40 @@ class Work:
         self.done += 1
 
 
-class Progress(ABC):
-    """The bar of a host's work, whose parts may share one, and a preview on it now and then."""
+class ProgressBar:
+    """A bar of `total` steps that a host shows, with a preview on it now and then."""
 
-    bar_steps: tuple[int, int] | None = None  # done and all, inside `one_bar`
+    def __init__(self, host: Progress, total: int):
+        self.host, self.done, self.total = host, 0, total
+        self.preview_due = -math.inf  # when the next preview may be made, by the monotonic clock
+
+    def update(self, preview: Callable[[], Tensor] | None = None) -> None:
+        """Shows one more step.
+
+        `preview` makes a picture [H, W, 3] in 0..1. It is called only where that is seen, and but for the first and the last
+        step no more often than every PREVIEW_EVERY seconds, nor for more than PREVIEW_SHARE of the time: a preview may take
+        as long as a step.
+        """
+        self.done += 1
+        picture = None
+        start = time.monotonic()
+        if preview and self.host.shows_previews() and (self.done >= self.total or start >= self.preview_due):
+            picture = preview()
+            end = time.monotonic()
+            self.preview_due = end + max(PREVIEW_EVERY, (end - start) * (1 / PREVIEW_SHARE - 1))
+        self.host.show_progress(self.done, self.total, picture)
+
+    def skip(self, steps: int) -> None:
+        """Counts steps that an earlier run has done."""
+        self.done += steps
+
+
+class Progress(ABC):
+    """What a host shows of a work: a bar, which its parts share, and previews."""
+
+    shared_bar: ProgressBar | None = None  # inside `progress`
     prompts_read: tuple[int, int] | None = None  # and all, inside `reading`
     shows_reading = True  # whether `reading` has a bar; not before a training, whose bar it would be taken for
-    preview_due = -math.inf  # when the next preview may be made, by the monotonic clock
 
     @abstractmethod
     def show_progress(self, step: int, total: int, preview: Tensor | None) -> None:
@@ -105,41 +132,15 @@ class Progress(ABC):
         """Whether anybody sees previews now or may come to see them: what they are made of is made before the work."""
         return self.shows_previews()
 
-    def progress(self, step: int, total: int, preview: Callable[[], Tensor] | None = None) -> None:
-        """Shows a part's `step` of `total`, or inside `one_bar` one more step of all.
-
-        `preview` makes a picture [H, W, 3] in 0..1. It is asked only where that is seen, and but for the first and the last
-        step no more often than every PREVIEW_EVERY seconds, nor for more than PREVIEW_SHARE of the time: a preview may take
-        as long as a step.
-        """
-        if self.bar_steps:
-            done, total = self.bar_steps
-            step = done + 1
-            self.bar_steps = (step, total)
-        picture = None
-        start = time.monotonic()
-        if preview and self.shows_previews() and (step >= total or start >= self.preview_due):
-            picture = preview()
-            end = time.monotonic()
-            self.preview_due = end + max(PREVIEW_EVERY, (end - start) * (1 / PREVIEW_SHARE - 1))
-        self.show_progress(step, total, picture)
-
-    def skip(self, steps: int) -> None:
-        """Counts steps of `one_bar` that an earlier run has done."""
-        if self.bar_steps:
-            done, total = self.bar_steps
-            self.bar_steps = (done + steps, total)
-
     @contextmanager
-    def one_bar(self, total: int) -> Iterator[None]:
-        """Context in which the parts of a work tell `total` steps together; another inside it changes nothing."""
-        outer = self.bar_steps
-        if not outer:
-            self.bar_steps, self.preview_due = (0, total), -math.inf
+    def progress(self, total: int) -> Iterator[ProgressBar]:
+        """Context with a bar of `total` steps; inside another it is that one, whose `total` counts these steps too."""
+        outer = self.shared_bar
+        self.shared_bar = outer or ProgressBar(self, total)
         try:
-            yield
+            yield self.shared_bar
         finally:
-            self.bar_steps = outer and self.bar_steps
+            self.shared_bar = outer
 
     @contextmanager
     def reading_unseen(self) -> Iterator[None]:
@@ -152,9 +153,9 @@ class Progress(ABC):
 
     @contextmanager
     def reading(self, total: int) -> Iterator[None]:
-        """Context in which a bar shows how many of `total` prompts are read; none where they are few, nor inside `one_bar`,
+        """Context in which a bar shows how many of `total` prompts are read; none where they are few, nor inside `progress`,
         whose steps are others."""
-        visible = total > ENCODED_AT_ONCE and self.shows_reading and not self.bar_steps
+        visible = total > ENCODED_AT_ONCE and self.shows_reading and not self.shared_bar
         outer, self.prompts_read = self.prompts_read, (0, total) if visible else None
         try:
             if visible:

@@ -73,7 +73,7 @@ def before_and_after(host: DiffusionHost, patch: Patch) -> Image.Image | None:
     prompt, empty = host.encode([concept["templates"][0].replace("{}", concept["names"][0])]), host.encode([""])
     shape = host.latent_shape()
     noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(host.device)
-    with host.one_bar(2 * STEPS), host.training((1, *shape)), torch.no_grad():
+    with host.progress(2 * STEPS), host.training((1, *shape)), torch.no_grad():
 
         def sample() -> Tensor:
             return sample_pictures(host, noise, prompt, empty, STEPS, GUIDANCE)

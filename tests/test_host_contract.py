@@ -106,9 +106,9 @@ def test_the_reading_of_many_prompts_is_shown_batch_by_batch(host, monkeypatch):
     with host.reading(12):
         host.encode_prefix(many[:12], 5)
     host.encode_prefix(many, 5)
-    with host.one_bar(3), host.reading(130):  # whose steps are others
+    with host.progress(3) as bar, host.reading(130):  # whose steps are others
         host.encode_prefix(many, 5)
-        host.progress(1, 1, None)
+        bar.update()
     assert shown == [(1, 3)]
 
 

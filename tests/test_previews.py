@@ -45,7 +45,7 @@ def test_previews_are_made_at_the_first_and_last_step_and_in_between_by_the_cloc
     bar, made = Bar(seen), []
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(module.time, "monotonic", lambda: bar.clock)
-        with bar.one_bar(len(steps)):
+        with bar.progress(len(steps)) as shown:
             for step, (seconds, takes) in enumerate(steps):
                 bar.clock += seconds
 
@@ -54,7 +54,7 @@ def test_previews_are_made_at_the_first_and_last_step_and_in_between_by_the_cloc
                     made.append((step, begun, bar.clock))
                     return step
 
-                bar.progress(step + 1, len(steps), preview)
+                shown.update(preview)
     assert [(step, total) for step, total, _ in bar.shown] == [(i + 1, len(steps)) for i in range(len(steps))]
     assert [preview for *_, preview in bar.shown if preview is not None] == [step for step, *_ in made]
     if not seen:

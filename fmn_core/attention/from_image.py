@@ -51,12 +51,17 @@ def record_pictures(
     def take(name, q, k, context):
         recording.add(name, q, k, layers[name].heads, *layer_size(*latents.shape[-2:], q.shape[1]), step=step)
 
-    with host.training(latents.shape), torch.no_grad(), projections(layers, take):
-        for step in range(settings.num_samples):
+    with (
+        host.training(latents.shape),
+        torch.no_grad(),
+        projections(layers, take),
+        host.progress(settings.num_samples) as bar,
+    ):
+        for step in range(settings.num_samples):  # noqa: B007 -- `take` reads it
             host.check_interrupt()
             noise = torch.randn(latents.shape, generator=generator).to(latents)
             x_t = a[t].sqrt() * latents + (1 - a[t]).sqrt() * noise
             host.predict(x_t, torch.full((len(latents),), t, device=latents.device), prompts.expand(len(latents)))
-            host.progress(step + 1, settings.num_samples, None)
+            bar.update()
     recording.end()
     return recording

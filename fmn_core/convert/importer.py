@@ -221,22 +221,18 @@ def low_rank(
 ) -> dict[str, Factors]:
     """The best factors of every layer's change at the chosen rank, or at the least that keeps the chosen energy."""
     rank = settings.rank
-    total = len(names) * (1 if rank else 2)
-
-    def step(number: int) -> None:
-        host.check_interrupt()
-        host.progress(number, total, None)
-
-    if not rank:
-        spectra = []
-        for number, name in enumerate(names):
-            step(number + 1)
-            spectra.append(spectrum(delta(name)))
-        rank = least_rank(spectra, settings.energy)
-    factors = {}
-    for number, name in enumerate(names):
-        factors[name] = truncated(delta(name), rank)
-        step(total - len(names) + number + 1)
+    spectra, factors = [], {}
+    with host.progress(len(names) * (1 if rank else 2)) as bar:
+        if not rank:
+            for name in names:
+                host.check_interrupt()
+                spectra.append(spectrum(delta(name)))
+                bar.update()
+            rank = least_rank(spectra, settings.energy)
+        for name in names:
+            host.check_interrupt()
+            factors[name] = truncated(delta(name), rank)
+            bar.update()
     return factors
 
 

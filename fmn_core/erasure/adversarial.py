@@ -45,7 +45,7 @@ def forget_robust(run: TrainingRun) -> tuple[Patch, list[float]]:
     sampling = images_steps(run, prompts.concepts) + sampling_calls(len(near), config.num_inference_steps)
     attacks = config.attack_rounds * prompts.concepts * LEARNED_STEPS
     steps = config.steps * (config.attack_rounds + 1)
-    with host.one_bar(sampling + attacks + steps):
+    with host.progress(sampling + attacks + steps) as bar:
         images = make_images(run, prompts, generator)
         shape = images.latents.shape[1:]
         images = replace(images, near=sample(host, near, prompts.empty, config, generator, shape))
@@ -60,7 +60,7 @@ def forget_robust(run: TrainingRun) -> tuple[Patch, list[float]]:
         losses, errors = state.losses, state.figures["errors"]
         loop, finite = TrainingLoop(run, Descent(checkpointing, state), steps), True
         run.checkpoint.resume(state, lambda: training.unfinished_patch(losses, steps))
-        host.skip(len(losses) + len(errors) * LEARNED_STEPS)
+        bar.skip(len(losses) + len(errors) * LEARNED_STEPS)
         for number in range(config.attack_rounds + 1):
             if number:
                 attack(training, state, number)

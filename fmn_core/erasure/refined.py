@@ -32,7 +32,7 @@ def forget_balanced(run: TrainingRun) -> tuple[Patch, list[float]]:
     generator = torch.Generator().manual_seed(config.seed)
     edit = make_edit(host, run.concepts, config)
     prompts = PromptSet.of(host, edit.plan)
-    with host.one_bar(images_steps(run, prompts.concepts) + config.steps):
+    with host.progress(images_steps(run, prompts.concepts) + config.steps) as bar:
         images = make_images(run, prompts, generator, of_targets=True)
         rows = 2 * config.batch_size  # the concept's prompts and near ones
         with host.training((rows, *images.latents.shape[1:])):
@@ -42,7 +42,7 @@ def forget_balanced(run: TrainingRun) -> tuple[Patch, list[float]]:
             results = {"before": probe(0.0), "fast": probe(1.0)}
             state = training_state(training, results["fast"].total)
             losses = state.losses
-            host.skip(run.checkpoint.resume(state, lambda: training.unfinished_patch(losses, config.steps)))
+            bar.skip(run.checkpoint.resume(state, lambda: training.unfinished_patch(losses, config.steps)))
             descent = Descent(training.checkpointing(rows, config.steps), state)
             with phase("forget.train", preset="balanced") as info:
                 finite = train(training, TrainingLoop(run, descent, config.steps), probe)

@@ -79,7 +79,7 @@ def forget_by_resteering(run: TrainingRun) -> tuple[Patch, list[float]]:
     unrelated = unrelated_prompts(host, [name for concept in run.concepts for name in concept.names])
     made_for = rows_to_draw(calls, config, len(run.concepts)) if given[0] is None or config.visual_loss_weight else []
     sampling = sampling_calls(len(made_for), config.num_inference_steps) * (2 if config.visual_loss_weight else 1)
-    with host.one_bar(sampling + config.steps):
+    with host.progress(sampling + config.steps):
         pairs = make_pairs(host, calls, config, made_for, generator) if made_for else None
         images = training_images(host, given, calls, pairs)
         with host.training((config.batch_size, *images.latents.shape[1:])):
@@ -142,13 +142,13 @@ class Resteering:
         x_t, t, _ = add_noise(host, self.images.latents[:1], torch.Generator().manual_seed(0))
         estimate = estimate_memory(host, x_t, t, self.calls.prompts[[0]])
         rows = config.batch_size * (2 if config.visual_loss_weight else 1)
-        with self.lora.attached():
+        with self.lora.attached(), host.progress(config.steps) as bar:
             with self.unet_lora.attached(), phase("forget.train", preset="paper") as info:
                 parameters = [*nn.ModuleList([self.lora, self.unet_lora]).parameters()]
                 optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate)
                 state = State(parameters, optimizer, self.generator)
                 losses = state.losses
-                host.skip(self.run.checkpoint.resume(state, lambda: self.patch_of(self.unfinished(losses))))
+                bar.skip(self.run.checkpoint.resume(state, lambda: self.patch_of(self.unfinished(losses))))
                 checkpointing = AdaptiveCheckpointing.of(host, estimate, rows, rows * config.steps, config.backprop)
                 loop = TrainingLoop(self.run, Descent(checkpointing, state), config.steps)
                 finite = loop.take_steps(config.steps, self.next_step)

@@ -74,7 +74,7 @@ def evaluate(
     calls = 2 * sampling_calls(len(drawn), settings.num_inference_steps) + (
         recover_calls(settings, images) if settings.inversion else 0
     )
-    with host.sized(settings.resolution), host.one_bar(calls):
+    with host.sized(settings.resolution), host.progress(calls):
         measured = measure(host, patch, probes, settings)
         inverted = recover(host, patch, subjects, settings, images) if settings.inversion else None
     before, after = measured.latents

@@ -78,7 +78,7 @@ def invert_pictures(
         checkpoint.begin(host, texts, "invert", asdict(config), images, mask)
         images, mask = prepare_pictures(host, images, mask, config.horizontal_flip)
         made = 0 if images is not None else sampling_calls(config.num_images, config.num_inference_steps)
-        with host.one_bar(made + config.steps):
+        with host.progress(made + config.steps):
             latents = make_latents(host, config, concept) if images is None else host.encode_images(images)
             if images is None and host.may_show_previews():
                 images = host.decode(latents)
@@ -125,14 +125,14 @@ def invert(run: TrainingRun, latents: Tensor) -> Inversion:
     decoder = linear_decoder(latents, run.images) if run.images is not None and host.may_show_previews() else None
     warnings = []
     probe = add_noise(host, latents[draw(len(latents), PROBES, generator)], generator)
-    with host.training((config.batch_size, *latents.shape[1:]), text=True):
+    with host.training((config.batch_size, *latents.shape[1:]), text=True), host.progress(config.steps) as bar:
         vectors = {name: v.to(host.device).requires_grad_() for name, v in first.items()}
         before = probe_error(host, probe, named.templates[0], vectors)
         optimizer = torch.optim.AdamW(vectors.values(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY)
         # The loss is a sum, as large as half precision likes it, because AdamW minds no scale.
         state = State([*vectors.values()], optimizer, generator, most_scale=1.0)
         descent = Descent(AdaptiveCheckpointing(host), state, max_norm=None)
-        host.skip(run.checkpoint.resume(state, lambda: unfinished_inversion(state, [*vectors], config.steps, before)))
+        bar.skip(run.checkpoint.resume(state, lambda: unfinished_inversion(state, [*vectors], config.steps, before)))
 
         def step(differentiate: Differentiate) -> tuple[float, Preview | None]:
             indices = draw(len(latents), config.batch_size, generator)

@@ -60,20 +60,20 @@ class TrainingLoop:
 
         `next_step` draws what the next step trains on. Raises the host's own exception where the user asks to stop.
         """
-        while len(self.losses) < until:
-            self.host.check_interrupt()
-            taken = self.descent.take(next_step())
-            if taken is None:
-                return False
-            loss, preview = taken
-            if self.after_optimizer:
-                self.after_optimizer()
-            self.losses.append(loss)
-            self.checkpoint.keep()
-            stop = after_step() if after_step else False
-            self.host.progress(len(self.losses), self.steps, preview)
-            if stop:
-                break
+        stop = False
+        with self.host.progress(self.steps) as bar:
+            while len(self.losses) < until and not stop:
+                self.host.check_interrupt()
+                taken = self.descent.take(next_step())
+                if taken is None:
+                    return False
+                loss, preview = taken
+                if self.after_optimizer:
+                    self.after_optimizer()
+                self.losses.append(loss)
+                self.checkpoint.keep()
+                stop = after_step() if after_step else False
+                bar.update(preview)
         return True
 
 

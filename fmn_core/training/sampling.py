@@ -44,18 +44,19 @@ def sample_ddim(
     alphas = host.alphas_cumprod.to(noise)
     x = noise
     timesteps = torch.linspace(len(alphas) - 1, 0, steps, device=noise.device).round().long()
-    for i, t in enumerate(timesteps):
-        host.check_interrupt()
-        ts = t.repeat(len(x))
-        with nullcontext() if ignored is None else attention_set_to_zero(layers, ignored):
-            epsilon = host.predict(x, ts, prompts)
-        if guidance != 1:
-            without = host.predict(x, ts, empty)
-            epsilon = without + guidance * (epsilon - without)
-        x0 = predicted_x0(x, epsilon, alphas[ts])
-        a = alphas[timesteps[i + 1]] if i + 1 < steps else torch.ones_like(alphas[0])
-        x = a.sqrt() * x0 + (1 - a).sqrt() * epsilon
-        host.progress(i + 1, steps, None)
+    with host.progress(steps) as bar:
+        for i, t in enumerate(timesteps):
+            host.check_interrupt()
+            ts = t.repeat(len(x))
+            with nullcontext() if ignored is None else attention_set_to_zero(layers, ignored):
+                epsilon = host.predict(x, ts, prompts)
+            if guidance != 1:
+                without = host.predict(x, ts, empty)
+                epsilon = without + guidance * (epsilon - without)
+            x0 = predicted_x0(x, epsilon, alphas[ts])
+            a = alphas[timesteps[i + 1]] if i + 1 < steps else torch.ones_like(alphas[0])
+            x = a.sqrt() * x0 + (1 - a).sqrt() * epsilon
+            bar.update()
     return x
 
 

@@ -196,7 +196,9 @@ def test_learned_words_are_columns_of_their_own(webui, sd_model):
 
 
 def test_progress_and_preview_are_the_jobs(webui, job):
-    webui.progress(3, 10, lambda: torch.ones(8, 8, 3))
+    with webui.progress(10) as bar:
+        bar.skip(2)
+        bar.update(lambda: torch.ones(8, 8, 3))
     assert (job.sampling_step, job.sampling_steps, job.job_count) == (3, 10, 1)
     assert job.id_live_preview == 1 and job.current_image.size == (8, 8) and job.current_image.getpixel((0, 0)) == (255,) * 3
     webui.check_interrupt()
@@ -207,7 +209,9 @@ def test_progress_and_preview_are_the_jobs(webui, job):
 
 def test_no_preview_is_made_where_live_previews_are_off(webui, job, monkeypatch):
     monkeypatch.setitem(vars(shared.opts), "live_previews_enable", False)
-    webui.progress(10, 10, lambda: 1 / 0)
+    with webui.progress(10) as bar:
+        bar.skip(9)
+        bar.update(lambda: 1 / 0)
     assert job.sampling_step == 10 and job.current_image is None
 
 

@@ -28,6 +28,7 @@ from fmn_core.erasure.forget import forget
 from fmn_core.evaluation.config import EvaluationConfig
 from fmn_core.inversion.config import InversionConfig
 from fmn_core.inversion.textual_inversion import invert_pictures
+from fmn_core.log import ProgressBar
 from fmn_core.patch.file import read_patch, save_patch
 from fmn_core.patch.patch import Patch
 from fmn_webui import forms, jobs, names, receiving, webui
@@ -51,14 +52,15 @@ def test_previews_are_made_while_somebody_looks_at_the_job(script, loras, at_wor
     host_page.set_options(loras, api=True)
     (job, host), asked, made = at_work, client(FastAPI()), []
     preview = lambda: made.append(1) or torch.ones(8, 8, 3)  # noqa: E731
-    host.progress(1, 3, preview)
+    bar = ProgressBar(host, 3)
+    bar.update(preview)
     assert not made and job.step == 1
     answer = {"page": lambda: status_html(JOBS), "API": lambda: asked.get(f"/fmn/jobs/{job.id}").text}
     answer.get(look, lambda: asked.get("/fmn/jobs"))()
-    host.progress(2, 3, preview)
+    bar.update(preview)
     assert len(made) == (look != "nobody") and (job.preview is None) == (look == "nobody")
     monkeypatch.setattr(jobs, "WATCHED", 0.0)  # nobody has looked for so long
-    host.progress(3, 3, preview)
+    bar.update(preview)
     assert len(made) == (look != "nobody") and job.step == 3
 
 
