@@ -58,7 +58,7 @@ JOBS = {
 CALLS = (
     "encode", "encode_prefix", "token_embeddings", "tokenize", "encode_with_embeddings", "predict", "decode", "training",
     "weight",
-    "identity", "progress", "check_interrupt",
+    "identity", "show_progress", "check_interrupt",
 )  # fmt: skip
 ALLOCATES = ("encode", "encode_prefix", "encode_with_embeddings", "predict", "decode", "training")
 
@@ -213,9 +213,9 @@ def nan(answer):
 FAULTS = {
     "exception": (CALLS, lambda comfy: (_ for _ in ()).throw(Fault())),
     "out of memory": (ALLOCATES, lambda comfy: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("Allocation failed."))),
-    "interrupt": (("progress", "check_interrupt"), lambda comfy: comfy.model_management.interrupt_current_processing()),
+    "interrupt": (("show_progress", "check_interrupt"), lambda comfy: comfy.model_management.interrupt_current_processing()),
     "NaN in a batch": (("predict",), lambda comfy: nan),
-    "model unloaded": (("check_interrupt", "progress"), lambda comfy: comfy.model_management.unload_all_models()),
+    "model unloaded": (("check_interrupt", "show_progress"), lambda comfy: comfy.model_management.unload_all_models()),
 }
 
 
@@ -269,7 +269,9 @@ def one_kill(bench: Bench, name: str, after: int, seconds: float) -> str:
         if after == 0:
             timer.start()
         bench.run(
-            name, out, watched(bench.host(JOBS[name]), lambda *call: timer.start() if call == ("progress", after) else None)
+            name,
+            out,
+            watched(bench.host(JOBS[name]), lambda *call: timer.start() if call == ("show_progress", after) else None),
         )
 
     code = in_child(doomed)
@@ -409,7 +411,7 @@ def suite(bench: Bench, runs: int, seed: int, names: list[str]) -> dict[str, Cou
         for name in names:
             doing = f"undisturbed {name}"
             bench.reference(name)
-            steps[name] = calls_of(bench, name)["progress"]
+            steps[name] = calls_of(bench, name)["show_progress"]
         for number in range(runs // 2):
             name = rng.choice(names)
             after, seconds = rng.randint(0, steps[name]), rng.uniform(0, 0.2)

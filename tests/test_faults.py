@@ -20,10 +20,10 @@ def bench(comfy, loaded, tmp_path_factory):
 @pytest.mark.parametrize(
     ("kind", "name", "call", "number", "came"),
     [
-        ("exception", "paper", "progress", 4, "stopped, steps kept"),
-        ("interrupt", "inversion", "progress", 5, "stopped, steps kept"),
+        ("exception", "paper", "show_progress", 4, "stopped, steps kept"),
+        ("interrupt", "inversion", "show_progress", 5, "stopped, steps kept"),
         ("out of memory", "paper", "training", 2, "stopped"),
-        ("model unloaded", "paper", "progress", 4, "refused with a sentence, steps kept"),
+        ("model unloaded", "paper", "show_progress", 4, "refused with a sentence, steps kept"),
         ("NaN in a batch", "inversion", "predict", 9, "went through"),
     ],
 )
