@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,13 @@ CANNOT_INVERT = "This host cannot learn words: invert the concept in ComfyUI or 
 def linear_name(matrix: str) -> str:
     """Where a layer has the projection called `matrix` (one of MATRICES); `to_out` is a Sequential around it."""
     return "to_out.0" if matrix == "to_out" else matrix
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """A layer's weight, whatever class the host makes its layers of."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 @dataclass(frozen=True)
@@ -105,12 +113,12 @@ class Prompts:
     @classmethod
     def cat(cls, batches: Sequence[Prompts]) -> Prompts:
         """Batches of prompts as one, tiled to a common length where they differ, as hosts do."""
-        pooled = [batch.pooled_prompt_embeds for batch in batches]
+        pooled = [batch.pooled_prompt_embeds for batch in batches if batch.pooled_prompt_embeds is not None]
         length = math.lcm(*(batch.prompt_embeds.shape[1] for batch in batches))
         return cls(
             texts=tuple(text for batch in batches for text in batch.texts),
             prompt_embeds=torch.cat([tile(batch.prompt_embeds, length) for batch in batches]),
-            pooled_prompt_embeds=None if pooled[0] is None else torch.cat(pooled),
+            pooled_prompt_embeds=torch.cat(pooled) if pooled else None,
             tokens=tuple(row * (length // len(row)) for batch in batches for row in batch.tokens),
         )
 
@@ -142,12 +150,28 @@ def sampled(weight: Tensor) -> list[object]:
 class DiffusionHost(Progress):
     """A text-to-image model with cross-attention inside a host; latents are those the UNet sees."""
 
-    family: str  # a key of FAMILIES
-    unet: nn.Module
-    recomputes = True  # whether a block can be computed again outside of `predict`
-    device: torch.device
-    alphas_cumprod: Tensor  # [number of timesteps]: the noise schedule
     resolution = 0  # the pictures' side in pixels, as `sized` sets it; 0: what the model was made for
+
+    if TYPE_CHECKING:  # what a host keeps, or computes when it is asked for
+
+        @property
+        def family(self) -> str:
+            """A key of FAMILIES."""
+
+        @property
+        def unet(self) -> nn.Module: ...
+
+        @property
+        def device(self) -> torch.device: ...
+
+        @property
+        def alphas_cumprod(self) -> Tensor:
+            """[number of timesteps]: the noise schedule."""
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether a block can be computed again outside of `predict`."""
+        return True
 
     @abstractmethod
     def cross_attentions(self) -> dict[str, CrossAttention]:
@@ -214,7 +238,8 @@ class DiffusionHost(Progress):
     def decode(self, latents: Tensor) -> Tensor | None:
         """Images [B, H, W, 3] in 0..1, on the CPU, a few decoded at a time; None where the host was given no VAE."""
         parts = [self.decode_few(few) for few in latents.split(IMAGES_AT_ONCE)]
-        return None if parts[0] is None else torch.cat([part.float().cpu() for part in parts])
+        pictures = [part.float().cpu() for part in parts if part is not None]
+        return torch.cat(pictures) if pictures else None
 
     @abstractmethod
     def decode_few(self, latents: Tensor) -> Tensor | None:
@@ -258,6 +283,11 @@ class DiffusionHost(Progress):
         `shape` [B, C, h, w] is the largest batch of latents that it has to hold. With `text` autograd works on the
         text encoders too.
         """
+
+    def learn(self, token: str, vectors: TokenEmbeddings) -> None:
+        """Adds a token that stands for vectors; raises ForgetError for one that the model knows, and where the host takes
+        none."""
+        raise ForgetError("This host takes no learned words: put the embedding's file into its own folder.")
 
     def free_memory(self) -> float:
         """Bytes of a GPU that are free for tensors. Infinite where nobody knows, and on a CPU: what happens to be free must

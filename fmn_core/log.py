@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +51,10 @@ def plain(value: object) -> str:
     return displayable(json.dumps(value if isinstance(value, str | int) else str(value), ensure_ascii=False))
 
 
+@overload
+def replace_surrogates(value: dict[str, str]) -> dict[str, str]: ...
+@overload
+def replace_surrogates(value: object) -> object: ...
 def replace_surrogates(value: object) -> object:
     """JSON with U+FFFD for every surrogate, which Python reads from `\\ud800` and no encoding can write."""
     if isinstance(value, str):
