@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor
 from .layers import balanced
 
 Factors = tuple[Tensor, Tensor]  # up [out, r], down [r, in]
+Name = TypeVar("Name")
 MOST_PADDING, ROOM = 8, 1 << 24  # times the numbers, and numbers beside: LoRAs of several ranks come to 2 or 4 times
 
 
@@ -37,25 +39,25 @@ def least_rank(spectra: Iterable[Tensor], energy: float) -> int:
     return min(int((kept < energy * kept[-1]).sum()) + 1, len(kept))
 
 
-class OneRank(Mapping):
+class OneRank(Mapping[Name, Factors]):
     """Factors by name, zero-padded to one rank when they are asked for: together they may be many times as large."""
 
-    def __init__(self, factors: dict[object, Factors]):
+    def __init__(self, factors: Mapping[Name, Factors]):
         self.factors = factors
         self.rank = max(len(down) for _, down in factors.values())
 
-    def __getitem__(self, name: object) -> Factors:
+    def __getitem__(self, name: Name) -> Factors:
         up, down = self.factors[name]
         return F.pad(up, (0, self.rank - len(down))), F.pad(down, (0, 0, 0, self.rank - len(down)))
 
-    def __iter__(self) -> Iterator:
+    def __iter__(self) -> Iterator[Name]:
         return iter(self.factors)
 
     def __len__(self) -> int:
         return len(self.factors)
 
 
-def of_one_rank(factors: dict, most: Callable[[object], int]) -> OneRank:
+def of_one_rank(factors: Mapping[Name, Factors], most: Callable[[Name], int]) -> OneRank[Name]:
     """The same products with one rank throughout, zero-padded; `most` is the rank that a matrix can have at all. Raises
     ValueError where the zeros would be far more than the numbers."""
     fitting = {}

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..host import CrossAttention, DiffusionHost
+from ..host import CrossAttention, DiffusionHost, weight_of
 
 
 class LoRA(nn.Module):
@@ -22,7 +22,7 @@ class LoRA(nn.Module):
 
     def __init__(self, module: nn.Module, rank: int, generator: torch.Generator):
         super().__init__()
-        out_features, *inner = module.weight.shape
+        out_features, *inner = weight_of(module).shape
         ones = [1] * (len(inner) - 1)  # a convolution's up is one of 1 x 1
         how = ("stride", "padding", "dilation") if ones else ()
         self.convolution = {name: getattr(getattr(module, "base_layer", module), name) for name in how}
@@ -47,6 +47,12 @@ class LoRAs(nn.ModuleDict):
     def _key(name: str) -> str:
         return name.replace(".", "/")  # a module's name may hold no dot
 
+    def lora(self, name: str) -> LoRA:
+        """The LoRA of the module of this name."""
+        lora = self[self._key(name)]
+        assert isinstance(lora, LoRA)
+        return lora
+
     @contextmanager
     def attached(self, strength: float = 1.0) -> Iterator[None]:
         """Context in which the modules compute W x + strength * up (down x)."""
@@ -56,7 +62,7 @@ class LoRAs(nn.ModuleDict):
 
         with ExitStack() as stack:
             for name, module in self.patched.items():
-                stack.callback(module.register_forward_hook(add(self[self._key(name)])).remove)
+                stack.callback(module.register_forward_hook(add(self.lora(name))).remove)
             yield
 
 
@@ -69,7 +75,7 @@ class CrossAttentionLoRA(LoRAs):
 
     def adapter(self, layer: str, matrix: str) -> LoRA:
         """The LoRA of one projection."""
-        return self[self._key(f"{layer}.{matrix}")]
+        return self.lora(f"{layer}.{matrix}")
 
     @classmethod
     def of(cls, host: DiffusionHost, factors: dict[tuple[str, str], tuple[Tensor, Tensor]]) -> CrossAttentionLoRA:
