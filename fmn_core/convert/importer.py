@@ -51,15 +51,16 @@ def import_patch(
         require_no_extension(weights)
         contents = Contents(weights, layers)
         kind = require_kind(weights, contents)
-        unet_lora, lost, given, unknown = {}, 0.0, None, []
+        unet_lora: dict[str, Tensor] = {}
+        unknown: list[str] = []
+        given: dict[str, Factors] | None = None
+        lost = 0.0
         if kind != FULL:
             source = adapter.Adapter(weights)
             unet_lora, warnings, lost = take_unet_lora(host, source, contents, layers, settings)
             named = [name for name, parts in contents.cross.items() if adapter.forms_of(parts)]
             if adapter.forms_of(contents.kinds) == {"LoRA"}:
-                given = {name: source.factors(name, contents.cross[name], layers.shapes[name]) for name in named}
-                if 0 < settings.rank < max(len(down) for _, down in given.values()):
-                    given = None
+                given = own_factors(source, contents, layers, settings.rank)
 
             def delta(name: str) -> Tensor:
                 return source.full(name, contents.cross[name], layers.shapes[name])
@@ -68,14 +69,14 @@ def import_patch(
             named, warnings, delta = tuned.changed(), tuned.left_out(), tuned.delta
         if given is None:
             given = low_rank(host, named, delta, settings)
-        given = one_rank(weights, given, lambda name: min(layers.shapes[name]))
-        require_half(weights, given)
-        factors = OneRank({layers.targets[name]: pair for name, pair in given.factors.items()})
+        padded = one_rank(weights, given, lambda name: min(layers.shapes[name]))
+        require_half(weights, padded)
+        factors = OneRank({layers.targets[name]: pair for name, pair in padded.factors.items()})
         statistics = None
         if concepts:
             statistics, unknown = word_statistics(host, concepts, ClosedFormConfig(concept_type=settings.concept_type))
         how = {"preset": "imported"} | asdict(settings)
-        patch = make_patch(host, factors, concepts, how, PatchReport(), statistics)
+        patch = make_patch(host, factors, concepts, how, PatchReport(), statistics=statistics)
         patch.info["concept"] = patch.info["concept"] or one_line(weights.path.stem)
         patch.unet_lora = unet_lora
         imported = ImportReport(
@@ -95,6 +96,17 @@ def import_patch(
         )
     patch.info["report"] = PatchReport(imported=imported, warnings=warnings).plain()
     return patch
+
+
+def own_factors(source: adapter.Adapter, contents: Contents, layers: Layers, most: int) -> dict[str, Factors] | None:
+    """The factors of every projection as a LoRA's file has them; None where one has a higher rank than `most`, if that is
+    not 0."""
+    given = {
+        name: source.factors(name, parts, layers.shapes[name])
+        for name, parts in contents.cross.items()
+        if adapter.forms_of(parts)
+    }
+    return None if 0 < most < max(len(down) for _, down in given.values()) else given
 
 
 def require_no_extension(weights: WeightsFile) -> None:
@@ -135,7 +147,10 @@ def take_unet_lora(
     """An ordinary LoRA, by kohya's names, of the layers outside the cross-attention, a sentence for each kind of thing that
     is left out, and the relative error of those layers that the file does not have in factors. No layer refuses a file,
     whatever is wrong with it."""
-    factors, whole, other, lost = {}, [], dict(contents.unknown), 0.0
+    factors: dict[str, Factors] = {}
+    whole: list[str] = []
+    other: dict[str, str | None] = {**contents.unknown}
+    lost = 0.0
     biases = dict.fromkeys(name for name, parts in contents.cross.items() if {"diff_b", "up_b"} & {*parts})
 
     def delta(name: str) -> Tensor:
@@ -164,9 +179,9 @@ def take_unet_lora(
         factors |= nearest
     unet_lora = {}
     if factors:
-        factors = one_rank(source.weights, factors, lambda name: least_side(shape_of(layers.others[name][1])))
-        require_half(source.weights, factors)
-        for name, (up, down) in factors.items():
+        padded = one_rank(source.weights, factors, lambda name: least_side(shape_of(layers.others[name][1])))
+        require_half(source.weights, padded)
+        for name, (up, down) in padded.items():
             key, module = layers.others[name]
             out, *inner = shape_of(module)
             unet_lora[key + DOWN] = down.reshape(-1, *inner).half().contiguous()
@@ -174,7 +189,7 @@ def take_unet_lora(
             unet_lora[key + ALPHA] = torch.tensor(float(len(down)), dtype=torch.float16)
         require_finite(*unet_lora.values())
     full = dict.fromkeys(name for name, parts in contents.cross.items() if {"weight", "bias"} & {*parts})
-    left = {
+    left: dict[str, Mapping[str, str | None]] = {
         "Of the text encoders": contents.text,
         "Outside the cross-attention": other,
         "Biases of": biases,
@@ -183,7 +198,7 @@ def take_unet_lora(
     return unet_lora, [f"{what}, {listed(names)} left out." for what, names in left.items() if names], lost
 
 
-def one_rank(weights: WeightsFile, factors: dict[str, Factors], most: Callable[[str], int]) -> OneRank:
+def one_rank(weights: WeightsFile, factors: dict[str, Factors], most: Callable[[str], int]) -> OneRank[str]:
     """`of_one_rank`; raises ForgetError where that would be mostly zeros."""
     try:
         return of_one_rank(factors, most)
@@ -191,7 +206,7 @@ def one_rank(weights: WeightsFile, factors: dict[str, Factors], most: Callable[[
         raise ForgetError(f"{weights.path.name} cannot be imported: {error}. Bring it to one rank first.") from None
 
 
-def listed(names: dict[str, str | None]) -> str:
+def listed(names: Mapping[str, str | None]) -> str:
     """The first names, each with what is said of it, how many there are beyond, and the verb."""
     first = ", ".join(name[:120] + (f" ({said})" if said else "") for name, said in list(names.items())[:NAMED])
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""

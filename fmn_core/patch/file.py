@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 from safetensors.torch import save
 
@@ -89,7 +91,11 @@ def save_patch(patch: Patch, path: Path) -> list[Path]:
     if patch.unet_lora:
         beside = path.with_stem(f"{path.stem}-unet")
         files[beside] = serialize_unet_lora(patch, beside.stem)
-    write_all_new({path: lambda file, raw=raw: file.write(raw) for path, raw in files.items()})
+
+    def write(file: IO[bytes], raw: bytes) -> None:
+        file.write(raw)
+
+    write_all_new({path: partial(write, raw=raw) for path, raw in files.items()})
     return list(files)
 
 
@@ -112,7 +118,8 @@ def read_patch(path: Path) -> Patch:
             if b'"fmn.patch"' not in read_raw_header(file):
                 raise ForgetError(f"{path.name} is not a forget patch: use the host's Load LoRA for ordinary LoRA files.")
         tensors, keys = read_small(path, MOST_BYTES)
-        patch = Patch(dict(sorted(tensors.items())), upgraded(parse_json(keys.pop("fmn.patch"))))
+        info = upgraded(parse_json(keys.pop("fmn.patch")))
+        patch = Patch(dict(sorted(tensors.items())), info if isinstance(info, dict) else {})
     except FileNotFoundError:
         raise ForgetError(f"{path.name} is not there any more: refresh the list of patches and choose again.") from None
     except ForgetError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from .. import __version__
 from ..errors import ForgetError
 from ..files.header import one_line
-from ..host import MATRICES, DiffusionHost
+from ..host import MATRICES, DiffusionHost, weight_of
 from ..lora.layers import LoRAs, balanced
 from ..text.concept import Concept, concept_metadata
 from .bounds import require_room
@@ -47,10 +48,11 @@ class Patch(dict):
 
 def make_patch(
     host: DiffusionHost,
-    factors: dict[tuple[str, str], tuple[Tensor, Tensor]],
+    factors: Mapping[tuple[str, str], tuple[Tensor, Tensor]],
     concepts: tuple[Concept, ...],
     settings: dict,
     report: PatchReport,
+    *,
     statistics: TextStatistics | None,
 ) -> Patch:
     """Patch from factors, (layer, matrix) -> (up [out, r], down [r, in]) of one r: singular values' roots on both
@@ -82,7 +84,7 @@ def lora_tensors(loras: LoRAs) -> dict[str, Tensor]:
     """An ordinary LoRA of adapters whose names are kohya's; raises ForgetError where they are not finite."""
     tensors = {}
     for name in loras.patched:
-        lora = loras[name]
+        lora = loras.lora(name)
         tensors[name + DOWN], tensors[name + UP] = (x.detach().half().cpu().contiguous() for x in (lora.down, lora.up))
         tensors[name + ALPHA] = torch.tensor(float(len(lora.down)), dtype=torch.float16)
     require_finite(*tensors.values())
@@ -159,7 +161,8 @@ def shapes_of(patch: Patch) -> dict[str, tuple[int, int]]:
 def model_shapes(host: DiffusionHost) -> dict[str, tuple[int, int]]:
     """Kohya name -> (out, in) of every projection a patch may hold."""
     return {
-        host.lora_key(layer, matrix): tuple(cross.linear(matrix).weight.shape)
+        host.lora_key(layer, matrix): (len(weight), weight.shape[1])
         for layer, cross in host.cross_attentions().items()
         for matrix in MATRICES
+        for weight in [weight_of(cross.linear(matrix))]
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TypeGuard
 
 BEYOND = 1e9  # no figure of a report is larger, and none is not a number
 WHEN = ("before", "fast", "after", "with_unet_lora")
@@ -56,7 +57,7 @@ class PatchReport:
 
     def updated(self, **values: object) -> PatchReport:
         """The same with these fields."""
-        return replace(self, **values)
+        return replace(self, **values)  # type: ignore[arg-type]  # which field a keyword is for cannot be written down
 
     def plain(self) -> dict:
         """The fields that are not empty, for JSON, and the warnings."""
@@ -68,6 +69,7 @@ class PatchReport:
         report = report if isinstance(report, dict) else {}
         drift = sorted(numbers(report.get("preserve_drift")).items(), key=lambda item: -item[1])
         singles = numbers({f.name: report.get(f.name) for f in fields(cls)})
+        steps = singles.get("steps")
         by_time = {name: numbers(report.get(name)) for name in ("target_error", "attention_mass")}
         by_time = {name: {when: each[when] for when in WHEN if when in each} for name, each in by_time.items()}
         return cls(
@@ -79,7 +81,7 @@ class PatchReport:
             target_error=by_time["target_error"] if "after" in by_time["target_error"] else {},
             noise_drift=singles.get("noise_drift"),
             unrelated_drift=singles.get("unrelated_drift"),
-            steps=singles.get("steps"),
+            steps=None if steps is None else int(steps),
             strength=singles.get("strength"),
             interference=rows(report.get("interference"), {"interference"}),
             response_errors=rows(report.get("response_errors"), {"added", "jointly"}),
@@ -93,11 +95,19 @@ class PatchReport:
 def read_import(imported: object) -> ImportReport | None:
     """An import's report, or None for anything else."""
     figures = numbers(imported)
-    if not {"unet_layers", "rank", "projections", "error"} <= figures.keys():
+    if not isinstance(imported, dict) or not {"unet_layers", "rank", "projections", "error"} <= figures.keys():
         return None
-    names = {name: str(imported.get(name, "")) for name in ("file", "kind", "worst_projection")}
-    known = {f.name for f in fields(ImportReport)} - names.keys()
-    return ImportReport(**names, **{name: value for name, value in figures.items() if name in known})
+    return ImportReport(
+        file=str(imported.get("file", "")),
+        kind=str(imported.get("kind", "")),
+        rank=int(figures["rank"]),
+        projections=int(figures["projections"]),
+        unet_layers=int(figures["unet_layers"]),
+        error=figures["error"],
+        unet_error=figures.get("unet_error", 0.0),
+        worst_projection=str(imported.get("worst_projection", "")),
+        worst_error=figures.get("worst_error", 0.0),
+    )
 
 
 def read_evaluation(evaluation: object) -> dict:
@@ -129,7 +139,7 @@ def rows(value: object, wanted: set[str]) -> list[dict]:
     ]
 
 
-def mappings(value: object) -> bool:
+def mappings(value: object) -> TypeGuard[dict[str, dict]]:
     """Whether this is a dictionary of dictionaries."""
     return isinstance(value, dict) and all(isinstance(each, dict) for each in value.values())
 

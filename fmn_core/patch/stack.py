@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import ForgetError
+from ..sums import total
 from .bounds import MOST_PARTS, MOST_RANK
 from .conflicts import collateral_change, conflict_warnings, conflicts, response_errors
 from .patch import ALPHA, DOWN, UP, Patch, check_patch, check_strength, shapes_of
@@ -101,8 +102,8 @@ def unstack(patch: Patch) -> list[WeightedPatch]:
             if condition_number(mixed) > MOST_CONDITION:
                 raise ForgetError(f"{ALIKE} any more: stack the files that it was made of.")
             up = up @ torch.linalg.pinv(mixed)
-        for part, own_up, own_down, own in zip(parts, up.split(ranks, 1), down.split(ranks), stored, strict=True):
-            if own.modules[at] == "1":
+        for part, own_up, own_down, said in zip(parts, up.split(ranks, 1), down.split(ranks), stored, strict=True):
+            if said.modules[at] == "1":
                 part.patch[module + UP] = (own_up / part.strength).half().contiguous()
                 part.patch[module + DOWN] = own_down.half().contiguous()
                 part.patch[module + ALPHA] = torch.tensor(float(len(own_down)), dtype=torch.float16)
@@ -124,9 +125,9 @@ def in_order(patches: Sequence[WeightedPatch]) -> list[WeightedPatch]:
         (weighted.name, identity(weighted.patch), abs(weighted.strength), weighted.strength, weighted) for weighted in apart
     ]
     found: dict[str, WeightedPatch] = {}
-    for _, own, _, _, weighted in sorted(known, key=lambda one: one[:-1]):
+    for _, copy_of, _, _, weighted in sorted(known, key=lambda one: one[:-1]):
         if weighted.strength:
-            found[own] = weighted  # of the same patch twice the last, which is the strongest
+            found[copy_of] = weighted  # of the same patch twice the last, which is the strongest
     if not found:
         raise ForgetError("There is no patch to stack: choose one, and a strength other than 0.")
     first, *others = found.values()
@@ -195,7 +196,7 @@ def joint_solution(down: Tensor, ranks: Sequence[int], statistics: Sequence[Text
     size = down.norm(dim=1)
     size = torch.where(size > 0, size, 1.0)
     Z = down / size[:, None]
-    kept = sum(squares(Z @ own.kept.T) + own.tail * squares(Z) for own in known) / len(known)
+    kept = total(squares(Z @ own.kept.T) + own.tail * squares(Z) for own in known) / len(known)
     own = [torch.zeros_like(kept) if each is None else OWN * squares(Z @ each.keys.T) for each in statistics]
     parts = torch.arange(len(Z)).split(list(ranks))
     wanted = torch.cat([(G + kept)[rows] for G, rows in zip(own, parts, strict=True)])

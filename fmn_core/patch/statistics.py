@@ -43,6 +43,8 @@ class TextStatistics:
     def decoded(cls, stored: object) -> TextStatistics:
         """The inverse of `encoded`; raises ForgetError for anything else."""
         try:
+            if not isinstance(stored, dict):
+                raise TypeError(stored)
             keys, kept, tail = decode(stored["keys"]), decode(stored["kept"]), float(stored["tail"])
         except (TypeError, KeyError, ValueError, ArithmeticError, AttributeError):
             raise ForgetError("What the patch knows of its concept's words cannot be read: the file is damaged.") from None
