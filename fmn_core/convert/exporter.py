@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -66,10 +66,11 @@ def save_as(patch: Patch, format: str, path: Path, per_level: int = PER_LEVEL) -
     """
     sources = {path: dict(patch)} | ({path.with_stem(f"{path.stem}-unet"): patch.unet_lora} if patch.unet_lora else {})
 
-    def write(file: BinaryIO, name: str, tensors: dict[str, Tensor]) -> None:
+    def write(file: IO[bytes], name: str, tensors: dict[str, Tensor]) -> None:
         if format == "peft":
             named = dict(sorted(to_peft(tensors, per_level).items()))
-            shapes, values = {key: tuple(tensor.shape) for key, tensor in named.items()}, named.values()
+            shapes: dict[str, tuple[int, ...]] = {key: tuple(tensor.shape) for key, tensor in named.items()}
+            values: Iterable[Tensor] = named.values()
         else:
             shapes, values = diff_shapes(tensors), (change for _, change in to_diff(tensors))
         write_half(file, shapes, values, lambda digest: metadata(patch, name, digest))

@@ -79,13 +79,13 @@ class TunedWeights:
             return self.same_in_base(name, key, "bias")
         layer, matrix = self.layers.targets[name]
         module = self.host.cross_attentions()[layer].linear(matrix)
-        own = getattr(module, "base_layer", module).bias
+        own = getattr(getattr(module, "base_layer", module), "bias", None)
         return own is not None and self.weights.shape(key) == tuple(own.shape) and same(self.weights.read(key), own.cpu())
 
     def same_in_base(self, name: str, key: str, part: str) -> bool:
         """Whether a tensor is that of the base file."""
         of_base = self.base_keys.get((name, part))
-        if of_base is None or self.base.shape(of_base) != self.weights.shape(key):
+        if self.base is None or of_base is None or self.base.shape(of_base) != self.weights.shape(key):
             return False
         return same(self.weights.read(key), self.base.read(of_base))
 

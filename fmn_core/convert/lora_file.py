@@ -42,15 +42,16 @@ class Adapter:
         first dimension of `shape`. Raises ForgetError where they are incomplete or do not fit."""
         if not {"down", "up"} <= set(parts):
             raise self.incomplete(name)
-        down, up = self.weights.shape(parts["down"]), self.weights.shape(parts["up"])
+        of_down, of_up = self.weights.shape(parts["down"]), self.weights.shape(parts["up"])
         mid = self.weights.shape(parts["mid"]) if "mid" in parts else None
         out, inner = shape[0], math.prod(shape[1:])
-        rank = down[0] if down else 0
+        rank = of_down[0] if of_down else 0
         inner_of_down = shape[1] if mid else inner
         if mid is not None and mid != (rank, rank, *shape[2:]):
-            raise self.weights.misfit(name, f"{[*mid]} between {[*up]} and {[*down]}", shape)
-        if not rank or math.prod(down) != rank * inner_of_down or up[:2] != (out, rank) or math.prod(up) != out * rank:
-            raise self.weights.misfit(name, f"{[*up]} and {[*down]}", shape)
+            raise self.weights.misfit(name, f"{[*mid]} between {[*of_up]} and {[*of_down]}", shape)
+        whole = math.prod(of_down) == rank * inner_of_down and math.prod(of_up) == out * rank
+        if not rank or not whole or of_up[:2] != (out, rank):
+            raise self.weights.misfit(name, f"{[*of_up]} and {[*of_down]}", shape)
         scale = self.scale(name, parts, rank)
         up, down = self.weights.read(parts["up"]).double(), self.weights.read(parts["down"]).double()
         down = down.reshape(rank, inner_of_down)
@@ -60,11 +61,12 @@ class Adapter:
 
     def full(self, name: str, parts: dict[str, str], shape: tuple[int, ...]) -> Tensor:
         """The whole change of one layer in double, [out, in] as in `factors`, in whichever forms the file has it."""
-        forms, delta = forms_of(parts), 0.0
+        forms = forms_of(parts)
+        delta: Tensor | float = 0.0
         if "difference" in forms:
-            found = self.weights.shape(parts["diff"])
-            if found != shape:
-                raise self.weights.misfit(name, [*found], shape)
+            of_diff = self.weights.shape(parts["diff"])
+            if of_diff != shape:
+                raise self.weights.misfit(name, [*of_diff], shape)
             delta = self.weights.read(parts["diff"]).double()
         for form, multiplied in (("LoHa", loha), ("LoKr", lokr)):
             if form in forms:
@@ -81,6 +83,7 @@ class Adapter:
         if "LoRA" in forms:
             up, down = self.factors(name, parts, shape)
             delta = delta + up @ down
+        assert isinstance(delta, Tensor)
         return delta
 
     def incomplete(self, name: str) -> ForgetError:
@@ -128,13 +131,16 @@ def foreign(part: str) -> str | None:
 def peft_config(weights: WeightsFile) -> dict:
     """What PEFT keeps of a LoRA outside its tensors: in a file beside it, or, by diffusers, in the metadata."""
     beside = weights.path.with_name("adapter_config.json")
-    stored = weights.metadata.get("lora_adapter_metadata")
+    stored: str | bytes | None = weights.metadata.get("lora_adapter_metadata")
     try:
         if stored is None and weights.path.stem == "adapter_model" and beside.is_file():
             if beside.stat().st_size > MOST_BYTES:
                 raise ValueError(f"{beside.name} has more than {MOST_BYTES:,} bytes")
             stored = beside.read_bytes()
-        config = {key.removeprefix("unet."): value for key, value in parse_json(stored or "{}").items()}
+        settings = parse_json(stored or "{}")
+        if not isinstance(settings, dict):
+            raise TypeError("it holds no settings")
+        config = {key.removeprefix("unet."): value for key, value in settings.items()}
         patterns = [(config.get(f"{key}_pattern") or {}).values() for key in ("alpha", "rank")]
         numbers = [config[key] for key in ("lora_alpha", "alpha", "r") if config.get(key) is not None] + [*chain(*patterns)]
         if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
