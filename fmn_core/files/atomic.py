@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import IO, TypeVar
 
 from ..errors import ForgetError
 
@@ -46,7 +46,7 @@ def write_new(data: bytes, path: Path) -> Path:
     return path
 
 
-def write_all_new(files: dict[Path, Callable[[BinaryIO], object]]) -> None:
+def write_all_new(files: dict[Path, Callable[[IO[bytes]], object]]) -> None:
     """Writes several files that belong together, each by what writes into it once it is open, under names that must be
     new: all of them or none; raises ForgetError."""
     for path in files:
@@ -84,7 +84,7 @@ def write_over(data: bytes, path: Path) -> None:
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[BinaryIO]:
+def new_file(path: Path) -> Iterator[IO[bytes]]:
     """Context with an open file that gets its name, which must be new, on leaving, and is gone after an error; raises
     ForgetError where it cannot be written."""
     with temporary_file(path) as file:
@@ -94,7 +94,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def temporary_file(path: Path) -> Iterator[BinaryIO]:
+def temporary_file(path: Path) -> Iterator[IO[bytes]]:
     """Context with an open, hidden file in a path's folder, gone on leaving unless it was given a name; raises ForgetError
     where it cannot be written."""
     try:
@@ -116,7 +116,7 @@ def temporary_file(path: Path) -> Iterator[BinaryIO]:
         ) from error
 
 
-def finish(file: BinaryIO) -> None:
+def finish(file: IO[bytes]) -> None:
     """Brings what was written to the disk, before a name says that it is there."""
     file.flush()
     os.fsync(file.fileno())

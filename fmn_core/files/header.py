@@ -7,7 +7,7 @@ import json
 import os
 import re
 import struct
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeGuard
 
 from safetensors.torch import save
 from torch import Tensor
@@ -107,7 +107,7 @@ def read_entry(name: str, entry: object) -> Entry:
     return Entry(dtype, tuple(shape), *offsets)
 
 
-def whole_numbers(value: object) -> bool:
+def whole_numbers(value: object) -> TypeGuard[list[int]]:
     """Whether this is a list of whole numbers from 0 on."""
     return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
 

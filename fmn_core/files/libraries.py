@@ -7,8 +7,9 @@ import importlib
 from ..errors import ForgetError, brief
 
 
-def take_from(library: str, *names: str) -> list[type]:
-    """Classes of a library; raises ForgetError, with the cause that lies deepest, where importing them fails."""
+def take_from(library: str, *names: str) -> list:
+    """Classes of a library, of which nothing is known before; raises ForgetError, with the cause that lies deepest, where
+    importing them fails."""
     try:
         module = importlib.import_module(library)
         return [getattr(module, name) for name in names]

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import BinaryIO
+from typing import IO
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ HALF, NO_HASH = 2, "0" * 64  # bytes of a number; a sha256 that is not known yet
 
 
 def write_half(
-    file: BinaryIO,
+    file: IO[bytes],
     shapes: Mapping[str, tuple[int, ...]],
     tensors: Iterable[Tensor],
     describe: Callable[[str], dict[str, str]],
@@ -36,7 +36,7 @@ def write_half(
     found = hashlib.sha256()
     file.write(header(NO_HASH))
     for tensor in tensors:
-        data = tensor.half().contiguous().numpy().reshape(-1).view("u1")
+        data = tensor.half().contiguous().numpy().reshape(-1).view("u1").data
         found.update(data)
         file.write(data)
     file.seek(0)

@@ -79,17 +79,21 @@ class Inspection:
         }
 
 
-def without_statistics(value: object) -> object:
+def without_statistics(info: dict) -> dict:
     """JSON without the arrays that stacking needs, which are for no reader."""
-    if isinstance(value, dict):
-        return {key: without_statistics(each) for key, each in value.items() if key != "statistics"}
-    return [without_statistics(each) for each in value] if isinstance(value, list) else value
+
+    def shown(value: object) -> object:
+        if isinstance(value, dict):
+            return without_statistics(value)
+        return [shown(each) for each in value] if isinstance(value, list) else value
+
+    return {key: shown(value) for key, value in info.items() if key != "statistics"}
 
 
 def inspect_patch(patch: Patch, host: DiffusionHost | None = None, file: Path | None = None) -> Inspection:
     """What a patch says of itself and what it changes; with a host, whether it fits and the changes beside the weights."""
-    fit = host and fit_to(patch, host)
-    weights = base_norms(host) if fit and fit.fits else {}
+    fit = None if host is None else fit_to(patch, host)
+    weights = base_norms(host) if host is not None and fit is not None and fit.fits else {}
     size = file.stat().st_size if file else sum(tensor.nbytes for tensor in patch.values())
     return Inspection(patch, PatchReport.read(patch.info.get("report")), changes_of(patch, weights), fit, file, size)
 

@@ -96,16 +96,25 @@ def draw_changes(pen: ImageDraw.ImageDraw, inspection: Inspection, y: int) -> in
     bottom = top + CHART_HEIGHT
     pen.line((left, bottom, WIDTH - MARGIN, bottom), FAINT)
     firsts = [layer[0] for layer in layers]
-    draw_spans(pen, [(c.unet_block, c.block) for c in firsts], block_name, left, slot, bottom + 14, 12)
-    draw_spans(pen, [c.unet_block for c in firsts], str, left, slot, bottom + 34, 14, ruled=True)
+    blocks, places = [(c.unet_block, c.block) for c in firsts], [c.unet_block for c in firsts]
+    draw_spans(pen, blocks, block_name, (left, bottom + 14), slot, size=12)
+    draw_spans(pen, places, str, (left, bottom + 34), slot, size=14, ruled=True)
     return bottom + 44
 
 
 def draw_spans(
-    pen: ImageDraw.ImageDraw, keys: list, name: Callable, left: int, slot: float, y: int, size: int, ruled: bool = False
+    pen: ImageDraw.ImageDraw,
+    keys: list,
+    name: Callable,
+    at: tuple[int, int],
+    slot: float,
+    *,
+    size: int,
+    ruled: bool = False,
 ) -> None:
-    """A name in the middle of each run of equal keys, one key for each slot, and with `ruled` a line between runs."""
-    start = 0
+    """A name in the middle of each run of equal keys, one key for each slot from `at` on, and with `ruled` a line between
+    runs."""
+    (left, y), start = at, 0
     for key, run in groupby(keys):
         length = len(list(run))
         middle = left + (start + length / 2) * slot

@@ -32,7 +32,9 @@ def font(size: int, wide: bool = False):
         return ImageFont.load_default()
 
 
-def write(pen: ImageDraw.ImageDraw, at: tuple[float, float], text: str, width: float, size: int, color: str = INK) -> None:
+def write(
+    pen: ImageDraw.ImageDraw, at: tuple[float, float], text: str, width: float, size: int, *, color: str = INK
+) -> None:
     """Writes a line, cut where it is wider than this, in letters that the font has."""
     chosen = font(size, not text.isascii())
     if isinstance(chosen, ImageFont.ImageFont):  # Pillow's own before 10.1 has Latin letters alone

@@ -61,6 +61,7 @@ def draw_bar(
     tall: int,
     colors: Tensor,
     ticks: tuple[float, ...],
+    *,
     signed: bool = False,
 ) -> None:
     """A colour bar of colours [tall, 3] from its top, with the shares of attention that it runs through."""

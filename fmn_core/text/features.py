@@ -229,7 +229,7 @@ class VocabularyIndex(TextFeatureExtractor):
             extractor.read([fill(template, word) for word in words])
             self.common.neutral[words, template] = {word: extractor.span(template, word) for word in words}
         spans = self.common.neutral[words, template]
-        whole = [spans[word] for word in neutral if spans[word]]
+        whole = [span for word in neutral if (span := spans[word])]
         return mean_span(whole) if whole else None
 
     def kept(self, names: Sequence[str]) -> Tensor:

@@ -34,9 +34,8 @@ def words_inside(vocabulary: VocabularyIndex, names: Sequence[str], kind: str) -
             tokens = vocabulary.tokenize(word)
             plain_text = find_tokens(own, tokens) and all(token.id >= 0 for token in tokens)
             if plain_text and vocabulary.knows(word, kind):
-                likeness = F.cosine_similarity(
-                    *vocabulary.offsets([plain_prompt(kind, name), plain_prompt(kind, word)], kind), dim=0
-                ).item()
+                whole, part = vocabulary.offsets([plain_prompt(kind, name), plain_prompt(kind, word)], kind)
+                likeness = F.cosine_similarity(whole, part, dim=0).item()
                 found[word] = max(likeness, found.get(word, -1.0))
     return found
 
@@ -54,7 +53,7 @@ def hold_words(
     for concept, names in subjects.items():
         found = {word: like for word, like in words_inside(vocabulary, names, kind).items() if word not in others}
         freed = freed | {word: concept for word, like in found.items() if like >= ONE_MEANING}
-        inside[concept] = sorted(found, key=found.get, reverse=True)
+        inside[concept] = sorted(found, key=found.__getitem__, reverse=True)
     return {concept: [word for word in words if word not in freed] for concept, words in inside.items()}, freed
 
 
