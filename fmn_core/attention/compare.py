@@ -109,7 +109,7 @@ def compare(
     recordings = (first, second)
     for recording in recordings:
         require_recorded(recording)
-    masses = tuple(recording.mass() for recording in recordings)
+    masses = (first.mass(), second.mass())
     counts = [len(mass) for mass in masses]
     if counts[0] != counts[1]:
         raise ForgetError(f"One recording is of {counts[0]} pictures and the other of {counts[1]}: sample the same number.")
@@ -129,7 +129,8 @@ def names_of(recordings: tuple[AttentionRecording, AttentionRecording], words: s
     wanted = wanted or [(word,) for word in dict.fromkeys(distinct_words(tokens[0]) + distinct_words(tokens[1]))]
     found = []
     for both in wanted:
-        names = tuple(name if columns_of(own, name) else None for own, name in zip(tokens, (both[0], both[-1]), strict=True))
+        one, two = (name if columns_of(own, name) else None for own, name in zip(tokens, (both[0], both[-1]), strict=True))
+        names = (one, two)
         missing = [name for name, there in zip((both[0], both[-1]), names, strict=True) if not there]
         if not any(names) or (len(both) == 2 and missing):
             there = " | ".join(", ".join(dict.fromkeys(word for word, _ in words_of(own))) for own in tokens)
@@ -140,15 +141,22 @@ def names_of(recordings: tuple[AttentionRecording, AttentionRecording], words: s
     return found
 
 
-def pair_of(recordings, masses: tuple[Tensor, Tensor], names, height: int, width: int) -> Pair:
+def pair_of(
+    recordings: tuple[AttentionRecording, AttentionRecording],
+    masses: tuple[Tensor, Tensor],
+    names: tuple[str | None, str | None],
+    height: int,
+    width: int,
+) -> Pair:
     """Both sides' shares and maps; zeros where a prompt has not got the phrase."""
-    own_shares, maps = [], []
-    for recording, mass, name in zip(recordings, masses, names, strict=True):
+
+    def side(recording: AttentionRecording, mass: Tensor, name: str | None) -> tuple[float, Tensor]:
         columns = columns_of(recording.tokens, name) if name else []
-        own_shares.append(mass.mean(0)[columns].sum().item())
         heat = word_heat_maps(recording, [name], height, width)[0] if name else torch.zeros(len(mass), height, width)
-        maps.append(heat)
-    return Pair(names, tuple(own_shares), tuple(maps))
+        return mass.mean(0)[columns].sum().item(), heat
+
+    (one, first), (two, second) = map(side, recordings, masses, names)
+    return Pair(names, (one, two), (first, second))
 
 
 def draw_comparison(
@@ -166,10 +174,11 @@ def draw_comparison(
                 f"The recordings are of {count} pictures and an image input has {len(image)}: connect the pictures of the "
                 "samplers that recorded."
             )
-    width, height = size_of_sheet(*size, len(comparison.pairs))
+    width, height = size_of_sheet(size[0], size[1], len(comparison.pairs))
     require_room("comparison", count, height, width, MOST_NUMBERS)
-    images, work = tuple(fit(image, size) for image in images), Work(count * len(comparison.pairs), tell)
-    return torch.stack([draw_sheet(comparison, images, i, highest, most, settings, work) for i in range(count)])
+    fitted, work = (fit(images[0], size), fit(images[1], size)), Work(count * len(comparison.pairs), tell)
+    scales = (highest, most)
+    return torch.stack([draw_sheet(comparison, fitted, i, scales, settings, work=work) for i in range(count)])
 
 
 def fit(image: Tensor, size: list[int]) -> Tensor:
@@ -198,13 +207,22 @@ def size_of_sheet(height: int, width: int, pairs: int) -> tuple[int, int]:
     return EDGE + 3 * (width + GAP) + 2 * SIDE + COLUMN_BARS + EDGE, HEAD + height_of_row(height) * pairs + EDGE
 
 
-def draw_sheet(comparison, images, i: int, highest: float, most: float, settings: CompareConfig, work: Work) -> Tensor:
-    """The rows of one pair of pictures."""
-    pairs = comparison.pairs
-    size = pairs[0].maps[0].shape[1:]
-    height, width = size_of_map(*size)
+def draw_sheet(
+    comparison: Comparison,
+    images: tuple[Tensor, Tensor],
+    i: int,
+    scales: tuple[float, float],
+    settings: CompareConfig,
+    *,
+    work: Work,
+) -> Tensor:
+    """The rows of the pair of pictures with the number `i`; `scales`: the highest share of all maps, and the largest
+    difference."""
+    pairs, (highest, most) = comparison.pairs, scales
+    own_height, own_width = pairs[0].maps[0].shape[1:]
+    height, width = size_of_map(own_height, own_width)
     row, chart = height_of_row(height), EDGE + 3 * (width + GAP) + 2 * SIDE
-    canvas = Image.new("RGB", size_of_sheet(*size, len(pairs)), PAPER)
+    canvas = Image.new("RGB", size_of_sheet(own_height, own_width, len(pairs)), PAPER)
     pen = ImageDraw.Draw(canvas)
     titles = (settings.first_title, settings.second_title)
     places = [EDGE, EDGE + width + GAP, EDGE + 2 * (width + GAP) + SIDE]
@@ -240,7 +258,7 @@ def draw_shares(pen: ImageDraw.ImageDraw, pair: Pair, titles: tuple[str, str], a
     for number, (title, name, share, color) in enumerate(zip(titles, pair.names, pair.shares, (FIRST, SECOND), strict=True)):
         top = y + 24 + number * (BAR + 20)
         length = share / longest * (COLUMN_BARS - 80)
-        write(pen, (x, top), title, COLUMN_BARS, 12, FAINT)
+        write(pen, (x, top), title, COLUMN_BARS, 12, color=FAINT)
         pen.rectangle((x, top + 16, x + max(length, 1), top + 16 + BAR - 4), fill=color)
         label = percent(share) if name else "not there"
         pen.text((x + length + 6, top + 16), label, INK, font(12))

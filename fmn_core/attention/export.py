@@ -33,11 +33,11 @@ def as_npz(recording: AttentionRecording) -> bytes:
     """Each layer's mean map under its name, [B, H, h, w, T] with H = 1 unless heads are apart, or where steps were kept,
     [frames, B, H, h, w, T]; and the facts as JSON text under `facts`."""
     several = recording.settings.granularity == "steps"
-    maps = {}
+    maps = {"facts": np.array(as_json(recording).decode())}
     for name in recording.layers:
         frames = range(len(recording.frames)) if several else [None]
         parts = [recording.map(name, frame).float().numpy() for frame in frames]
         maps[name] = np.stack(parts) if several else parts[0]
     file = io.BytesIO()
-    np.savez_compressed(file, facts=np.array(as_json(recording).decode()), **maps)
+    np.savez_compressed(file, **maps)  # type: ignore[arg-type]  # numpy's stubs take any name for allow_pickle
     return file.getvalue()

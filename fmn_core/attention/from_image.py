@@ -46,10 +46,11 @@ def record_pictures(
     a = host.alphas_cumprod.to(latents)
     t = round(settings.noise * (len(a) - 1))
     generator = torch.Generator().manual_seed(settings.seed)
+    height, width = latents.shape[-2:]
     step = 0
 
     def take(name, q, k, context):
-        recording.add(name, q, k, layers[name].heads, *layer_size(*latents.shape[-2:], q.shape[1]), step=step)
+        recording.add(name, q, k, layers[name].heads, *layer_size(height, width, q.shape[1]), step=step)
 
     with (
         host.training(latents.shape),

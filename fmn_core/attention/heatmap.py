@@ -47,6 +47,7 @@ def word_heat_maps(
     phrases: list[str],
     height: int,
     width: int,
+    *,
     layers: list[str] | None = None,
     frame: int | None = None,
     head: int | None = None,

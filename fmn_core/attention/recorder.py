@@ -14,6 +14,7 @@ from torch import Tensor
 from ..config import setting
 from ..host import CrossAttention, Token
 from ..log import logger
+from ..sums import total
 from .capture import attention_probabilities
 from .frames import Box, Frame, Origin, halve, resized
 
@@ -153,23 +154,23 @@ class AttentionRecording:
         room = self.settings.max_memory_mb * MEGABYTE
         frame = self.make_room(layer, step, room - room // AT_ONCE - q.nbytes - k.nbytes, q.device)
         side = self.halved.get(layer, 1) if same else 1
-        total, count = frame.sums[layer][first : first + len(q)], frame.counts[layer]
-        maps = self.maps_of(q, k, heads, width, side, columns, names)
+        sums, count = frame.sums[layer][first : first + len(q)], frame.counts[layer]
+        maps = self.maps_of(q, k, heads, width, side=side, columns=columns, names=names)
         if same:
             y, x = full.top // side, full.left // side
             for part in maps:
-                place = total[:, :, y : y + part.shape[2], x : x + part.shape[3]]
+                place = sums[:, :, y : y + part.shape[2], x : x + part.shape[3]]
                 place += part[:, :, : place.shape[2], : place.shape[3]]
                 y += part.shape[2]
             seen = count[full.top // side : y, x : x - (-width // side)]
         else:
-            total += resized(torch.cat([*maps], 2), *total.shape[2:4])
+            sums += resized(torch.cat([*maps], 2), *sums.shape[2:4])
             seen = count
         if first == 0:
             seen += 1
 
     def maps_of(
-        self, q: Tensor, k: Tensor, heads: int, width: int, side: int, columns: int | None, names: Tensor | None
+        self, q: Tensor, k: Tensor, heads: int, width: int, *, side: int, columns: int | None, names: Tensor | None
     ) -> Iterator[Tensor]:
         """The maps [B, H, rows, w, T] of some rows of pixels at a time, halved to pixels of this side."""
         row_bytes = 3 * FLOAT * len(q) * heads * width * k.shape[1]  # scores, probabilities, and these folded
@@ -230,7 +231,7 @@ class AttentionRecording:
         frame = self.frames[0]
         if self.apart:
             self.apart = False
-            frame.sums = {layer: total.mean(1, keepdim=True) for layer, total in frame.sums.items()}
+            frame.sums = {layer: sums.mean(1, keepdim=True) for layer, sums in frame.sums.items()}
             return True
         sizes = {layer: tuple(count.shape) for layer, count in frame.counts.items()} | dict([coming])
         layer = max(sizes, key=lambda layer: sizes[layer][0] * sizes[layer][1])
@@ -250,17 +251,19 @@ class AttentionRecording:
         there = [frame for frame in frames if layer in frame.sums]
         if not there:  # another pack has left the layer out of these steps
             return torch.zeros_like(self.map(layer, columns=columns))
-        count = sum(frame.counts[layer] for frame in there)
-        return sum(frame.sums[layer][..., columns] for frame in there) / count.clamp(min=1e-12)[:, :, None]
+        count = total(frame.counts[layer] for frame in there)
+        return total(frame.sums[layer][..., columns] for frame in there) / count.clamp(min=1e-12)[:, :, None]
 
     def mass(self) -> Tensor:
         """Each column's share of the attention [B, T]: a mean over layers, heads and the pixels that the prompt is for."""
         layers = []
         for name in self.layers:
             there = [frame for frame in self.frames if name in frame.sums]
-            seen = sum(frame.counts[name] for frame in there)
-            total = sum(frame.sums[name].sum((2, 3)) for frame in there) if seen.min() == seen.max() else None
-            part = self.map(name)[:, :, seen > 0].mean(2) if total is None else total / seen.sum()
+            seen = total(frame.counts[name] for frame in there)
+            if seen.min() == seen.max():
+                part = total(frame.sums[name].sum((2, 3)) for frame in there) / seen.sum()
+            else:
+                part = self.map(name)[:, :, seen > 0].mean(2)
             layers.append(part.mean(1).cpu())
         return torch.stack(layers).mean(0).nan_to_num()  # a model that overflows in fp16 attends to nothing in particular
 
@@ -273,11 +276,11 @@ class AttentionRecording:
         names = self.layers if layers is None else layers
         maps = [self.map(name, frame, columns).cpu() for name in names]
         height, width = max((map.shape[2:4] for map in maps), key=lambda size: size[0] * size[1])
-        total, heads = torch.zeros(()), 0
+        heat, heads = torch.zeros(()), 0
         for name, map in zip(names, maps, strict=True):
             map = map if head is None else map[:, head : head + 1]
             count = self.sizes[name][1] if head is None else 1
             large = F.interpolate(rearrange(map, "b k h w t -> b (k t) h w"), (height, width), mode="bicubic").clamp(min=0)
-            total = total + rearrange(large, "b (k t) h w -> b k t h w", t=len(columns)).mean(1) * count
+            heat = heat + rearrange(large, "b (k t) h w -> b k t h w", t=len(columns)).mean(1) * count
             heads += count
-        return total / heads
+        return heat / heads

@@ -75,10 +75,11 @@ def visualize(
             f"The recording is of {recording.pictures} pictures and the image input has {len(image)}: "
             "connect the pictures of the sampler that recorded."
         )
-    require_room(settings.view, len(phrases) * len(image), *image.shape[1:3], MOST_OVERLAID)
+    height, width = image.shape[1:3]
+    require_room(settings.view, len(phrases) * len(image), height, width, MOST_OVERLAID)
     view = None if settings.view == "overlay" else View(recording, image, phrases, settings)
     work = Work(len(phrases) * (1 + (view.units() if view else len(image))), tell)
-    heat = word_heat_maps(recording, phrases, *image.shape[1:3], work=work)
+    heat = word_heat_maps(recording, phrases, height, width, work=work)
     brightest = scale(settings, heat)
     masks = rearrange(heat / brightest, "w b y x -> (w b) y x").clamp_(0, 1)
     if view is None:
@@ -114,8 +115,8 @@ class View:
         self.recording, self.phrases, self.settings = recording, phrases, settings
         height, width = image.shape[1:3]
         side = OF_A_HEAD if settings.view == "heads" else min(max(height, width, SMALLEST), LARGEST)
-        self.size = tuple(max(round(x * side / max(height, width)), 1) for x in (height, width))
-        tiles = [as_image(one).resize(self.size[::-1], Image.Resampling.BICUBIC) for one in image]
+        self.height, self.width = (max(round(x * side / max(height, width)), 1) for x in (height, width))
+        tiles = [as_image(one).resize((self.width, self.height), Image.Resampling.BICUBIC) for one in image]
         self.image = torch.stack([as_tensor(tile) for tile in tiles])
         self.work = Work(0)
 
@@ -140,7 +141,7 @@ class View:
 
     def maps(self, **chosen) -> Tensor:
         """The phrases' maps [W, B, h, w] of some layers, a frame, or a head, in a tile's size."""
-        return word_heat_maps(self.recording, self.phrases, *self.size, work=self.work, **chosen)
+        return word_heat_maps(self.recording, self.phrases, self.height, self.width, work=self.work, **chosen)
 
     def over(self, picture: int, heat: Tensor) -> Tensor:
         """A heat map [h, w] in 0..1 over one of the pictures."""
@@ -151,7 +152,7 @@ class View:
         self, titled: Iterable[tuple[str, list[Tile]]], count: int, tiles: int, maximum: float, columns: int = 0
     ) -> Tensor:
         """`count` sheets, of titles and as many `tiles`; raises ForgetError for more than a host can hold."""
-        width, height = sheet_size(tiles, *self.size, columns)
+        width, height = sheet_size(tiles, self.height, self.width, columns)
         require_room(self.settings.view, count, height, width, MOST_NUMBERS)
         sheets = torch.empty(count, height, width, 3)
         for one, (title, several) in zip(sheets, titled, strict=True):
