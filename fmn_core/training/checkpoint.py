@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from safetensors.torch import save
@@ -31,9 +32,10 @@ ENDING = ".checkpoint"  # safetensors inside; hosts list what ends so, in any fo
 EVERY = 10.0  # seconds between two writes
 MOST, OLDEST = 8, 14 * 86400  # files in a folder beside one's own, and the age in seconds at which they go
 ROOM = 64 << 20  # bytes that a file may have beyond what its parameters account for
+Result = TypeVar("Result")  # what a training makes
 
 
-class Checkpoint:
+class Checkpoint(Generic[Result]):
     """Context around a training and the saving of what it made. Left well, it takes its file away; left by an exception of
     any kind, it writes the state after the last whole step, and hands the result so far to `rescue`. An exception from the
     midst of the optimiser's own step costs the state, but not the result: there the file stays as it was last written.
@@ -41,11 +43,11 @@ class Checkpoint:
     `folder`: where files go; without one, nothing is written.
     """
 
-    def __init__(self, folder: Path | None = None, rescue: Callable[[object], object] | None = None, every: float = EVERY):
+    def __init__(self, folder: Path | None = None, rescue: Callable[[Result], object] | None = None, every: float = EVERY):
         self.folder, self.rescue, self.every = folder, rescue, every
         self.file: Path | None = None
         self.state: State | None = None
-        self.unfinished: Callable[[], object] | None = None
+        self.unfinished: Callable[[], Result] | None = None
         self.resumed = 0  # steps that an earlier run has done
         self.written = time.monotonic()
 
@@ -61,7 +63,7 @@ class Checkpoint:
             return
         self.file = self.folder / f"{digest(__version__, known, inputs)}{ENDING}"
 
-    def resume(self, state: State, unfinished: Callable[[], object]) -> int:
+    def resume(self, state: State, unfinished: Callable[[], Result]) -> int:
         """Brings a state to where the last run of the same training got to, and returns how many steps are done.
         `unfinished` makes the result of the steps done so far; it is asked only after an exception."""
         self.state, self.unfinished, self.resumed, state.mark = state, unfinished, 0, None
@@ -86,6 +88,7 @@ class Checkpoint:
         """After a whole step: marks the state, and writes it if the last write is a while ago, or `now`."""
         if self.file is None and self.rescue is None:
             return
+        assert self.state is not None
         self.state.set_mark()
         if now or time.monotonic() - self.written >= self.every:
             self.write()
@@ -94,9 +97,10 @@ class Checkpoint:
         """Writes the state; a full disk costs the file and not the training."""
         if self.file is None:
             return
+        assert self.state is not None
         try:
             write_over(save(self.state.stored(), {"fmn.checkpoint": __version__}), self.file)
-            prune(self.folder, self.file)
+            prune(self.file.parent, self.file)
         except ForgetError as error:
             logger.warning("checkpoint.unwritten why=%s", plain(error))
         self.written = time.monotonic()
@@ -105,24 +109,24 @@ class Checkpoint:
         """The training has ended: what fails from now on leaves a state to go on from, and nothing unfinished."""
         self.unfinished = None
 
-    def __enter__(self) -> Checkpoint:
+    def __enter__(self) -> Checkpoint[Result]:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
         if error is None:
             self.remove()
         elif self.state is not None and self.state.mark is not None:
-            self._rescue(error)
+            self._rescue(self.state, error)
         self.state = self.unfinished = None
 
-    def _rescue(self, error: BaseException) -> None:
+    def _rescue(self, state: State, error: BaseException) -> None:
         try:
-            self.state.back()  # the exception may have come in the middle of a step
-            if not self.state.torn:
+            state.back()  # the exception may have come in the middle of a step
+            if not state.torn:
                 self.write()
-            if self.rescue and self.unfinished and len(self.state.losses) > self.resumed:
+            if self.rescue and self.unfinished and len(state.losses) > self.resumed:
                 where = self.rescue(self.unfinished())
-                logger.warning("checkpoint.rescued step=%d file=%s", len(self.state.losses), plain(where))
+                logger.warning("checkpoint.rescued step=%d file=%s", len(state.losses), plain(where))
         except Exception as second:  # the first is what the user has to see
             logger.warning("checkpoint.lost why=%s after=%s", plain(second), type(error).__name__)
 
@@ -132,16 +136,17 @@ class Checkpoint:
             return
         try:
             self.file.unlink(missing_ok=True)
-            if self.folder.is_dir() and not any(self.folder.iterdir()):
-                self.folder.rmdir()
+            folder = self.file.parent
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
         except OSError as error:
             logger.warning("checkpoint.left file=%s why=%s", plain(self.file), plain(error))
 
 
-def beside(path: Path, save: Callable[[object, Path], object]) -> Checkpoint:
+def beside(path: Path, save: Callable[[Result, Path], object]) -> Checkpoint[Result]:
     """A checkpoint for what is to become a file, in a folder beside it; what is unfinished is saved beside it too."""
 
-    def rescue(result: object) -> Path:
+    def rescue(result: Result) -> Path:
         stem = f"{path.stem}-unfinished"
         names = (path.with_stem(f"{stem}-{n}" if n else stem) for n in itertools.count())
 

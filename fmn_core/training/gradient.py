@@ -75,15 +75,15 @@ def recompute(forward, x: Tensor, *args, **kwargs) -> Tensor:
     patches drew in it."""
     if not can_recompute(x):
         return forward(x, *args, **kwargs)
-    args = [dict(value) if isinstance(value, dict) else value for value in args]
-    kwargs = {name: dict(value) if isinstance(value, dict) else value for name, value in kwargs.items()}
+    values = [dict(value) if isinstance(value, dict) else value for value in args]
+    options = {name: dict(value) if isinstance(value, dict) else value for name, value in kwargs.items()}
 
     call = object()
 
     def run(x: Tensor) -> Tensor:
         outer, RUNNING.call = recomputed_call(), call
         try:
-            return forward(x.clone(), *args, **kwargs)
+            return forward(x.clone(), *values, **options)
         finally:
             RUNNING.call = outer
 

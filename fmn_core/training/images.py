@@ -47,6 +47,7 @@ def read_folders(folders: Sequence[Path], resolution: int = 0) -> tuple[Tensor, 
     """The pictures of several folders, as by `read_images`, and the number of the folder that each is from."""
     files = [(file, number) for number, folder in enumerate(folders) for file in picture_files(folder)]
     images, _ = read_pictures([file for file, _ in files], resolution=resolution)
+    assert images is not None
     return images.float() / 255, [number for _, number in files]
 
 
@@ -116,7 +117,7 @@ def read_picture(source: Path | bytes, mode: str, most: int) -> tuple[Image.Imag
     with DECODING, opened(source) as picture:
         full = picture.size
         scale = (most / (full[0] * full[1])) ** 0.5
-        small = tuple(max(int(side * scale), 1) for side in full)
+        small = max(int(full[0] * scale), 1), max(int(full[1] * scale), 1)
         try:
             if scale < 1:
                 picture.draft(None, small)  # a JPEG is decoded at a half, a quarter or an eighth
@@ -176,7 +177,8 @@ def concept_pictures(
 
 def region_of(mask: Tensor, indices: Sequence[int], pixels: int, x_t: Tensor) -> Tensor:
     """The masks [1 or P, H, W] of these pictures at the resolution of a layer that has this many pixels: [B, pixels]."""
-    height, width = layer_size(*x_t.shape[-2:], pixels)
+    height, width = x_t.shape[-2:]
+    height, width = layer_size(height, width, pixels)
     chosen = mask[[i % len(mask) for i in indices], None].to(x_t)
     return rearrange(F.interpolate(chosen, (height, width), mode="area"), "b 1 h w -> b (h w)")
 

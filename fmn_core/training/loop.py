@@ -87,7 +87,8 @@ class Descent:
 
     def __init__(self, checkpointing: AdaptiveCheckpointing, state: State, max_norm: float | None = MAX_GRAD_NORM):
         self.checkpointing, self.state, self.max_norm = checkpointing, state, max_norm
-        self.loss, self.gradients = math.nan, []
+        self.loss = math.nan
+        self.gradients: Sequence[Tensor | None] = ()
 
     def take(self, step: Callable[[Callable[[Tensor], float]], T]) -> T | None:
         """What `step` returns, which has to hand its loss to the function that it is given, and gets its value back.
@@ -117,7 +118,7 @@ class Descent:
 
     def differentiate(self, loss: Tensor) -> float:
         """Takes the gradient, unless the loss is not finite, and returns the loss's value."""
-        self.loss, self.gradients = loss.item(), []
+        self.loss, self.gradients = loss.item(), ()
         if math.isfinite(self.loss):
             scaled = loss * self.state.figures["scale"][0]
             self.gradients = torch.autograd.grad(scaled, self.state.parameters, allow_unused=True)
@@ -132,12 +133,12 @@ class Descent:
         if self.max_norm is not None:
             torch.nn.utils.clip_grad_norm_(state.parameters, self.max_norm)
         state.step()
-        self.gradients = []
+        self.gradients = ()
         grows = steady + 1 >= STEADY and scale < state.most_scale
         state.figures["scale"][:] = [scale * 2, 0.0] if grows else [scale, steady + 1]
 
 
-def all_finite(gradients: list[Tensor | None]) -> bool:
+def all_finite(gradients: Sequence[Tensor | None]) -> bool:
     """Whether every gradient is there in numbers; None is that of a parameter which the loss does not depend on."""
     return bool(torch.stack([own.isfinite().all() for own in gradients if own is not None]).all())
 

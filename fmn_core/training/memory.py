@@ -84,7 +84,7 @@ def estimate_memory(host: DiffusionHost, x_t: Tensor, t: Tensor, prompts: Prompt
     inner = {name: of(name) for name in blocks_of(unet)}
     outside = sum(out.values()) - sum(inner.values())
     once = sum(value for name, value in inner.items() if name not in into)  # of blocks that are not computed again
-    held = {
+    held: dict[str, float] = {
         "full": sum(out.values()),
         RECOMPUTED: outside + sum(into.values()) + once + max(inner.values()),
         "skip_connections": outside + sum(map(of, layers)) + max(inner.values()),
@@ -108,7 +108,7 @@ class AdaptiveCheckpointing:
         free = host.free_memory()
         on = host.recomputes and backprop == "full" and rows * estimate.held[backprop] > free
         way = RECOMPUTED if on else backprop
-        info = {"held_gb": rows * estimate.held[way] / 2**30, "free_gb": free / 2**30}
+        info: dict[str, object] = {"held_gb": rows * estimate.held[way] / 2**30, "free_gb": free / 2**30}
         info |= {"estimated_seconds": forwards * estimate.seconds * FORWARDS[way], "backprop": way}
         logger.info("forget.estimate%s", "".join(f" {key}={plain(value)}" for key, value in info.items()))
         return cls(host, on)

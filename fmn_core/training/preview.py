@@ -17,14 +17,15 @@ from ..plots.colormaps import overlay
 def preview(maps: dict[str, Tensor], token_mask: Tensor, pictures: Tensor | None, indices: list[int], x_t: Tensor) -> Tensor:
     """Where the first of a batch of pictures attends to the concept, a mask [B, n] of the maps' tokens: a heat map over the
     picture, [H, W, 3] in 0..1."""
-    height, width = (x * 8 for x in x_t.shape[-2:])
+    latent_height, latent_width = x_t.shape[-2:]
+    height, width = latent_height * 8, latent_width * 8
     heat = torch.zeros(1, 1, height, width)
     masses: dict[int, Tensor] = {}  # by their pixels, since large layers are many
     for A in maps.values():
         mass = (A[0] * token_mask[0]).sum(-1).mean(0)
         masses[len(mass)] = masses.get(len(mass), 0) + mass
     for pixels, mass in masses.items():
-        h, w = layer_size(*x_t.shape[-2:], pixels)
+        h, w = layer_size(latent_height, latent_width, pixels)
         heat += F.interpolate(mass.reshape(1, 1, h, w).cpu(), (height, width), mode="bilinear") / len(maps)
     if pictures is None:
         picture = torch.zeros(height, width, 3)

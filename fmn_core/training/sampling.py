@@ -33,6 +33,7 @@ def sample_ddim(
     empty: Prompts,
     steps: int,
     guidance: float,
+    *,
     ignored: Tensor | None = None,
 ) -> Tensor:
     """Deterministic DDIM (Song et al., arXiv 2010.02502, eq. 12, sigma = 0) with classifier-free guidance.
@@ -67,6 +68,7 @@ def sample_pictures(
     empty: Prompts,
     steps: int,
     guidance: float,
+    *,
     ignored: Tensor | None = None,
 ) -> Tensor:
     """Latents [B, C, h, w] by DDIM from the noise, AT_ONCE pictures at a time; arguments as for sample_ddim."""
@@ -74,7 +76,7 @@ def sample_pictures(
     for rows in torch.arange(len(noise)).split(AT_ONCE):
         without = None if ignored is None else ignored[rows]
         some, nothing = prompts[rows.tolist()], empty[[0] * len(rows)]
-        parts.append(sample_ddim(host, noise[rows], some, nothing, steps, guidance, without))
+        parts.append(sample_ddim(host, noise[rows], some, nothing, steps, guidance, ignored=without))
     return torch.cat(parts)
 
 
@@ -90,6 +92,7 @@ def sample_pairs(
     ignored: Tensor | None,
     config: SamplingConfig,
     generator: torch.Generator,
+    *,
     shape: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Latents [B, C, h, w] of pictures that the model makes of each prompt and, where `ignored` [B, T] names tokens, of
@@ -97,6 +100,7 @@ def sample_pairs(
     noise = torch.randn(len(prompts), *(shape or host.latent_shape()), generator=generator).to(host.device)
 
     def sample(ignored: Tensor | None = None) -> Tensor:
-        return sample_pictures(host, noise, prompts, empty, config.num_inference_steps, config.guidance_scale, ignored)
+        steps, guidance = config.num_inference_steps, config.guidance_scale
+        return sample_pictures(host, noise, prompts, empty, steps, guidance, ignored=ignored)
 
     return sample(), None if ignored is None else sample(ignored)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ class State:
     been written to since.
     """
 
-    parameters: list[Tensor]
+    parameters: Sequence[Tensor]
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
     losses: list[float] = field(default_factory=list)
@@ -67,6 +68,7 @@ class State:
 
     def back(self) -> None:
         """Goes back to the mark with all but, if that is `torn`, what the optimiser remembers."""
+        assert self.mark is not None
         self.generator.set_state(self.mark.generator)
         del self.losses[self.mark.losses :]
         self.figures.update(self.mark.figures)
