@@ -47,9 +47,9 @@ def forget_robust(run: TrainingRun) -> tuple[Patch, list[float]]:
     steps = config.steps * (config.attack_rounds + 1)
     with host.progress(sampling + attacks + steps) as bar:
         images = make_images(run, prompts, generator)
-        shape = images.latents.shape[1:]
-        images = replace(images, near=sample(host, near, prompts.empty, config, generator, shape))
-        shape = (3 * config.batch_size, *shape)  # the concept's prompts, near ones on its pictures and on their own
+        one = images.latents.shape[1:]
+        images = replace(images, near=sample(host, near, prompts.empty, config, generator, shape=one))
+        shape = (3 * config.batch_size, *one)  # the concept's prompts, near ones on its pictures and on their own
         with host.training(shape):
             lora = start(host, edit, config.rank, generator)
             training = HybridTraining(run, edit, lora, prompts, images, generator, ETA)

@@ -54,7 +54,7 @@ def forget_fast(run: TrainingRun) -> tuple[Patch, list[float]]:
     left = min(1 - min(edit.report.erasure.values()), 0.9999)  # the host's plot divides by the fall
     factors = edit_factors(host, edit, projection_names(config))
     report = with_unrelated_drift(host, edit, factors)
-    return make_patch(host, factors, run.concepts, config.plain(), report, edit.statistics), [1.0, left]
+    return make_patch(host, factors, run.concepts, config.plain(), report, statistics=edit.statistics), [1.0, left]
 
 
 def with_unrelated_drift(host: DiffusionHost, edit: LinearEdit, factors: Factors) -> PatchReport:
@@ -89,7 +89,8 @@ def make_edit(host: DiffusionHost, concepts: tuple[Concept, ...], config: Forget
 
     Words inside a name stay, but for those that mean the same, and the likest ones with which it cannot be forgotten.
     """
-    vocabulary, freed = VocabularyIndex(host), {}
+    vocabulary = VocabularyIndex(host)
+    freed: dict[str, str] = {}
     while True:
         edit = solve_plan(vocabulary, plan_erasure(vocabulary, concepts, config, freed), config)
         erasure, inside = edit.report.erasure, edit.plan.inside

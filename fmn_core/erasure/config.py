@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from ..config import check, setting
 from ..errors import ForgetError, brief
@@ -240,9 +240,16 @@ def make_config(preset: str = "fast", **values: object) -> ForgetConfig:
             owners = [own for own, kind in PRESETS.items() if name in {f.name for f in fields(kind)}]
             reads = f"it is one of {' and '.join(owners)}" if owners else f"it has {', '.join(known)}"
             raise ForgetError(f"The preset `{preset}` has no setting `{brief(name)}`: {reads}.")
-    return config(**values)
+    return config(**values)  # type: ignore[arg-type]  # what each is, the preset's class checks itself
 
 
-def projection_names(config: ForgetConfig) -> tuple[str, ...]:
+class Targeted(Protocol):
+    """Settings that say which projections get a LoRA."""
+
+    @property
+    def target_modules(self) -> str: ...
+
+
+def projection_names(config: Targeted) -> tuple[str, ...]:
     """The projections behind `target_modules`, as MATRICES names them."""
     return tuple(f"to_{matrix}" for matrix in config.target_modules.split(","))

@@ -96,12 +96,12 @@ class HybridTraining:
             target = host.predict(x_t, t, prompts) - (target - host.predict(x_t, t, self.prompts.empty[[0] * size]))
         elif self.eta:
             target = target + self.eta * (target - host.predict(x_t, t, prompts))
-        y_t, u, near = x_t, t, draw(len(self.prompts.near), size, generator)
+        y_t, u, words = x_t, t, draw(len(self.prompts.near), size, generator)
         if images.near is not None:  # these words' own pictures too
             own = draw(len(images.near), size, generator)
             own_t, own_u, _ = add_noise(host, images.near[own], generator)
-            y_t, u, near = torch.cat([own_t, x_t]), torch.cat([own_u, t]), own + near
-        near = self.prompts.near[near]
+            y_t, u, words = torch.cat([own_t, x_t]), torch.cat([own_u, t]), own + words
+        near = self.prompts.near[words]
         return Batch(x_t, t, indices, rows, prompts, target, y_t, u, near, host.predict(y_t, u, near))
 
     def next_step(self) -> Step:
@@ -199,7 +199,8 @@ class HybridTraining:
 
     def patch_of(self, report: PatchReport, strength: float) -> Patch:
         factors = {target: (up * strength, down) for target, (up, down) in self.lora.factors().items()}
-        return make_patch(self.run.host, factors, self.run.concepts, self.run.config.plain(), report, self.edit.statistics)
+        settings, statistics = self.run.config.plain(), self.edit.statistics
+        return make_patch(self.run.host, factors, self.run.concepts, settings, report, statistics=statistics)
 
 
 def hybrid_warnings(after: ProbeResult, stopped_early: bool, concepts: int) -> list[str]:

@@ -56,7 +56,7 @@ def forget_balanced(run: TrainingRun) -> tuple[Patch, list[float]]:
 
 def training_state(training: HybridTraining, first: float) -> State:
     """The state of a training of the ups that has not begun: `totals` of the probe so far, `best` ups so far."""
-    ups = [adapter.up for adapter in training.lora.values()]
+    ups = [training.lora.adapter(*target).up for target in training.lora.targets]
     optimizer = torch.optim.AdamW(ups, lr=training.run.config.learning_rate, weight_decay=0)
     best = [up.detach().clone() for up in ups]
     return State(ups, optimizer, training.generator, figures={"totals": [first]}, tensors={"best": best})

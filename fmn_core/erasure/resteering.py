@@ -115,6 +115,7 @@ def training_images(
     images, mask, shows = given
     if images is not None:
         return TrainingImages(host.encode_images(images), shows, mask, images)
+    assert pairs is not None  # of what is not given the model makes its own
     images = host.decode(pairs.made) if host.may_show_previews() else None
     return TrainingImages(pairs.made, [calls.concept[row] for row in pairs.rows], mask, images)
 
@@ -193,6 +194,7 @@ class Resteering:
     def visual_loss(self) -> Tensor:
         """The visual denoising loss on a batch of generated pairs."""
         host, pairs = self.run.host, self.pairs
+        assert pairs is not None and pairs.without is not None  # they are made where the loss has a weight
         pictures = draw(len(pairs.made), self.run.config.batch_size, self.generator)
         x_t, t, _ = add_noise(host, pairs.made[pictures], self.generator)
         epsilon = host.predict(x_t, t, self.calls.prompts[[pairs.rows[i] for i in pictures]])
@@ -223,8 +225,8 @@ class Resteering:
         return PatchReport(steps=done, loss=[losses[0], losses[-1]], warnings=[unfinished(done, self.run.config.steps)])
 
     def patch_of(self, report: PatchReport) -> Patch:
-        settings = self.run.config.plain()
-        patch = make_patch(self.run.host, self.lora.factors(), self.run.concepts, settings, report, self.statistics)
+        host, settings, factors = self.run.host, self.run.config.plain(), self.lora.factors()
+        patch = make_patch(host, factors, self.run.concepts, settings, report, statistics=self.statistics)
         patch.unet_lora = lora_tensors(self.unet_lora)
         return patch
 

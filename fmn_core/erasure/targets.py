@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import ForgetError
 from ..patch.statistics import TextStatistics
+from ..sums import total
 from ..text.concept import find_tokens
 from ..text.features import TokenSpan, VocabularyIndex, pair_spans
 from ..text.name_words import own_span
@@ -45,7 +46,7 @@ class PlanFeatures:
         )
         empty = vocabulary.host.encode_prefix([""], len(vocabulary.tokenize("")))[0].cpu().double()
         kept = kept_moment(vocabulary.kept(plan.forgotten), near, preserved, empty, inside)
-        attended = sum(attended_moment(vocabulary, plan, name, len(empty)) for name in plan.names)
+        attended = total(attended_moment(vocabulary, plan, name, len(empty)) for name in plan.names)
         return cls(
             concepts={name: concept_targets(vocabulary, plan, name, plan.templates) for name in plan.names},
             near=near,
@@ -99,17 +100,19 @@ def correction(word: TokenSpan, dominant: TokenSpan, middle: TokenSpan) -> tuple
 def attended_moment(vocabulary: VocabularyIndex, plan: ErasurePlan, name: str, length: int) -> Tensor:
     """E[x x^T] [D, D] of a concept's prompts of this length from the name on, which is what pictures attend to: mostly
     padding, and of that the last token read stands for all further ones."""
-    total, count = 0.0, 0.0
+    moment: Tensor | float = 0.0
+    count: Tensor | float = 0.0
     for template, other in ((t, n) for t in (*plan.prompts, *plan.templates[:1]) for n in plan.names[name]):
         span = vocabulary.span(template, other)
         if span:
             before = len(vocabulary.read([fill(template, other)])[0].token_embeds) - len(span.token_embeds)
             weights = torch.ones(len(span.token_embeds)).double()
             weights[-1] += max(length - before - len(weights), 0)
-            total, count = total + (span.token_embeds.T * weights) @ span.token_embeds, count + weights.sum()
-    if not count:
+            moment = moment + (span.token_embeds.T * weights) @ span.token_embeds
+            count = count + weights.sum()
+    if isinstance(moment, float):
         raise ForgetError(f"No prompt with `{name}` keeps it whole: the tokenizer joins it to a neighbour or drops it.")
-    return total / count
+    return moment / count
 
 
 def kept_moment(

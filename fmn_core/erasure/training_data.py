@@ -137,9 +137,10 @@ def sample(
     empty: Prompts,
     config: TrainingConfig,
     generator: torch.Generator,
+    *,
     shape: Sequence[int] | None = None,
 ) -> Tensor:
     """Latents of a picture for each prompt, of a shape [C, h, w] that may be other than the model's own."""
     shape = shape or host.latent_shape()
     with host.training((AT_ONCE, *shape)):
-        return sample_pairs(host, prompts, empty, None, config, generator, shape)[0]
+        return sample_pairs(host, prompts, empty, None, config, generator, shape=shape)[0]
