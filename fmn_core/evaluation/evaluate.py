@@ -52,6 +52,7 @@ def evaluate(
     host: DiffusionHost,
     patch: Patch,
     settings: EvaluationConfig,
+    *,
     clip: Callable[[Tensor, list[str]], Tensor] | None = None,
     classifier: Callable[[Tensor], list] | None = None,
     images: Tensor | None = None,
@@ -77,14 +78,13 @@ def evaluate(
     with host.sized(settings.resolution), host.progress(calls):
         measured = measure(host, patch, probes, settings)
         inverted = recover(host, patch, subjects, settings, images) if settings.inversion else None
-    before, after = measured.latents
-    pictures = host.decode(before), host.decode(after)
-    pictures = None if pictures[0] is None else pictures
+    before, after = (host.decode(latents) for latents in measured.latents)
+    pictures = None if before is None or after is None else (before, after)
     estimates, patched = measured.estimates
     drift = noise_drift(patched, estimates)
     n = len(estimates) // 2  # prompts, and the empty one on the same latents
     effect = prompt_drift(patched[:n], estimates[:n], estimates[n:])
-    report = {
+    report: dict = {
         "settings": asdict(settings),
         "model": host.model_name(),
         "forgotten": {name: [*names] for name, names in subjects.names.items()},
@@ -97,11 +97,7 @@ def evaluate(
         "adversarial_token": adversarial_token(host, factors, torch.cat([*embeds["concept"].values()])),
     }
     if pictures is not None:
-        report["picture_change"] = by_group(drawn, picture_change(*pictures))
-        if classifier is not None:
-            report["classifier"] = both(pictures, lambda made: classified(classifier, made, drawn, subjects))
-        if clip is not None:
-            report["clip"] = both(pictures, lambda made: clip_figures(clip, made, drawn))
+        report |= picture_figures(pictures, drawn, subjects, clip=clip, classifier=classifier)
     recovered = None
     if inverted:
         report["inversion"], latents = inverted
@@ -160,6 +156,23 @@ def measure(host: DiffusionHost, patch: Patch, probes: list[Probe], settings: Ev
     return Measured(
         (before, after), [probes[row] for row in rows], (estimates, estimates_after), attention, (heat, heat_after)
     )
+
+
+def picture_figures(
+    pictures: tuple[Tensor, Tensor],
+    drawn: list[Probe],
+    subjects: Subjects,
+    *,
+    clip: Callable[[Tensor, list[str]], Tensor] | None,
+    classifier: Callable[[Tensor], list] | None,
+) -> dict:
+    """What pictures before and after say, and what a classifier and CLIP, where they are given, say of them."""
+    found = {"picture_change": by_group(drawn, picture_change(*pictures))}
+    if classifier is not None:
+        found["classifier"] = both(pictures, lambda made: classified(classifier, made, drawn, subjects))
+    if clip is not None:
+        found["clip"] = both(pictures, lambda made: clip_figures(clip, made, drawn))
+    return found
 
 
 def both(pictures: tuple[Tensor, Tensor], figures: Callable[[Tensor], dict]) -> dict:

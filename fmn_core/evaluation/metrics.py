@@ -6,6 +6,7 @@ Called with the patch's hooks on (`patch.applied`) a measure is of the patched m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from ..training.sampling import AT_ONCE
 NOISE_LEVELS = (0.2, 0.4, 0.6, 0.8)  # of the schedule, from clean to noise, at which estimates and attention are read
 RIDGE = 1e-3  # of sum W^T W's mean eigenvalue: the attacker's lambda, small, since a larger one weakens the attack
 
+Group = TypeVar("Group")
 Factors = dict[tuple[str, str], tuple[Tensor, Tensor]]  # (layer, matrix) -> (up [out, r], down [r, in])
 
 
@@ -67,7 +69,7 @@ def attention_to(
             for name, mask in token_masks.items():
                 masses[name].append(concept_mass(maps, mask[[row]]))
             for A in maps.values():
-                h, w = layer_size(*x.shape[-2:], A.shape[2])
+                h, w = layer_size(x.shape[-2], x.shape[-1], A.shape[2])
                 mean = rearrange((A * first[row]).sum(-1).mean(1), "1 (h w) -> 1 1 h w", h=h, w=w)
                 heat += F.interpolate(mean.cpu(), (height, width), mode="bicubic").clamp(min=0) / len(maps) / len(t)
         heats.append(heat[0, 0])
@@ -75,7 +77,7 @@ def attention_to(
 
 
 @torch.no_grad()
-def kv_drift(host: DiffusionHost, factors: Factors, embeds: dict[str, Tensor]) -> dict[str, float]:
+def kv_drift(host: DiffusionHost, factors: Factors, embeds: dict[Group, Tensor]) -> dict[Group, float]:
     """K/V drift |dW c| / |W c|, a mean over the embeddings [N, D] of each group, over layers, and over K and V: exact,
     from the patch's factors and the model's weights, without the UNet."""
     every = torch.cat([own.float() for own in embeds.values()])

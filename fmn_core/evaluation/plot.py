@@ -86,7 +86,7 @@ def picture_rows(evaluation: Evaluation, columns: list) -> list[tuple[str, list[
     two share one scale."""
     rows: list[tuple[str, list[Tensor]]] = []
     before, after = evaluation.pictures or (None, None)
-    if before is not None:
+    if before is not None and after is not None:
         rows = [(when, [made[i] for _, _, i in columns]) for when, made in (("before", before), ("after", after))]
     repeats = evaluation.report["settings"]["images_per_prompt"]
     for when, heat in zip(("before", "after"), evaluation.heat, strict=True):

@@ -91,8 +91,8 @@ def find_probes(
         # The plain prompt of every name first, then the first name's others.
         several.sort(key=lambda probe: probe.prompt not in [fill(subjects.templates[0], other) for other in names])
         probes += several[:share]
-    for group, several in (("near", near), ("kept", subjects.preserve)):
-        for word in several:
+    for group, of_group in (("near", near), ("kept", [*subjects.preserve])):
+        for word in of_group:
             kind = kind_of(word, subjects.kind)
             probes.append(Probe(group, plain_prompt(kind, word), word, (word,), kind))
     probes += [Probe("unrelated", caption) for caption in captions[:: max(1, len(captions) // most)][:most]]

@@ -88,7 +88,9 @@ def anchors(
     """Latents [P, C, h, w] of pictures of the concept: those given, or ANCHORS that the model makes."""
     channels, height, width = host.latent_shape()
     if images is not None:
-        return host.encode_images(prepare_pictures(host, images, None, flip=False)[0])
+        fitted, _ = prepare_pictures(host, images, None, flip=False)
+        assert fitted is not None
+        return host.encode_images(fitted)
     generator = torch.Generator().manual_seed(settings.seed)
     noise = torch.randn(ANCHORS, channels, height, width, generator=generator).to(host.device)
     with host.training((SHOWN, channels, height, width)):
@@ -106,4 +108,4 @@ def denoising_loss(host: DiffusionHost, latents: Tensor, prompts: Prompts, seed:
 def text_cosine(words: Prompts, named: Prompts) -> float:
     """The cosine of two prompts' text embeddings, the end token's, at which CLIP's text encoder pools."""
     ends = [p.prompt_embeds[0, [token.kind for token in p.tokens[0]].index("end")].float() for p in (words, named)]
-    return F.cosine_similarity(*ends, dim=0).item()
+    return F.cosine_similarity(ends[0], ends[1], dim=0).item()
