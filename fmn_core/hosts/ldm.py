@@ -76,10 +76,11 @@ def ordinary_parameters(module: nn.Module) -> Iterator[None]:
     same storage is an ordinary one, costs nothing, and is never written to; the originals come back on leaving, but for
     those in whose place, or at whose place in memory, the host has put others: it has unloaded the model meanwhile.
     """
-    originals = []
+    originals: list[tuple[dict, str, Tensor, Tensor]] = []
     try:
         for part in module.modules():
-            for table in (part._parameters, part._buffers):
+            tables: tuple[dict, dict] = (part._parameters, part._buffers)
+            for table in tables:
                 for name, tensor in table.items():
                     if tensor is not None and not hasattr(tensor, "_qdata"):  # quantised tensors of the host have no memory
                         alias = alias_of(tensor)
@@ -109,6 +110,7 @@ def alias_of(tensor: Tensor) -> Tensor:
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
     """Context in which no parameter of a module asks for a gradient, and what would hide others' gradients is off."""
+    flags: list[tuple[nn.Module | nn.Parameter, str, bool]]
     flags = [(p, "requires_grad", p.requires_grad) for p in module.parameters()]
     # The ldm's own gradient checkpointing knows the layer's parameters and no adapter's: these would get no gradient.
     switches = ("checkpoint", "use_checkpoint")

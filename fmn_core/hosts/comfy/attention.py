@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from comfy.patcher_extension import CallbacksMP, WrappersMP
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...attention.capture import is_prompt, layer_size, projections, prompt_columns
 from ...attention.eager import run_eagerly, uncompiled
 from ...attention.frames import Box
 from ...attention.recorder import AT_ONCE, MEGABYTE, AttentionRecording, RecordingConfig
 from ...errors import ForgetError
-from ...host import Token
+from ...host import CrossAttention, Token
 from ..ldm import cross_attentions
 from .graph import drop_stale, executing, running
 from .model import require_family, tokenize
@@ -68,7 +68,8 @@ class Forward:
     def size_of_layer(self, pixels: int) -> Sequence[int]:
         """Height and width of the layer that runs, which has so many pixels."""
         size = self.extra.get("activations_shape", ())[-2:]
-        return size if math.prod(size) == pixels else layer_size(*self.latents, pixels)
+        height, width = self.latents
+        return size if math.prod(size) == pixels else layer_size(height, width, pixels)
 
 
 class Watch:
@@ -81,13 +82,14 @@ class Watch:
     def forget(self) -> None:
         """Nothing samples."""
         self.sampling = False
-        self.span = (float("inf"), 0.0)  # sigmas between which is recorded
+        self.span: tuple[float, float] = (math.inf, 0.0)  # sigmas between which is recorded
         self.whole: tuple[int, ...] = ()  # height and width of the latents
         self.windowed = False  # whether they come in windows of which nobody says where they are
         self.asked: set = set()  # numbers of the conditions that are asked for
         self.areas: dict = {}  # a condition's number -> (height, width, top, left) in the latents, or None
         self.step = 0
-        self.unet, self.layers = None, {}
+        self.unet: nn.Module | None = None
+        self.layers: dict[str, CrossAttention] = {}
         self.compiled = False  # before the layers were watched, whose hooks would not be seen
 
     def sample(self, executor, noise, *args, **kwargs):
@@ -101,7 +103,8 @@ class Watch:
         """The model is about to run."""
         sampling = patcher.get_model_object("model_sampling")
         settings = self.recording.settings
-        self.span = tuple(float(sampling.percent_to_sigma(p)) for p in (settings.start_percent, settings.end_percent))
+        first, last = (float(sampling.percent_to_sigma(p)) for p in (settings.start_percent, settings.end_percent))
+        self.span = (first, last)
         self.sampling = True
         self.compiled = is_compiled(patcher)
         origin = executing()
@@ -147,12 +150,21 @@ class Watch:
             self.recording.settings.max_memory_mb * MEGABYTE // AT_ONCE // q[0].nbytes, 1
         )  # pictures, by their queries
         for rows, area in parts:
-            place = {"step": self.step, "box": box_of(area, self.whole, forward.latents, size), "pictures": len(rows)}
+            box = box_of(area, self.whole, forward.latents, size)
             for first in range(0, len(rows), together):
                 some = as_slice(rows[first : first + together])
-                if context is not given:
-                    place["names"] = prompt_columns(context[some], given[some], len(self.embedding))
-                self.recording.add(name, q[some], k[some], self.layers[name].heads, *size, first=first, **place)
+                self.recording.add(
+                    name,
+                    q[some],
+                    k[some],
+                    self.layers[name].heads,
+                    *size,
+                    step=self.step,
+                    box=box,
+                    pictures=len(rows),
+                    first=first,
+                    names=None if context is given else prompt_columns(context[some], given[some], len(self.embedding)),
+                )
 
     def find_step(self, sigma: Tensor | None, schedule: Tensor | None) -> bool:
         """Finds the step that a noise is of; whether it is to be recorded."""

@@ -82,7 +82,8 @@ class LoRABeside:
         def added(x: Tensor, *args, **kwargs) -> Tensor:
             output = forward(x, *args, **kwargs)
             with torch.inference_mode(False):
-                up, down = self.weights[name] = tuple(factor.to(x.device) for factor in self.weights[name])
+                up, down = self.weights[name]
+                up, down = self.weights[name] = up.to(x.device), down.to(x.device)
             return output + self.strength * (x.float() @ down.T @ up.T).to(output.dtype)
 
         if self.known.get(name, (None,))[0] != forward:

@@ -30,7 +30,9 @@ def running(job: str) -> dict:
 def drop_stale(recording: AttentionRecording, prompt: dict) -> None:
     """Drops what was recorded in earlier jobs by samplers that the graph has no more, or that would sample something else
     now."""
+    assert recording.origin is not None
     for sampler, earlier in [*recording.earlier.items()]:
+        assert earlier.origin is not None
         same = sampler in prompt and earlier.origin.digest == digest(prompt, sampler)
         if earlier.origin.job != recording.origin.job and not same:
             del recording.earlier[sampler]
@@ -84,10 +86,11 @@ def recording_of(
     Raises ForgetError where they are pictures of none of them, or of several, or from the host's cache while the sampler
     has recorded something else since.
     """
-    recorded = {one.origin.sampler: one for one in (recording, *recording.earlier.values()) if one.origin}
-    recorded = {sampler: one for sampler, one in recorded.items() if sampler in (prompt or {})}
+    prompt = prompt or {}
+    origins = [(one, one.origin) for one in (recording, *recording.earlier.values()) if one.origin]
+    recorded = {origin.sampler: (one, origin.digest) for one, origin in origins if origin.sampler in prompt}
     source = prompt[node]["inputs"].get(input) if recorded and node in prompt else None
-    if not is_link(source):
+    if source is None or not is_link(source):
         return recording, ""
     before = {id: upstream(prompt, id) for id in upstream(prompt, str(source[0]))}
     samplers = [id for id in recorded if id in before]
@@ -101,7 +104,8 @@ def recording_of(
         several = " and ".join(sorted(title(prompt, id) for id in last))
         raise ForgetError(f"The pictures at `{input}` come from {several}: connect those of one.")
     sampler = last[0]
-    if recorded[sampler].origin.digest != digest(prompt, sampler):
+    found, made_of = recorded[sampler]
+    if made_of != digest(prompt, sampler):
         raise ForgetError(
             f"The pictures at `{input}` come from the cache, and the recording holds a later sampling: sample again, with "
             "another seed."
@@ -113,4 +117,4 @@ def recording_of(
             f" After that the picture was sampled again in {' and '.join(sorted(later))}, which was not recorded; to see "
             "that pass, connect the MODEL of Record Token Attention there too."
         )
-    return recorded[sampler], text
+    return found, text

@@ -6,6 +6,7 @@ import weakref
 
 import comfy.hooks
 import comfy.patcher_extension
+from torch import Tensor, nn
 
 from ...patch.gate import gate
 from ...patch.patch import Patch, check_strength
@@ -67,7 +68,9 @@ class BesideHook(comfy.hooks.TransformerOptionsHook):
     def __init__(self, patch: Patch | None = None):
         super().__init__({}, comfy.hooks.EnumHookScope.HookedOnly)
         self.patch = patch
-        self.known = weakref.WeakKeyDictionary()  # of each model, its layers' factors, or None
+        # Of each model, its layers' factors, or None.
+        self.known: weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[Tensor, Tensor]] | None]
+        self.known = weakref.WeakKeyDictionary()
 
     def clone(self):
         clone = super().clone()
@@ -76,6 +79,7 @@ class BesideHook(comfy.hooks.TransformerOptionsHook):
 
     def on_apply_hooks(self, model, transformer_options):
         if model.model not in self.known:
+            assert self.patch is not None
             quantized = is_quantized(model.model.diffusion_model)
             self.known[model.model] = factors(model, self.patch) if quantized else None
         weights = self.known[model.model]

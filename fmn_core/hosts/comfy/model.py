@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...errors import ForgetError
-from ...host import MATRICES, CrossAttention, DiffusionHost, Prompts, Token, TokenEmbeddings
+from ...host import MATRICES, CrossAttention, DiffusionHost, Prompts, Token, TokenEmbeddings, weight_of
 from ...log import Tell
 from ...text.templates import placeholder_texts
 from ..ldm import (
@@ -44,6 +44,8 @@ from .weights import differentiable_products, read_weight, require_differentiabl
 
 class ComfyHost(DiffusionHost):
     """MODEL, CLIP and VAE as they come out of ComfyUI's loaders; LoRAs that the user put on the model stay on it."""
+
+    family: str
 
     def __init__(self, model, clip, vae=None):
         self.patcher = model.clone()
@@ -97,7 +99,8 @@ class ComfyHost(DiffusionHost):
         return comfy_words.missing_embeddings(self.clip, text)
 
     def encode(self, texts: list[str]) -> Prompts:
-        tokens, embeddings, pooled = [], [], []
+        tokens, embeddings = [], []
+        pooled: list[Tensor] = []  # or none, of a text encoder that makes none
         with torch.inference_mode(False), torch.no_grad():
             for text in texts:
                 self.check_interrupt()
@@ -105,19 +108,20 @@ class ComfyHost(DiffusionHost):
                 cond, pool = as_host(self.clip.encode_from_tokens, self.clip.tokenize(text), return_pooled=True)
                 self.require_width(cond)
                 embeddings.append(cond[0].clone().to(self.device, torch.float32))
-                pooled.append(None if pool is None else pool[0].clone().to(self.device, torch.float32))
+                if pool is not None:
+                    pooled.append(pool[0].clone().to(self.device, torch.float32))
             # Prompts of unequal length become one batch as in the host's own sampler: tiled to a common one.
             length = int(np.lcm.reduce([len(e) for e in embeddings]))
             return Prompts(
                 tuple(texts),
                 torch.stack([e.repeat(length // len(e), 1) for e in embeddings]),
-                None if pooled[0] is None else torch.stack(pooled),
+                torch.stack(pooled) if pooled else None,
                 tuple(row * (length // len(row)) for row in tokens),
             )
 
     @cached_property
     def context_width(self) -> int:
-        return next(iter(self.cross_attentions().values())).linear("to_k").weight.shape[1]
+        return weight_of(next(iter(self.cross_attentions().values())).linear("to_k")).shape[1]
 
     def require_width(self, embeddings: Tensor) -> None:
         """Raises ForgetError unless embeddings [..., D] are as wide as the cross-attention takes them."""

@@ -14,6 +14,7 @@ from comfy.model_patcher import get_key_weight
 from torch import Tensor, nn
 
 from ...errors import ForgetError, brief
+from ...host import weight_of
 
 FULL_PRECISION = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 PROBES = 4  # inputs that a weight is checked with
@@ -63,7 +64,8 @@ def dequantized(weight: Tensor, convert) -> Tensor:
         dequantize_tensor = sys.modules[type(weight).__module__].dequantize_tensor
         return Tensor(dequantize_tensor(weight.to("cpu"), torch.float32)).float().clone()
     if hasattr(weight, "_qdata"):  # the host's QuantizedTensor
-        if hasattr(weight, "_layout_params"):  # ComfyUI 0.3.75 has no dtype there before the layer is first used
+        if hasattr(weight, "_layout_params") and hasattr(weight, "_layout_type"):
+            # ComfyUI 0.3.75 has no dtype there before the layer is first used.
             params = {**weight._layout_params, "orig_dtype": torch.float32}
             weight = type(weight)(weight._qdata, weight._layout_type, params)
         return weight.dequantize().detach().float().cpu()
@@ -76,7 +78,7 @@ def require_readable(patcher, keys: Iterable[str]) -> None:
 
     Of each form in which they are quantised one layer is tried, without LoRAs on it where there is such a one.
     """
-    forms = {}
+    forms: dict[tuple[type, str], dict[bool, str]] = {}
     for key in keys:
         layer = comfy.utils.get_attr(patcher.model, key.rpartition(".")[0])
         if not isinstance(getattr(layer, "weight", None), Tensor):  # nunchaku's layers hold parts of it, under other names
@@ -133,13 +135,14 @@ def differentiable_products(unet: nn.Module) -> Iterator[None]:
     Where a GPU multiplies in fp8 the host's layers do, and such a product has no gradient.
     """
     layers = [*unet.modules()]
-    mixed = [layer for layer in layers if getattr(layer, "_full_precision_mm", None) is False]
+    whole = "_full_precision_mm"  # of those that the host made mixed
+    mixed = [layer for layer in layers if getattr(layer, whole, None) is False]
     changed = "forward_comfy_cast_weights"  # by the context outside, where this stands in one
     scaled = [one for one in layers if one._parameters.get("scale_weight") is not None and changed not in vars(one)]
     with ExitStack() as stack:
         for layer in mixed:
-            layer._full_precision_mm = True
-            stack.callback(setattr, layer, "_full_precision_mm", False)
+            setattr(layer, whole, True)
+            stack.callback(setattr, layer, whole, False)
         if scaled and hasattr(comfy.ops, "scaled_fp8_ops"):  # newer hosts keep such checkpoints as mixed
             product = comfy.ops.scaled_fp8_ops(fp8_matrix_mult=False).Linear.forward_comfy_cast_weights
             for layer in scaled:
@@ -155,10 +158,11 @@ def require_differentiable(unet: nn.Module) -> None:
     host's `training`.
     """
     layers = [module for module in unet.modules() if getattr(module._parameters.get("weight"), "ndim", 0) == 2]
-    quantized = {form_of(layer.weight): layer for layer in layers if not is_full_precision(layer.weight)}
-    for form, layer in quantized.items():
+    weights = [(layer, weight_of(layer)) for layer in layers]
+    quantized = {form_of(weight): (layer, weight) for layer, weight in weights if not is_full_precision(weight)}
+    for form, (layer, weight) in quantized.items():
         reason = f"This form of quantisation ({form}) has no gradient to train with: use the preset `fast`, or {REMEDY}."
-        x = torch.randn(1, layer.weight.shape[1], generator=torch.Generator().manual_seed(0)).to(layer.weight.device)
+        x = torch.randn(1, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight.device)
         at = torch.zeros_like(x, requires_grad=True)
         try:
             with torch.enable_grad():
