@@ -29,8 +29,9 @@ def record_attention(p, text: str) -> tuple[AttentionRecording, Callable[[], Non
     with host.precision():
         embedding, _ = host.conditioning(text)  # with the LoRAs that this picture's prompt is encoded with
     rows = Rows(embedding, p.batch_size)
-    record = record_in_forge if isinstance(host, ForgeHost) else record_in_webui
-    return recording, record(host, recording, rows)
+    if isinstance(host, ForgeHost):
+        return recording, record_in_forge(host, recording, rows)
+    return recording, record_in_webui(host, recording, rows)
 
 
 def prompts_of(p, prompt: str) -> list[list[str]]:
@@ -54,7 +55,8 @@ class Rows:
 
     def __init__(self, embedding: Tensor, most: int):
         self.embedding, self.most = embedding, most
-        self.context, self.found = None, ([], 0)
+        self.context: Tensor | None = None
+        self.found: tuple[list[int], int] = ([], 0)
 
     def of(self, context: Tensor, candidates: list[int] | None = None) -> tuple[list[int], int]:
         """Row numbers among the candidates, all by default, and how many of their columns are the prompt's.
@@ -63,8 +65,8 @@ class Rows:
         """
         if self.context is not context:
             length = len(self.embedding)
-            candidates = range(len(context)) if candidates is None else candidates
-            rows = [row for row in candidates if is_prompt(context[row, :length], self.embedding)][: self.most]
+            asked = range(len(context)) if candidates is None else candidates
+            rows = [row for row in asked if is_prompt(context[row, :length], self.embedding)][: self.most]
             tiled = rows and is_prompt(context[rows[0]], self.embedding)
             self.context, self.found = context, (rows, context.shape[1] if tiled else length)
         return self.found
@@ -95,9 +97,10 @@ def record_in_webui(host: WebuiBase, recording: AttentionRecording, rows: Rows) 
             q = queries.pop(name, None)
             found, columns = rows.of(args[0])
             if q is not None and found and size is not None:
+                height, width = layer_size(size[0], size[1], q.shape[1])
                 place = {"step": shared.state.sampling_step, "columns": columns}
                 with devices.without_autocast():
-                    recording.add(name, q[found], output[found], heads, *layer_size(*size, q.shape[1]), **place)
+                    recording.add(name, q[found], output[found], heads, height, width, **place)
 
         return hook
 
@@ -117,12 +120,14 @@ def record_in_forge(host: ForgeHost, recording: AttentionRecording, rows: Rows) 
     recorded = True
 
     def watch(n, context, value, extra):
-        name, layer = layers.get((*extra["block"], extra["block_index"]), (None, None))
-        if recorded and name is not None:
+        at = layers.get((*extra["block"], extra["block_index"]))
+        if recorded and at is not None:
+            name, layer = at
             found, columns = rows.of(context, extra["cond_indices"])
             if found:
-                q, k = layer.module.to_q(n[found]), layer.module.to_k(context[found])
-                size = layer_size(*extra["original_shape"][-2:], n.shape[1])
+                q, k = layer.linear("to_q")(n[found]), layer.linear("to_k")(context[found])
+                height, width = extra["original_shape"][-2:]
+                size = layer_size(height, width, n.shape[1])
                 place = {"step": shared.state.sampling_step, "columns": columns}
                 recording.add(name, q, k, layer.heads, *size, **place)
         return n, context, value

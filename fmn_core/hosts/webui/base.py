@@ -39,12 +39,6 @@ class WebuiBase(DiffusionHost):
     Raises ForgetError for a model without the cross-attention that forgetting works on.
     """
 
-    quantised = False  # its weights' shapes then say nothing
-    scaled = False  # its weights are in scaled fp8, and are read without the scale
-    hides_loras = False  # adds LoRAs to such weights before the scale, which makes them nothing
-    unet: nn.Module
-    vae_dtype: torch.dtype
-
     def __init__(self, sd_model):
         self.sd_model = sd_model
         self.kept: dict[tuple[int, int], Tensor] = {}  # what `kept_of_nothing` has made, by size
@@ -75,6 +69,26 @@ class WebuiBase(DiffusionHost):
             weights = [{name: sampled(weight) for name, weight in module.state_dict().items()} for module in modules]
         skipped = shared.opts.CLIP_stop_at_last_layers
         return [weights, skipped, self.predicts_v, sampled(self.alphas_cumprod), self.model_name()]
+
+    @property
+    def quantised(self) -> bool:
+        """Whether its weights' shapes say nothing."""
+        return False
+
+    @property
+    def scaled(self) -> bool:
+        """Whether its weights are in scaled fp8, and are read without the scale."""
+        return False
+
+    @property
+    def hides_loras(self) -> bool:
+        """Whether it adds LoRAs to such weights before the scale, which makes them nothing."""
+        return False
+
+    @property
+    @abstractmethod
+    def vae_dtype(self) -> torch.dtype:
+        """What the VAE takes pictures in."""
 
     @property
     def device(self) -> torch.device:
@@ -219,17 +233,17 @@ class WebuiBase(DiffusionHost):
         x_t [B, C, h, w]."""
         if self.unet.in_channels != INPAINTING:
             return None
-        height, width = size = tuple(x_t.shape[-2:])
-        if size not in self.kept:
+        height, width = x_t.shape[-2:]
+        if (height, width) not in self.kept:
             grey = self.encode_images(torch.full((1, 8 * height, 8 * width, 3), 0.5))
-            self.kept[size] = torch.cat([torch.ones_like(grey[:, :1]), grey], 1)
-        return self.kept[size].to(x_t).expand(len(x_t), -1, -1, -1)
+            self.kept[height, width] = torch.cat([torch.ones_like(grey[:, :1]), grey], 1)
+        return self.kept[height, width].to(x_t).expand(len(x_t), -1, -1, -1)
 
     def encode_images(self, images: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.no_grad(), fixed_seed(self.device):
             pixels = images[..., :3].movedim(-1, 1).to(self.device, self.vae_dtype) * 2 - 1
-            latents = [self.encode_pixels(one[None]).clone() for one in pixels]
-        latents = torch.cat(latents).to(self.device, torch.float32)
+            parts = [self.encode_pixels(one[None]).clone() for one in pixels]
+        latents = torch.cat(parts).to(self.device, torch.float32)
         if not latents.isfinite().all():
             raise ForgetError("The VAE overflows in half precision: start the webui with --no-half-vae, or use another VAE.")
         return latents

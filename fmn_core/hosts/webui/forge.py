@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import ForgetError
-from ...host import Prompts, linear_name
+from ...host import Prompts, linear_name, weight_of
 from ..ldm import TRAINING_MEMORY_FACTOR, differentiable_attention, norms_of_copies, ordinary_parameters, weight_key
 from .base import WebuiBase
+
+
+class Predictor(Protocol):
+    """What a model estimates."""
+
+    prediction_type: str
+    sigmas: Tensor
+
+
+class LoraLoader(Protocol):
+    """What merges LoRAs into a model."""
+
+    backup: Mapping[str, Tensor]  # a weight's name -> what it was before
+
+
+class Model(Protocol):
+    """What is asked of the host's model around a UNet."""
+
+    diffusion_model: nn.Module
+    storage_dtype: torch.dtype | str
+    predictor: Predictor
+    lora_loader: LoraLoader
+
+    def apply_model(self, x: Tensor, t: Tensor, **conditions: Tensor | dict) -> Tensor: ...
+
+    def memory_required(self, shape: list[int]) -> float: ...
 
 
 class ForgeHost(WebuiBase):
@@ -58,7 +85,7 @@ class ForgeHost(WebuiBase):
         return self.sd_model.forge_objects_original
 
     @property
-    def base(self) -> nn.Module:
+    def base(self) -> Model:
         return self.objects.unet.model
 
     @cached_property
@@ -109,7 +136,7 @@ class ForgeHost(WebuiBase):
 
     def weight(self, layer: str, matrix: str) -> Tensor:
         backup = self.base.lora_loader.backup.get(weight_key(layer, matrix))  # what LoRAs were merged into
-        return self.unet.get_submodule(f"{layer}.{linear_name(matrix)}").weight if backup is None else backup
+        return weight_of(self.unet.get_submodule(f"{layer}.{linear_name(matrix)}")) if backup is None else backup
 
     def patchers(self, objects, unet: bool, text: bool) -> list:
         """The UNet's patcher, the text encoders', or both."""

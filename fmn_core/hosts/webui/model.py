@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import ForgetError
-from ...host import DiffusionHost, Prompts, linear_name
+from ...host import DiffusionHost, Prompts, linear_name, weight_of
 from ..ldm import differentiable_attention, frozen, ordinary_parameters
 from .base import WebuiBase
 
+WEIGHTS_BEFORE, BIAS_BEFORE = "network_weights_backup", "network_bias_backup"  # what the Lora extension merged into
 NO_MODEL = "No model is loaded: choose a checkpoint at the top of the page, or put one into models/Stable-diffusion."
 
 
@@ -50,7 +51,7 @@ def adapt(model, to_train: bool = True) -> WebuiBase:
     if hasattr(model, "forge_objects") and not hasattr(model, "model"):
         from .forge import ForgeHost
 
-        host = ForgeHost(model)
+        host: WebuiBase = ForgeHost(model)
     else:
         host = WebuiHost(model)
     if to_train:
@@ -105,7 +106,7 @@ class WebuiHost(WebuiBase):
         concat = self.kept_of_nothing(x_t)
         concat = x_t.new_zeros(len(x_t), 5, 1, 1) if concat is None else concat
         if prompts.pooled_prompt_embeds is None:
-            cond = {"c_crossattn": [prompts.prompt_embeds], "c_concat": [concat]}
+            cond: dict[str, Tensor | list[Tensor]] = {"c_crossattn": [prompts.prompt_embeds], "c_concat": [concat]}
         else:
             cond = {"crossattn": prompts.prompt_embeds, "vector": prompts.pooled_prompt_embeds, "c_concat": [concat]}
         out = self.sd_model.apply_model(x_t, t, cond).float()
@@ -129,8 +130,8 @@ class WebuiHost(WebuiBase):
 
     def weight(self, layer: str, matrix: str) -> Tensor:
         linear = self.unet.get_submodule(f"{layer}.{linear_name(matrix)}")
-        backup = getattr(linear, "network_weights_backup", None)  # what the Lora extension merged into
-        return linear.weight if backup is None else backup
+        backup = getattr(linear, WEIGHTS_BEFORE, None)
+        return weight_of(linear) if backup is None else backup
 
     def without_loras(self, unet: bool, text: bool) -> AbstractContextManager[None]:
         return no_networks(self.parts(unet, text))
@@ -165,40 +166,40 @@ def no_networks(models: list[nn.Module]) -> Iterator[None]:
     """
     extension = sys.modules.get("networks")
     loaded = getattr(extension, "loaded_networks", [])
-    names, merged = list(loaded), []
+    names, current = list(loaded), "network_current_names"
+    undo: list[Callable[[], object]] = []
     try:
         loaded.clear()
         for part in (part for model in models for part in model.modules()):
-            current = getattr(part, "network_current_names", ())
-            if current:
+            merged = getattr(part, current, ())
+            if merged:
                 for parameter, backup in before_networks(part):
-                    merged.append((parameter, parameter.detach().to("cpu", copy=True)))
+                    undo.append(partial(overwrite, parameter, parameter.detach().to("cpu", copy=True)))
                     overwrite(parameter, backup)
-                merged.append((part, current))
-                part.network_current_names = ()
+                undo.append(partial(setattr, part, current, merged))
+                setattr(part, current, ())
         yield
     finally:
-        for owner, value in merged:
-            if isinstance(owner, nn.Module):
-                owner.network_current_names = value
-            else:
-                overwrite(owner, value)
+        for step in undo:
+            step()
         loaded[:] = names
 
 
-def before_networks(part: nn.Module) -> Iterator[tuple[nn.Parameter, Tensor]]:
+def before_networks(part: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
     """A layer's parameters and what they were before LoRAs were merged into them."""
-    weights, bias = part.network_weights_backup, getattr(part, "network_bias_backup", None)
+    weights, bias = getattr(part, WEIGHTS_BEFORE), getattr(part, BIAS_BEFORE, None)
     if isinstance(part, nn.MultiheadAttention):
         yield from ((part.in_proj_weight, weights[0]), (part.out_proj.weight, weights[1]))
         part = part.out_proj
     else:
-        yield part.weight, weights
+        yield weight_of(part), weights
     if bias is not None:
-        yield part.bias, bias
+        own = part.bias
+        assert isinstance(own, Tensor)
+        yield own, bias
 
 
-def overwrite(parameter: nn.Parameter, values: Tensor) -> None:
+def overwrite(parameter: Tensor, values: Tensor) -> None:
     """Puts values into a parameter's own memory; an inference tensor's can only be written in inference mode."""
     with torch.inference_mode(parameter.is_inference()), torch.no_grad():
         parameter.copy_(values)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ...host import Token
+from ...host import Token, weight_of
 from ..ldm import learned_token
 
 
@@ -47,7 +47,7 @@ def piece(engine, id: int) -> str:
 
 def learned_columns(engine, chunk) -> dict[int, Tensor]:
     """Column -> vector of the embeddings in a chunk."""
-    found = {}
+    found: dict[int, Tensor] = {}
     for offset, embedding in chunk.fixes:
         vectors = embedding.vec
         if isinstance(vectors, dict):  # SDXL's, one for each encoder
@@ -76,7 +76,10 @@ def text_model(engine) -> nn.Module:
 def token_embedding(engine) -> nn.Module:
     """The layer that gives a CLIP its tokens' vectors; the webui's own stands around it."""
     model = text_model(engine)
-    return model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else model.token_embedding
+    embeddings = getattr(model, "get_input_embeddings", None)
+    layer = model.token_embedding if embeddings is None else embeddings()
+    assert isinstance(layer, nn.Module)
+    return layer
 
 
 def set_fixes(engine, chunks: list) -> None:
@@ -111,7 +114,7 @@ def first_columns(engine, chunks: list, columns: int) -> Tensor:
 def token_embeddings(engine, text: str) -> Tensor:
     """The encoder's input vectors [n, D] in fp32 of the words in `text`, embeddings among them."""
     layer = token_embedding(engine)
-    table, rows = getattr(layer, "wrapped", layer).weight, []
+    table, rows = weight_of(getattr(layer, "wrapped", layer)), []
     for chunk in chunks_of(engine, text):
         learned = learned_columns(engine, chunk)
         words = [c for c, id in enumerate(chunk.tokens) if c and (c in learned or id != engine.id_end)]
