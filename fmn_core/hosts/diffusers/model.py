@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,13 @@ from ...host import (
     TokenEmbeddings,
     linear_name,
     sampled,
+    weight_of,
 )  # fmt: skip
 from ...text.templates import placeholder_texts
 from .pipeline import asked_beside_text, beside_latents, require_fit
+
+if TYPE_CHECKING:
+    from .unet import UNet
 
 PLACES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
 OF_ANOTHER = re.compile(r"\.(attn2|base_layer|lora_A|lora_B)\.|\.base_layer$")  # what PEFT wraps and puts beside it
@@ -38,6 +43,8 @@ BLOCK = re.compile(r"^(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\.
 
 class DiffusersHost(DiffusionHost):
     """A loaded StableDiffusionPipeline or StableDiffusionXLPipeline; its modules are used as they are."""
+
+    unet: UNet
 
     def __init__(self, pipeline, progress_bar: bool = True, cache: Path | None = None):
         require_fit(pipeline)
@@ -116,7 +123,8 @@ class DiffusersHost(DiffusionHost):
 
     def tokenize(self, text: str) -> tuple[Token, ...]:
         tokenizer = self.encoders[0][0]
-        ids, words, tokens = self.ids(tokenizer, [text])[0].tolist(), tokenizer.vocab_size, []
+        ids, words = self.ids(tokenizer, [text])[0].tolist(), tokenizer.vocab_size
+        tokens: list[Token] = []
         for place, (id, piece) in enumerate(zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)):
             ended = bool(tokens) and tokens[-1].kind in ("end", "padding")
             kind = "start" if place == 0 else "padding" if ended else "end" if id == tokenizer.eos_token_id else "word"
@@ -213,12 +221,12 @@ class DiffusersHost(DiffusionHost):
 
     def with_beside(self, x_t: Tensor) -> Tensor:
         """Latents [B, C, h, w] with what the UNet takes beside them, of which there may be nothing."""
-        channels, *size = x_t.shape[1:]
+        channels, height, width = x_t.shape[1:]
         if self.unet.config.in_channels == channels:
             return x_t
-        if tuple(size) not in self.beside:
-            self.beside[tuple(size)] = beside_latents(self, channels, *size)
-        return torch.cat([x_t, self.beside[tuple(size)].to(x_t).expand(len(x_t), -1, -1, -1)], 1)
+        if (height, width) not in self.beside:
+            self.beside[height, width] = beside_latents(self, channels, height, width)
+        return torch.cat([x_t, self.beside[height, width].to(x_t).expand(len(x_t), -1, -1, -1)], 1)
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
@@ -243,7 +251,9 @@ class DiffusersHost(DiffusionHost):
     def lora_key(self, layer: str, matrix: str) -> str:
         name = layer
         if self.family == "sdxl":  # kohya's SDXL names are sgm's
-            direction, block, index = BLOCK.match(layer).groups()
+            place = BLOCK.match(layer)
+            assert place is not None  # which `layers` takes its layers by
+            direction, block, index = place.groups()
             per_block = self.unet.config.layers_per_block + 1
             if direction == "down":
                 sgm = f"input_blocks.{1 + per_block * int(block) + int(index)}.1."
@@ -256,7 +266,7 @@ class DiffusersHost(DiffusionHost):
 
     def weight(self, layer: str, matrix: str) -> Tensor:
         linear = self.unet.get_submodule(f"{layer}.{linear_name(matrix)}")
-        return getattr(linear, "base_layer", linear).weight  # PEFT keeps the layer that it wraps
+        return weight_of(getattr(linear, "base_layer", linear))  # PEFT keeps the layer that it wraps
 
     def identity(self) -> object:
         modules = [self.unet, *(encoder for _, encoder in self.encoders), *([] if self.vae is None else [self.vae])]

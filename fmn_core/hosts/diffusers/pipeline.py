@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...attention.eager import uncompiled
 from ...errors import ForgetError, brief
 from ...files.libraries import take_from
 from ...files.safetensors import open_weights
-from ...host import DiffusionHost
+
+if TYPE_CHECKING:
+    from .model import DiffusersHost
+    from .unet import UNet
 
 OUT_OF_REACH = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError", "ConnectTimeout")
 PARAMETERISATIONS = ("epsilon", "v_prediction")
@@ -101,19 +105,20 @@ def require_fit(pipeline) -> None:
         )
 
 
-def asked_beside_text(unet: nn.Module) -> str:
+def asked_beside_text(unet: UNet) -> str:
     """What a UNet wants to be told that neither a prompt nor a latent says, or nothing."""
     config = unet.config
     if config.encoder_hid_dim_type == "ip_image_proj":
         return "pictures for its IP-Adapter (take it off by unload_ip_adapter())"
     if config.class_embed_type is not None or config.num_class_embeds is not None:
         return "a class or a noise level"
-    kinds = {config.encoder_hid_dim_type, config.addition_embed_type} - {None, "text_time"}
+    asked = (config.encoder_hid_dim_type, config.addition_embed_type)
+    kinds = {kind for kind in asked if kind is not None and kind != "text_time"}
     return f"an embedding of the kind {' and '.join(sorted(kinds))}" if kinds else ""
 
 
 @torch.no_grad()
-def beside_latents(host: DiffusionHost, channels: int, height: int, width: int) -> Tensor:
+def beside_latents(host: DiffusersHost, channels: int, height: int, width: int) -> Tensor:
     """What a UNet takes beside latents of this size where all is to be drawn [1, C, h, w]: one of inpainting a mask over
     all and the latents of a grey picture, one that edits pictures zeros. Raises ForgetError for any other."""
     more = host.unet.config.in_channels - channels
