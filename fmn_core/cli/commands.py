@@ -19,7 +19,7 @@ from ..files.atomic import describe, require_new, write_new
 from ..files.names import distinct, slug
 from ..inversion.config import InversionConfig
 from ..inversion.embedding import embedding_token, save_embedding
-from ..inversion.textual_inversion import invert_pictures
+from ..inversion.textual_inversion import Inversion, invert_pictures
 from ..log import say
 from ..patch.file import read_patch, save_patch
 from ..patch.stack import stack, unstack
@@ -72,11 +72,13 @@ def run_invert(options: argparse.Namespace) -> None:
     require_new(options.output)
     images = read_images(options.images, settings.resolution) if options.images else None
     host = open_host(options)
-    with beside(
-        options.output, lambda inversion, path: save_embedding(inversion.vectors, path, asdict(settings))
-    ) as checkpoint:
+
+    def save(inversion: Inversion, path: Path) -> Path:
+        return save_embedding(inversion.vectors, path, asdict(settings))
+
+    with beside(options.output, save) as checkpoint:
         inversion = invert_pictures(host, settings, images=images, concept=options.concept, checkpoint=checkpoint)
-        save_embedding(inversion.vectors, options.output, asdict(settings))
+        save(inversion, options.output)
     say(inversion.summary, describe(options.output))
 
 

@@ -135,9 +135,11 @@ def same(value: object, default: object) -> bool:
     """Whether a value is the default, which a number is in any spelling: YAML takes `2e-6` for a text."""
     if isinstance(default, bool) or isinstance(value, bool) or default is None or value is None:
         return value is default
+    if not isinstance(value, str | int | float) or not isinstance(default, str | int | float):
+        return value == default
     try:
         return float(value) == float(default)
-    except (TypeError, ValueError, OverflowError):
+    except (ValueError, OverflowError):
         return value == default
 
 

@@ -19,7 +19,7 @@ from ..files.names import slug
 from ..host import DiffusionHost
 from ..inversion.config import InversionConfig
 from ..inversion.embedding import add_embedding, save_embedding
-from ..inversion.textual_inversion import invert_pictures
+from ..inversion.textual_inversion import Inversion, invert_pictures
 from ..log import say
 from ..patch.file import save_patch
 from ..patch.summary import summary
@@ -98,12 +98,12 @@ def inversion_settings(config: dict) -> InversionConfig:
     return InversionConfig(
         concept_type=template,
         init_tokens="|".join(f"<id-{word}>" if word.isnumeric() else word for word in init_tokens),
-        steps=number(config, "max_train_steps_ti", InversionConfig, "steps"),
+        steps=whole(config, "max_train_steps_ti", InversionConfig, "steps"),
         learning_rate=number(config, "learning_rate_ti", InversionConfig, "learning_rate"),
-        seed=number(config, "seed", InversionConfig, "seed"),
-        batch_size=number(config, "train_batch_size", InversionConfig, "batch_size"),
+        seed=whole(config, "seed", InversionConfig, "seed"),
+        batch_size=whole(config, "train_batch_size", InversionConfig, "batch_size"),
         norm_decay=flag(config, "clip_ti_decay"),
-        resolution=number(config, "resolution", InversionConfig, "resolution"),
+        resolution=whole(config, "resolution", InversionConfig, "resolution"),
     )
 
 
@@ -111,9 +111,9 @@ def forgetting_settings(config: dict, pictures: int = 1, pads_with_end: bool = F
     """The settings that `Attn` means, for so many pictures and for a tokenizer that pads with the end token or with another,
     since `use_pooler` takes every end token."""
     ends = "concept_onward" if pads_with_end else "concept_and_end"  # the prompts end with the concept
-    batch_size = number(config, "train_batch_size", ResteeringConfig, "batch_size")
+    batch_size = whole(config, "train_batch_size", ResteeringConfig, "batch_size")
     if config["max_train_steps"] is None:
-        steps = number(config, "num_train_epochs", ResteeringConfig, "steps") * -(-pictures // batch_size)
+        steps = whole(config, "num_train_epochs", ResteeringConfig, "steps") * -(-pictures // batch_size)
         most = ResteeringConfig.__dataclass_fields__["steps"].metadata["max"]
         if steps > most:
             raise ForgetError(
@@ -121,21 +121,28 @@ def forgetting_settings(config: dict, pictures: int = 1, pads_with_end: bool = F
                 f"a smaller number, for {most:,} steps at most."
             )
     else:
-        steps = number(config, "max_train_steps", ResteeringConfig, "steps")
+        steps = whole(config, "max_train_steps", ResteeringConfig, "steps")
     return ResteeringConfig(
         steps=steps,
         learning_rate=lora_rate(config, steps),
-        seed=number(config, "seed", ResteeringConfig, "seed"),
+        seed=whole(config, "seed", ResteeringConfig, "seed"),
         batch_size=batch_size,
         penalized_tokens=ends if flag(config, "use_pooler") else "concept",
         target_modules="q,k,v,out",
         train_layers="cross_attention" if flag(config, "only_optimize_ca") else "whole_unet",
-        resolution=number(config, "resolution", ResteeringConfig, "resolution"),
+        resolution=whole(config, "resolution", ResteeringConfig, "resolution"),
         loss="joint_norm",
     )
 
 
-def number(config: dict, key: str, settings: type, name: str) -> int | float:
+def whole(config: dict, key: str, settings: type[InversionConfig | ResteeringConfig], name: str) -> int:
+    """A key's whole number; raises as `number`."""
+    found = number(config, key, settings, name)
+    assert isinstance(found, int)
+    return found
+
+
+def number(config: dict, key: str, settings: type[InversionConfig | ResteeringConfig], name: str) -> int | float:
     """A key's number, which becomes a field of the settings; a missing seed is 0, and YAML takes `2e-6` for a text.
 
     Raises ForgetError, in terms of the key, for what is not a number, and for one that the field's bounds do not allow.
@@ -209,9 +216,13 @@ def run_inversion(config: dict, model: str | None, device: str | None) -> None:
     path = folder_of(config, "output_dir", "a folder, such as exps_ti/elon-musk") / f"step_inv_{settings.steps}.safetensors"
     images = read_images(pictures, settings.resolution)
     host = open_host(config, model, device)
-    with beside(path, lambda inversion, path: save_embedding(inversion.vectors, path, asdict(settings))) as checkpoint:
+
+    def save(inversion: Inversion, path: Path) -> Path:
+        return save_embedding(inversion.vectors, path, asdict(settings))
+
+    with beside(path, save) as checkpoint:
         inversion = invert_pictures(host, settings, images=images, checkpoint=checkpoint)
-        file = save_beside(path, lambda path: save_embedding(inversion.vectors, path, asdict(settings)))
+        file = save_beside(path, lambda path: save(inversion, path))
     say(inversion.summary, describe(file))
 
 
@@ -275,13 +286,18 @@ def newest_embedding(name: str) -> Path:
     """The file of a concept's learned words after the most steps, and of these the last run's; raises ForgetError where
     there is none."""
     folder = Path("exps_ti", name)
-    runs = {file: re.fullmatch(r"step_inv_(\d+)(?:-(\d+))?", file.stem) for file in folder.glob("*.safetensors")}
-    if not runs:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
         raise ForgetError(
             f"There is no embedding in {folder.absolute()}: run a ti.yaml with the output_dir exps_ti/{name} first, or "
             "write use_ti: false."
         )
-    return max(sorted(runs), key=lambda file: (int(runs[file][1]), int(runs[file][2] or 0)) if runs[file] else (-1, 0))
+
+    def steps_and_run(file: Path) -> tuple[int, int]:
+        found = re.fullmatch(r"step_inv_(\d+)(?:-(\d+))?", file.stem)
+        return (int(found[1]), int(found[2] or 0)) if found else (-1, 0)
+
+    return max(files, key=steps_and_run)
 
 
 def open_host(config: dict, model: str | None, device: str | None) -> DiffusionHost:

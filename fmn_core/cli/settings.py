@@ -28,16 +28,17 @@ def add_preset_settings(parser: argparse.ArgumentParser) -> None:
     for preset, config in PRESETS.items():
         for f in dataclasses.fields(config):
             owners.setdefault(f.name, []).append(preset)
-    groups = {}
-    for config in (ForgetConfig, TrainingConfig, *PRESETS.values()):
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    settings: list[type[ForgetConfig]] = [ForgetConfig, TrainingConfig, *PRESETS.values()]
+    for config in settings:
         for f in dataclasses.fields(config):
             if f.name in owners:
                 title = "settings of " + (
                     "all presets" if len(owners[f.name]) == len(PRESETS) else ", ".join(owners[f.name])
                 )
-                group = groups.setdefault(title, None) or parser.add_argument_group(title)
-                groups[title] = group
-                add_setting(group, f, owners.pop(f.name))
+                if title not in groups:
+                    groups[title] = parser.add_argument_group(title)
+                add_setting(groups[title], f, owners.pop(f.name))
 
 
 def add_setting(group, f: dataclasses.Field, presets: list[str]) -> None:
