@@ -10,7 +10,7 @@ if __package__ and find_spec("folder_paths") is not None:
 
     if why := refusal():
         logging.error(why)
-        NODE_CLASS_MAPPINGS = {}  # of hosts of any age: a pack that is whole and has no nodes
+        NODE_CLASS_MAPPINGS: dict[str, type] = {}  # of hosts of any age: a pack that is whole and has no nodes
     else:
         from .nodes import comfy_entrypoint
 

@@ -169,7 +169,8 @@ class CompareTokenAttention(io.ComfyNode):
     def execute(cls, first, second, first_image, second_image, **settings) -> io.NodeOutput:
         (first, one), (second, two) = own(cls, first, "first_image"), own(cls, second, "second_image")
         chosen = CompareConfig(**settings)
-        comparison = compare(first, second, chosen.words, *first_image.shape[1:3], progress_bar())
+        height, width = first_image.shape[1:3]
+        comparison = compare(first, second, chosen.words, height, width, progress_bar())
         report = comparison.report((chosen.first_title, chosen.second_title))
         sheets = draw_comparison(comparison, (first_image, second_image), chosen, progress_bar())
         text = "\n".join([report, one, two]).strip()

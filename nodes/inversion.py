@@ -76,7 +76,10 @@ class InvertConcept(io.ComfyNode):
                 paths = new_embeddings(concept)
                 return save_under_next(paths, lambda path: save_embedding(inversion.vectors, path, asdict(config)))
 
-            with checkpoint_for(cls, lambda inversion: save(inversion, f"{concept} unfinished")) as checkpoint:
+            def save_unfinished(inversion: Inversion) -> Path:
+                return save(inversion, f"{concept} unfinished")
+
+            with checkpoint_for(cls, save_unfinished) as checkpoint:
                 inversion = invert_pictures(host, config, images=images, mask=mask, concept=concept, checkpoint=checkpoint)
                 path = save(inversion)
         text = f"{inversion.summary}\nSaved {path}"

@@ -60,7 +60,7 @@ def written_at(name: str, kind: str) -> int | None:
     """When a file of the host's folders was written, or None where there is none."""
     path = find_file(name, kind)
     try:
-        return path and path.stat().st_mtime_ns
+        return None if path is None else path.stat().st_mtime_ns
     except OSError:  # taken away in between
         return None
 

@@ -50,8 +50,8 @@ def widget(kind, id: str, *, advanced: bool = False, **kwargs):
 def settings_inputs(settings: type, only: Collection[str] | None = None, without: Collection[str] = ()) -> list:
     """One widget for each field of a settings dataclass, or for `only` some or all `without` some, with its help, default
     and bounds; advanced ones last."""
-    inputs, fields = [], dataclasses.fields(settings)
-    fields = [f for f in fields if f.name not in without] if only is None else [f for f in fields if f.name in only]
+    inputs, every = [], dataclasses.fields(settings)
+    fields = [f for f in every if f.name not in without] if only is None else [f for f in every if f.name in only]
     for f in sorted(fields, key=lambda f: f.metadata["advanced"]):
         common = {"default": f.default, "tooltip": f.metadata["help"], "advanced": f.metadata["advanced"]}
         common["display_name"] = f"{f.name} (0: auto)" if f.metadata["auto"] else None

@@ -94,9 +94,10 @@ class StackPatches(io.ComfyNode):
     @classmethod
     def execute(cls, model=None, clip=None, lora_stack=None, **inputs) -> io.NodeOutput:
         rows = [
-            [inputs.get(f"{key}_{row}") for key in ("patch", "strength", "enabled", "lora")] for row in range(1, ROWS + 1)
+            (inputs[f"patch_{row}"], inputs[f"strength_{row}"], inputs.get(f"lora_{row}"))
+            for row in range(1, ROWS + 1)
+            if inputs.get(f"enabled_{row}")
         ]
-        rows = [(name, strength, lora) for name, strength, enabled, lora in rows if enabled]
         patches = [WeightedPatch(as_patch(lora), s) for name, s, lora in rows if name == FROM_INPUT and lora is not None]
         chosen = [(name, strength, 0.0) for name, strength, _ in rows if name != FROM_INPUT]
         patches += [WeightedPatch(read_patch(require_file(name)), strength) for name, strength, _ in chosen]
