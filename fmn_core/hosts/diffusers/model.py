@@ -27,7 +27,9 @@ from ...host import (
     weight_of,
 )  # fmt: skip
 from ...text.templates import placeholder_texts
+from .names import sgm_name
 from .pipeline import asked_beside_text, beside_latents, require_fit
+from .text import put_into, tokens_of
 
 if TYPE_CHECKING:
     from .unet import UNet
@@ -38,7 +40,6 @@ ENCODED_PIXELS = 4 * 1024**2  # in a batch of the VAE: four pictures of SDXL's s
 LEAST_SIGNAL = 2**-24  # of alphas_cumprod, as diffusers' Euler has it: at none, the noise says nothing of the picture
 IMAGE_SIDES = {"sdxl": 128}  # latent pixels where the UNet's config says none; of the other families 64
 PLACEHOLDER_TOKEN = re.compile(r"<[^<>\s]+>")
-BLOCK = re.compile(r"^(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\.")
 
 
 class DiffusersHost(DiffusionHost):
@@ -123,13 +124,7 @@ class DiffusersHost(DiffusionHost):
 
     def tokenize(self, text: str) -> tuple[Token, ...]:
         tokenizer = self.encoders[0][0]
-        ids, words = self.ids(tokenizer, [text])[0].tolist(), tokenizer.vocab_size
-        tokens: list[Token] = []
-        for place, (id, piece) in enumerate(zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)):
-            ended = bool(tokens) and tokens[-1].kind in ("end", "padding")
-            kind = "start" if place == 0 else "padding" if ended else "end" if id == tokenizer.eos_token_id else "word"
-            tokens.append(Token(-1 - id if id >= words else id, piece, kind))
-        return tuple(tokens)
+        return tokens_of(tokenizer, self.ids(tokenizer, [text])[0].tolist())
 
     def missing_embeddings(self, text: str) -> dict[str, str]:
         known = self.encoders[0][0].get_vocab()
@@ -249,19 +244,7 @@ class DiffusersHost(DiffusionHost):
         return (pixels.float() / 2 + 0.5).clamp(0, 1).movedim(1, -1).cpu()
 
     def lora_key(self, layer: str, matrix: str) -> str:
-        name = layer
-        if self.family == "sdxl":  # kohya's SDXL names are sgm's
-            place = BLOCK.match(layer)
-            assert place is not None  # which `layers` takes its layers by
-            direction, block, index = place.groups()
-            per_block = self.unet.config.layers_per_block + 1
-            if direction == "down":
-                sgm = f"input_blocks.{1 + per_block * int(block) + int(index)}.1."
-            elif direction == "up":
-                sgm = f"output_blocks.{per_block * int(block) + int(index)}.1."
-            else:
-                sgm = f"middle_block.{2 * int(index) + 1}."
-            name = BLOCK.sub(sgm, layer)
+        name = sgm_name(layer, self.unet.config.layers_per_block) if self.family == "sdxl" else layer
         return f"lora_unet_{name}_{linear_name(matrix)}".replace(".", "_")
 
     def weight(self, layer: str, matrix: str) -> Tensor:
@@ -296,15 +279,3 @@ class DiffusersHost(DiffusionHost):
 
     def check_interrupt(self) -> None:
         """Python raises KeyboardInterrupt by itself."""
-
-
-def put_into(columns: list[int], vectors: Tensor):
-    """A forward hook for an embedding that puts vectors into these columns of its output, from the start again at need."""
-    rows = torch.arange(len(columns)) % len(vectors)
-
-    def hook(module, args, output):
-        output = output.clone()
-        output[:, columns] = vectors[rows].to(output)
-        return output
-
-    return hook
