@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict
@@ -27,6 +26,7 @@ from ..text.concept import Concept, make_concepts
 from ..training.checkpoint import beside
 from ..training.images import read_folders, read_images
 from .config_keys import DEAD, LIVE, split_tokens, without_effect
+from .config_values import flag, folder_of, number, read_concepts, real, whole
 from .model import cache_folder
 
 MOST_BYTES = 1 << 15  # of a file: the original's have one thousand, a hundred concepts four
@@ -135,48 +135,6 @@ def forgetting_settings(config: dict, pictures: int = 1, pads_with_end: bool = F
     )
 
 
-def whole(config: dict, key: str, settings: type[InversionConfig | ResteeringConfig], name: str) -> int:
-    """A key's whole number; raises as `number`."""
-    found = number(config, key, settings, name)
-    assert isinstance(found, int)
-    return found
-
-
-def number(config: dict, key: str, settings: type[InversionConfig | ResteeringConfig], name: str) -> int | float:
-    """A key's number, which becomes a field of the settings; a missing seed is 0, and YAML takes `2e-6` for a text.
-
-    Raises ForgetError, in terms of the key, for what is not a number, and for one that the field's bounds do not allow.
-    """
-    kind, bounds = type(getattr(settings, name)), settings.__dataclass_fields__[name].metadata
-    if config[key] is None and name == "seed":
-        return 0
-    found = config[key] if type(config[key]) is int else real(config, key)  # a seed may have more digits than a float
-    if kind(found) != found:
-        raise ForgetError(f"{key} is {found:g}: write a whole number.")
-    found = kind(found)
-    if not bounds["min"] <= found <= bounds["max"]:
-        raise ForgetError(f"{key} is {found}: write a number from {bounds['min']} to {bounds['max']}.")
-    return found
-
-
-def flag(config: dict, key: str) -> bool:
-    """A key that is true or false; raises ForgetError for anything else, such as a text, which would count as true."""
-    if config[key] not in (True, False, None):
-        raise ForgetError(f"{key} is `{brief(config[key])}`: write true or false.")
-    return bool(config[key])
-
-
-def real(config: dict, key: str) -> float:
-    """A key's number; raises ForgetError where it has none."""
-    try:
-        found = float(config[key])
-    except (TypeError, ValueError, OverflowError):
-        found = math.nan
-    if not math.isfinite(found):
-        raise ForgetError(f"{key} is `{brief(config[key])}`: write a number.")
-    return found
-
-
 def lora_rate(config: dict, steps: int) -> float:
     """The learning rate of a LoRA that in all its steps moves weights as far as the original's rate moves them whole.
 
@@ -188,25 +146,6 @@ def lora_rate(config: dict, steps: int) -> float:
     if not 0 < rate <= limit:
         raise ForgetError(f"learning_rate is {rate:g}: write a number above 0, and up to {limit:g} for {steps} steps.")
     return (rate / (rank * steps)) ** 0.5
-
-
-def folder_of(config: dict, key: str, example: str) -> Path:
-    """The folder that a key names; raises ForgetError where it names none."""
-    name = config[key]
-    if name in (None, ""):
-        raise ForgetError(f"{key} is missing: write {example}.")
-    if not isinstance(name, str) or "\0" in name:
-        raise ForgetError(f"{key} is `{brief(name)}`: write a folder's name, in quotes where it is a number.")
-    return Path(name)
-
-
-def read_concepts(config: dict) -> list[tuple[str, str]]:
-    """(name as folders have it, type) of every concept; raises ForgetError where the list is not one of pairs."""
-    listed = config["multi_concept"]
-    pairs = isinstance(listed, list) and all(isinstance(entry, list) and len(entry) == 2 for entry in listed)
-    if not listed or not pairs:
-        raise ForgetError(f"multi_concept is `{brief(listed)}`: write a list of pairs, such as [[elon-musk, object]].")
-    return [(str(name), str(type)) for name, type in listed]
 
 
 def run_inversion(config: dict, model: str | None, device: str | None) -> None:
