@@ -52,7 +52,6 @@ def import_patch(
         contents = Contents(weights, layers)
         kind = require_kind(weights, contents)
         unet_lora: dict[str, Tensor] = {}
-        unknown: list[str] = []
         given: dict[str, Factors] | None = None
         lost = 0.0
         if kind != FULL:
@@ -72,9 +71,8 @@ def import_patch(
         padded = one_rank(weights, given, lambda name: min(layers.shapes[name]))
         require_half(weights, padded)
         factors = OneRank({layers.targets[name]: pair for name, pair in padded.factors.items()})
-        statistics = None
-        if concepts:
-            statistics, unknown = word_statistics(host, concepts, ClosedFormConfig(concept_type=settings.concept_type))
+        words = ClosedFormConfig(concept_type=settings.concept_type)
+        statistics, unknown = word_statistics(host, concepts, words) if concepts else (None, [])
         how = {"preset": "imported"} | asdict(settings)
         patch = make_patch(host, factors, concepts, how, PatchReport(), statistics=statistics)
         patch.info["concept"] = patch.info["concept"] or one_line(weights.path.stem)
