@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,21 +17,10 @@ from torch import Tensor, nn
 
 from .errors import ForgetError
 from .log import ENCODED_AT_ONCE, Progress
-from .prompts import Prompts, Token
 
 MATRICES = ("to_q", "to_k", "to_v", "to_out")
 IMAGES_AT_ONCE = 4  # that are sampled or decoded: what a consumer GPU holds at SDXL's size
 SAMPLES = 1024  # values of each weight that tell models apart
-
-# Family of a model -> (ss_base_model_version, modelspec.architecture): what LoRA loaders sort files by.
-FAMILIES = {
-    "sd1": ("sd_v1", "stable-diffusion-v1/lora"),
-    "sd2": ("sd_v2", "stable-diffusion-v2-512/lora"),
-    "sd2_v": ("sd_v2_v", "stable-diffusion-v2-768-v/lora"),
-    "sdxl": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"),
-}
-
-
 TokenEmbeddings = dict[str, Tensor]  # text encoder (`clip_l`, `clip_g`, `clip_h`) -> vectors [n, D] that stand for n tokens
 EMBEDDING_CALL = re.compile(r"(?<![^\s(])embedding:([^\s,()]*)")  # as ComfyUI spells it, which no plain word is
 CANNOT_INVERT = "This host cannot learn words: invert the concept in ComfyUI or on the command line, and use the file here."
@@ -60,6 +50,82 @@ class CrossAttention:
     def linear(self, matrix: str) -> nn.Module:
         """The projection called `matrix` (one of MATRICES)."""
         return self.module.get_submodule(linear_name(matrix))
+
+
+@dataclass(frozen=True)
+class Token:
+    """One column of the cross-attention map: the tokenizer's piece and its id, below zero for an embedding's."""
+
+    id: int
+    text: str
+    kind: str  # start, word, end (the first after the words) or padding
+
+    @property
+    def ends_word(self) -> bool:
+        """CLIP's BPE marks a word's last piece with `</w>`; an embedding's columns are words of their own."""
+        return self.text.endswith("</w>") or self.id < 0
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Encoded prompts: embeddings [B, T, D], pooled embeddings [B, P] or None, and T tokens for each prompt."""
+
+    texts: tuple[str, ...]
+    prompt_embeds: Tensor
+    pooled_prompt_embeds: Tensor | None
+    tokens: tuple[tuple[Token, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, rows: int | list[int]) -> Prompts:
+        """The prompts at these row numbers, repeats allowed."""
+        rows = [rows] if isinstance(rows, int) else rows
+        return replace(
+            self,
+            texts=tuple(self.texts[r] for r in rows),
+            prompt_embeds=self.prompt_embeds[rows],
+            pooled_prompt_embeds=None if self.pooled_prompt_embeds is None else self.pooled_prompt_embeds[rows],
+            tokens=tuple(self.tokens[r] for r in rows),
+        )
+
+    def expand(self, count: int) -> Prompts:
+        """A single prompt, so many times; unlike that of indexing, its gradient is the same from run to run on any number of
+        threads."""
+        return replace(
+            self,
+            texts=self.texts * count,
+            prompt_embeds=self.prompt_embeds.expand(count, -1, -1),
+            pooled_prompt_embeds=None if self.pooled_prompt_embeds is None else self.pooled_prompt_embeds.expand(count, -1),
+            tokens=self.tokens * count,
+        )
+
+    @classmethod
+    def cat(cls, batches: Sequence[Prompts]) -> Prompts:
+        """Batches of prompts as one, tiled to a common length where they differ, as hosts do."""
+        pooled = [batch.pooled_prompt_embeds for batch in batches if batch.pooled_prompt_embeds is not None]
+        length = math.lcm(*(batch.prompt_embeds.shape[1] for batch in batches))
+        return cls(
+            texts=tuple(text for batch in batches for text in batch.texts),
+            prompt_embeds=torch.cat([tile(batch.prompt_embeds, length) for batch in batches]),
+            pooled_prompt_embeds=torch.cat(pooled) if pooled else None,
+            tokens=tuple(row * (length // len(row)) for batch in batches for row in batch.tokens),
+        )
+
+    def mean(self) -> Prompts:
+        """What the prompts have in common, as one prompt: the mean of those that are as long as most."""
+        ends = [[token.kind for token in tokens].index("end") for tokens in self.tokens]
+        common = statistics.mode(ends)
+        alike = self[[row for row, end in enumerate(ends) if end == common]]
+        pooled = alike.pooled_prompt_embeds
+        pooled = None if pooled is None else pooled.mean(0, keepdim=True)
+        return replace(alike[0], prompt_embeds=alike.prompt_embeds.mean(0, keepdim=True), pooled_prompt_embeds=pooled)
+
+
+def tile(tokens: Tensor, length: int) -> Tensor:
+    """A mask [T] or embeddings [B, T, D] of tokens, repeated to this length."""
+    times = length // tokens.shape[-1 if tokens.ndim == 1 else 1]
+    return tokens.repeat(times) if tokens.ndim == 1 else tokens.repeat(1, times, 1)
 
 
 def sampled(weight: Tensor) -> list[object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,6 @@ from torch import Tensor
 from ..config import setting
 from ..host import CrossAttention, Token
 from ..log import logger
-from ..sums import total
 from .capture import attention_probabilities
 from .frames import Box, Frame, Origin, halve, resized
 
@@ -251,17 +251,17 @@ class AttentionRecording:
         there = [frame for frame in frames if layer in frame.sums]
         if not there:  # another pack has left the layer out of these steps
             return torch.zeros_like(self.map(layer, columns=columns))
-        count = total(frame.counts[layer] for frame in there)
-        return total(frame.sums[layer][..., columns] for frame in there) / count.clamp(min=1e-12)[:, :, None]
+        count = reduce(torch.add, (frame.counts[layer] for frame in there))
+        return reduce(torch.add, (frame.sums[layer][..., columns] for frame in there)) / count.clamp(min=1e-12)[:, :, None]
 
     def mass(self) -> Tensor:
         """Each column's share of the attention [B, T]: a mean over layers, heads and the pixels that the prompt is for."""
         layers = []
         for name in self.layers:
             there = [frame for frame in self.frames if name in frame.sums]
-            seen = total(frame.counts[name] for frame in there)
+            seen = reduce(torch.add, (frame.counts[name] for frame in there))
             if seen.min() == seen.max():
-                part = total(frame.sums[name].sum((2, 3)) for frame in there) / seen.sum()
+                part = reduce(torch.add, (frame.sums[name].sum((2, 3)) for frame in there)) / seen.sum()
             else:
                 part = self.map(name)[:, :, seen > 0].mean(2)
             layers.append(part.mean(1).cpu())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,6 @@ from torch import Tensor
 
 from ..errors import ForgetError
 from ..patch.statistics import TextStatistics
-from ..sums import total
 from ..text.concept import find_tokens
 from ..text.features import TokenSpan, VocabularyIndex, pair_spans
 from ..text.name_words import own_span
@@ -46,7 +46,7 @@ class PlanFeatures:
         )
         empty = vocabulary.host.encode_prefix([""], len(vocabulary.tokenize("")))[0].cpu().double()
         kept = kept_moment(vocabulary.kept(plan.forgotten), near, preserved, empty, inside)
-        attended = total(attended_moment(vocabulary, plan, name, len(empty)) for name in plan.names)
+        attended = reduce(torch.add, (attended_moment(vocabulary, plan, name, len(empty)) for name in plan.names))
         return cls(
             concepts={name: concept_targets(vocabulary, plan, name, plan.templates) for name in plan.names},
             near=near,

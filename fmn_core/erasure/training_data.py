@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..host import DiffusionHost
+from ..host import DiffusionHost, Prompts, tile
 from ..log import phase
-from ..prompts import Prompts, tile
 from ..text.concept import concept_masks, round_robin
 from ..text.templates import NEAR_TEMPLATES, fill
 from ..training.images import concept_pictures

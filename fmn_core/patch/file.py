@@ -14,11 +14,10 @@ from ..files.atomic import write_all_new
 from ..files.bounded_json import parse_json, require_bounded_json
 from ..files.header import read_header, read_raw_header, require_bounded_header, tensor_hash, with_sorted_header
 from ..files.safetensors import UNREADABLE, read_small
-from ..host import FAMILIES
 from ..log import replace_surrogates
 from .bounds import require_brief, require_room
 from .patch import Patch, check_patch, shapes_of
-from .schema import upgraded
+from .schema import FAMILIES, upgraded
 
 MOST_BYTES = 1 << 30  # of a file: SDXL's at rank 128 has 202 million, a hundred concepts of rank 4 stacked 380 million
 

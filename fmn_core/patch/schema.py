@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..errors import ForgetError, brief
-from ..host import FAMILIES
 from .bounds import require_brief
+
+# Family of a model -> (ss_base_model_version, modelspec.architecture): what LoRA loaders sort files by.
+FAMILIES = {
+    "sd1": ("sd_v1", "stable-diffusion-v1/lora"),
+    "sd2": ("sd_v2", "stable-diffusion-v2-512/lora"),
+    "sd2_v": ("sd_v2_v", "stable-diffusion-v2-768-v/lora"),
+    "sdxl": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"),
+}
 
 SCHEMA = 2
 READ = (1, SCHEMA)

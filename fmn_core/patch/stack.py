@@ -16,13 +16,13 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 from .. import __version__
 from ..errors import ForgetError
-from ..sums import total
 from .bounds import MOST_PARTS, MOST_RANK
 from .conflicts import collateral_change, conflict_warnings, conflicts, response_errors
 from .patch import ALPHA, DOWN, UP, Patch, check_patch, check_strength, shapes_of
@@ -196,7 +196,7 @@ def joint_solution(down: Tensor, ranks: Sequence[int], statistics: Sequence[Text
     size = down.norm(dim=1)
     size = torch.where(size > 0, size, 1.0)
     Z = down / size[:, None]
-    kept = total(squares(Z @ own.kept.T) + own.tail * squares(Z) for own in known) / len(known)
+    kept = reduce(torch.add, (squares(Z @ own.kept.T) + own.tail * squares(Z) for own in known)) / len(known)
     own = [torch.zeros_like(kept) if each is None else OWN * squares(Z @ each.keys.T) for each in statistics]
     parts = torch.arange(len(Z)).split(list(ranks))
     wanted = torch.cat([(G + kept)[rows] for G, rows in zip(own, parts, strict=True)])

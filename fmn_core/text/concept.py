@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ..config import require_text
 from ..errors import ForgetError
-from ..host import DiffusionHost
-from ..prompts import Prompts, Token, tile
+from ..host import DiffusionHost, Prompts, Token, tile
 from .bounds import require_brief_texts
 
 # The original's templates (configs/attn.yaml, `concept_type`); identities used the object's there.

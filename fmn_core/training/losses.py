@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import reduce
 
+import torch
 from torch import Tensor
-
-from ..sums import total
 
 LEAST = 1e-20  # under a root, whose gradient at zero is infinite
 MOST_WEIGHT = 20.0  # of a noise error, where there is most noise
@@ -21,7 +21,7 @@ def attention_resteering_loss(maps: Iterable[Tensor], token_mask: Tensor, region
     squares = [A.square() * token_mask[:, None, None, :] for A in maps]
     if regions is not None:
         squares = [square * M[:, None, :, None] for square, M in zip(squares, regions, strict=True)]
-    return total(square.sum() for square in squares) / len(token_mask)
+    return reduce(torch.add, (square.sum() for square in squares)) / len(token_mask)
 
 
 def joint_norm_loss(maps: Iterable[Tensor], token_mask: Tensor, regions: Iterable[Tensor] | None = None) -> Tensor:
@@ -37,7 +37,7 @@ def mean_attention_loss(maps: Iterable[Tensor], token_mask: Tensor, regions: Ite
     squares = [(A.square() * token_mask[:, None, None, :]).sum(-1) for A in maps]
     if regions is not None:
         squares = [square * M[:, None, :] for square, M in zip(squares, regions, strict=True)]
-    return total(square.mean() for square in squares) / len(squares)
+    return reduce(torch.add, (square.mean() for square in squares)) / len(squares)
 
 
 def predicted_x0(x_t: Tensor, epsilon: Tensor, alpha_bar: Tensor) -> Tensor:
