@@ -140,7 +140,7 @@ def forget_me_not(host, kind, names, rate, steps=35, pooler=True, whole=True):
     rows = [i % len(texts) for i in range(count)]
     with host.training((count, *host.latent_shape())):
         noise = torch.randn(count, *host.latent_shape(), generator=generator)
-        latents = sample_ddim(host, noise, prompts[rows], empty[[0] * count], 20, GUIDANCE)
+        latents = sample_ddim(host, noise, prompts[rows], empty[[0] * count], steps=20, guidance=GUIDANCE)
 
         def train(parameters):
             optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=1e-2)

@@ -233,7 +233,7 @@ def by_picture(host, judge):
             looking = WithPicture(host, adapter, adapter.tokens(features))
             asked, empty = (host.encode([one] * MANY) for one in (text, ""))
             with host.training(noise.shape), torch.no_grad():
-                return host.decode(sample_ddim(looking, noise, asked, empty, STEPS, GUIDANCE))
+                return host.decode(sample_ddim(looking, noise, asked, empty, steps=STEPS, guidance=GUIDANCE))
 
         ways = {"its name alone": lambda prompt=prompt: sample(host, [prompt] * MANY, range(MANY))}
         for strength in STRENGTHS:

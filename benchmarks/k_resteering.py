@@ -76,7 +76,9 @@ def queries_of(host, prompts):
     handles = [layer.linear("to_q").register_forward_hook(read(name, layer.heads)) for name, layer in layers.items()]
     try:
         with host.training(noise.shape), torch.no_grad():
-            sample_ddim(host, noise, host.encode(prompts), host.encode([""])[[0] * len(prompts)], QUERY_STEPS, 1.0)
+            sample_ddim(
+                host, noise, host.encode(prompts), host.encode([""])[[0] * len(prompts)], steps=QUERY_STEPS, guidance=1.0
+            )
     finally:
         for handle in handles:
             handle.remove()

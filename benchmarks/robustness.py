@@ -40,6 +40,6 @@ def learned_back(host, weights, kind, names, judge, steps=300):
         vectors = invert(TrainingRun(host, settings), latents).vectors
         with host.training(noise.shape, text=True), torch.no_grad():
             words = host.encode_with_embeddings(template, vectors)
-            made = sample_ddim(host, noise, words[[0] * SHOWN], empty[[0] * SHOWN], STEPS, GUIDANCE)
+            made = sample_ddim(host, noise, words[[0] * SHOWN], empty[[0] * SHOWN], steps=STEPS, guidance=GUIDANCE)
     seen = judge.names(HEAD[kind], judge.features(host.decode(made)))
     return {"m_score": text_cosine(words, named), "recovery": seen.count(name) / SHOWN}

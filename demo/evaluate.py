@@ -93,7 +93,9 @@ def sample(host, prompts, seeds, steps=STEPS):
     shape = host.latent_shape()
     noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     with host.training((len(prompts), *shape)):
-        return host.decode(sample_ddim(host, noise, host.encode(prompts), host.encode([""] * len(prompts)), steps, GUIDANCE))
+        return host.decode(
+            sample_ddim(host, noise, host.encode(prompts), host.encode([""] * len(prompts)), steps=steps, guidance=GUIDANCE)
+        )
 
 
 def seconds_a_picture(host) -> float:

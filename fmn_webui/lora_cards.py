@@ -76,7 +76,7 @@ def before_and_after(host: DiffusionHost, patch: Patch) -> Image.Image | None:
     with host.progress(2 * STEPS), host.training((1, *shape)), torch.no_grad():
 
         def sample() -> Tensor:
-            return sample_pictures(host, noise, prompt, empty, STEPS, GUIDANCE)
+            return sample_pictures(host, noise, prompt, empty, steps=STEPS, guidance=GUIDANCE)
 
         before = sample()
         with applied(host, patch, 1.0):

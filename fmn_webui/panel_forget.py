@@ -67,12 +67,18 @@ def forget_panel() -> Submit:
     button = gr.Button("Forget", variant="primary", elem_id="fmn_forget")
     message = gr.HTML(elem_id="fmn_forget_message")
 
-    def submit(concept, name, card, files, folder, masks, preset, *values) -> str:
-        named = {key: value for key, value in zip(settings, values, strict=True) if key in fields_of(preset)}
-        folder = "" if shared.cmd_opts.hide_ui_dir_config else folder
-        return submitted(job_of, concept, name, card, files, folder, masks, preset=preset, **named)
+    inputs = {"concept": concept, "name": name, "card": card, "files": files, "folder": folder, "masks": masks}
+    inputs |= {"preset": preset, **settings}
 
-    return button, submit, [concept, name, card, files, folder, masks, preset, *settings.values()], message
+    def submit(*values) -> str:
+        named = dict(zip(inputs, values, strict=True))
+        read = fields_of(named["preset"])
+        named = {key: value for key, value in named.items() if key in read or key not in settings}
+        if shared.cmd_opts.hide_ui_dir_config:
+            named["folder"] = ""
+        return submitted(job_of, **named)
+
+    return button, submit, [*inputs.values()], message
 
 
 def fields_of(preset: str) -> dict[str, dataclasses.Field]:
@@ -97,7 +103,7 @@ def shown_for(preset: str, names: Sequence[str]) -> list[dict]:
     return updates
 
 
-def job_of(concept: str, name: str, card: bool, files, folder: str, masks, *, preset: str, **settings) -> Job:
+def job_of(concept: str, name: str, *, card: bool, files, folder: str, masks, preset: str, **settings) -> Job:
     """A job from the panel's values; raises ForgetError for those that cannot work."""
     config = forget_config(preset, settings)
     sources = [path_of(file) for file in files or []] or folder_pictures(folder)

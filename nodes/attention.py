@@ -95,7 +95,7 @@ class RecordPictureAttention(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, vae, image, text, granularity, layers, max_memory_mb, **look) -> io.NodeOutput:
+    def execute(cls, model, clip, vae, image, text, *, granularity, layers, max_memory_mb, **look) -> io.NodeOutput:
         with torch.inference_mode(False):
             host = ComfyHost(model, clip, vae)
             recording = RecordingConfig(granularity=granularity, layers=layers, max_memory_mb=max_memory_mb)
@@ -170,7 +170,7 @@ class CompareTokenAttention(io.ComfyNode):
         (first, one), (second, two) = own(cls, first, "first_image"), own(cls, second, "second_image")
         chosen = CompareConfig(**settings)
         height, width = first_image.shape[1:3]
-        comparison = compare(first, second, chosen.words, height, width, progress_bar())
+        comparison = compare(first, second, chosen.words, (height, width), progress_bar())
         report = comparison.report((chosen.first_title, chosen.second_title))
         sheets = draw_comparison(comparison, (first_image, second_image), chosen, progress_bar())
         text = "\n".join([report, one, two]).strip()

@@ -60,7 +60,7 @@ class EvaluatePatch(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, lora, vae=None, clip_vision=None, images=None, **settings) -> io.NodeOutput:
+    def execute(cls, model, clip, lora, *, vae=None, clip_vision=None, images=None, **settings) -> io.NodeOutput:
         patch = as_patch(lora)
         scorer = None if clip_vision is None else clip_scorer(clip, clip_vision)
         with torch.inference_mode(False):  # the graph runs in inference mode, whose tensors autograd refuses

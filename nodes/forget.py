@@ -78,7 +78,9 @@ class ForgetConcept(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, concept, preset, settings=None, images=None, mask=None, vae=None, **main) -> io.NodeOutput:
+    def execute(
+        cls, model, clip, concept, preset, *, settings=None, images=None, mask=None, vae=None, **main
+    ) -> io.NodeOutput:
         config = make_config(preset, **main, **settings_for(preset, settings))
         with torch.inference_mode(False):  # the graph runs in inference mode, whose tensors autograd refuses
             images, mask = (None if x is None else x.clone() for x in (images, mask))

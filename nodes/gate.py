@@ -75,7 +75,7 @@ class GatePatch(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, conditioning, patch, strength, end_strength, start_percent, end_percent, threshold, lora=None
+        cls, conditioning, patch, *, strength, end_strength, start_percent, end_percent, threshold, lora=None
     ) -> io.NodeOutput:
         if not start_percent < end_percent:
             raise ForgetError(f"The patch would end at {end_percent}, before it starts at {start_percent}: swap the two.")

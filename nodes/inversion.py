@@ -66,7 +66,7 @@ class InvertConcept(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, concept, images=None, mask=None, vae=None, **settings) -> io.NodeOutput:
+    def execute(cls, model, clip, concept, *, images=None, mask=None, vae=None, **settings) -> io.NodeOutput:
         config = InversionConfig(**settings)
         with torch.inference_mode(False):  # the graph runs in inference mode, whose tensors autograd refuses
             images, mask = (None if x is None else x.clone() for x in (images, mask))

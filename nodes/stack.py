@@ -19,29 +19,32 @@ ROWS = 6
 LoraStack = io.Custom("LORA_STACK")  # [(name, strength of the model, strength of the text encoder)]: what many packs share
 
 
+def row_inputs(row: int, files: list[str]) -> list:
+    """The widgets of one patch: its file, its strength, and whether it acts."""
+    return [
+        io.Combo.Input(
+            f"patch_{row}",
+            options=[FROM_INPUT, *files],
+            tooltip=f"A saved patch, or the one connected to `lora_{row}`; with nothing there the row is empty. "
+            "Press R after saving to refresh the list.",
+        ),
+        io.Float.Input(
+            f"strength_{row}",
+            default=1.0,
+            min=-10.0,
+            max=10.0,
+            step=0.01,
+            tooltip="How much of this patch: 1 as it was made, 0 not at all.",
+        ),
+        io.Boolean.Input(f"enabled_{row}", default=True, tooltip="Off leaves this patch out."),
+    ]
+
+
 class StackPatches(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         files = listed()
-        rows = []
-        for row in range(1, ROWS + 1):
-            rows += [
-                io.Combo.Input(
-                    f"patch_{row}",
-                    options=[FROM_INPUT, *files],
-                    tooltip=f"A saved patch, or the one connected to `lora_{row}`; with nothing there the row is empty. "
-                    "Press R after saving to refresh the list.",
-                ),
-                io.Float.Input(
-                    f"strength_{row}",
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.01,
-                    tooltip="How much of this patch: 1 as it was made, 0 not at all.",
-                ),
-                io.Boolean.Input(f"enabled_{row}", default=True, tooltip="Off leaves this patch out."),
-            ]
+        rows = [widget for row in range(1, ROWS + 1) for widget in row_inputs(row, files)]
         return schema(
             node_id="FMN_StackPatches",
             display_name="Stack Forget Patches",

@@ -46,7 +46,7 @@ def recorded(*pieces, granularity="mean", pictures=1, steps=2, seed=0):
     for step in range(steps):
         for number, side in ((1, 4), (2, 2)):
             q, k = (torch.randn(pictures, n, 6, generator=generator) for n in (side * side, columns))
-            recording.add(LAYER.format(number), q, k, 2, side, side, step=step)
+            recording.add(LAYER.format(number), q, k, 2, (side, side), step=step)
     recording.end()
     return recording
 
@@ -95,7 +95,7 @@ def test_whatever_the_room_the_columns_sum_to_one(height, width, pictures, granu
     recording.make_room = lambda layer, step, _, device: make_room(layer, step, room, device)
     for step in range(steps):
         q, k = (torch.randn(pictures, n, 6, generator=generator) for n in (height * width, 4))
-        recording.add("x", q, k, 2, height, width, step=step)
+        recording.add("x", q, k, 2, (height, width), step=step)
         everything.append(attention_probabilities(q, k, 2).mean(1))
     map = recording.map("x")
     assert torch.allclose(map.sum(-1), torch.ones(map.shape[:-1]), atol=1e-5)
@@ -112,7 +112,7 @@ def test_rows_at_a_time_are_all_at_once(monkeypatch):
     for memory in (2**20, 1e-9):
         recording = AttentionRecording("a", tokens("a</w>"))
         monkeypatch.setattr("fmn_core.attention.recorder.AT_ONCE", 8 if memory > 1 else 2**30)
-        recording.add("x", q, k, 2, 7, 5)
+        recording.add("x", q, k, 2, (7, 5))
         maps.append(recording.map("x"))
     assert torch.allclose(*maps, atol=1e-6)
 
@@ -120,7 +120,7 @@ def test_rows_at_a_time_are_all_at_once(monkeypatch):
 def test_parts_are_put_in_their_places():
     recording = AttentionRecording("a", tokens("a</w>"))
     for top in (0, 2):
-        recording.add("x", torch.randn(1, 8, 6), torch.randn(1, 4, 6), 2, 2, 4, box=Box(5, 6, top, 2))
+        recording.add("x", torch.randn(1, 8, 6), torch.randn(1, 4, 6), 2, (2, 4), box=Box(5, 6, top, 2))
     sums = recording.map("x")[0, 0].sum(-1)
     assert torch.allclose(sums[:4, 2:], torch.ones(4, 4), atol=1e-5)
     assert not sums[4].any() and not sums[:, :2].any()
@@ -133,11 +133,11 @@ def test_a_recording_of_several_batches_is_refused():
     recording.begin(origin)
     assert not recording.several
     recording.begin(origin)
-    recording.add(LAYER.format(1), torch.rand(1, 4, 6), torch.rand(1, 5, 6), 2, 2, 2)
+    recording.add(LAYER.format(1), torch.rand(1, 4, 6), torch.rand(1, 5, 6), 2, (2, 2))
     with pytest.raises(ForgetError, match="sampled several times"):
         visualize(recording, torch.zeros(1, 8, 8, 3))
     recording.begin(Origin("next job", "5", "digest"))
-    recording.add(LAYER.format(1), torch.rand(1, 4, 6), torch.rand(1, 5, 6), 2, 2, 2)
+    recording.add(LAYER.format(1), torch.rand(1, 4, 6), torch.rand(1, 5, 6), 2, (2, 2))
     assert visualize(recording, torch.zeros(1, 8, 8, 3), ViewConfig(words="cat"))
 
 
@@ -146,7 +146,7 @@ def test_forwards_of_another_size_are_brought_to_the_first():
     recording = AttentionRecording("a", tokens("a</w>"), RecordingConfig(granularity="steps"))
     recording.begin()
     for step, (height, width) in enumerate([(4, 6), (8, 12), (3, 5)]):
-        recording.add("x", torch.randn(2, height * width, 6), torch.randn(2, 4, 6), 2, height, width, step=step)
+        recording.add("x", torch.randn(2, height * width, 6), torch.randn(2, 4, 6), 2, (height, width), step=step)
     assert len(recording.frames) == 3 and recording.map("x").shape == (2, 1, 4, 6, 4)
     for frame in (None, 0, 1, 2):
         assert torch.allclose(recording.map("x", frame).sum(-1), torch.ones(2, 1, 4, 6), atol=1e-5)
@@ -156,7 +156,7 @@ def test_a_layer_that_is_left_out_of_some_steps():
     recording = AttentionRecording("a", tokens("a</w>"), RecordingConfig(granularity="steps"))
     recording.begin()
     for step, layer in enumerate([LAYER.format(1), LAYER.format(2)]):
-        recording.add(layer, torch.randn(1, 4, 6), torch.randn(1, 4, 6), 2, 2, 2, step=step)
+        recording.add(layer, torch.randn(1, 4, 6), torch.randn(1, 4, 6), 2, (2, 2), step=step)
     assert not recording.map(LAYER.format(2), 0).any()
     assert len(visualize(recording, torch.rand(1, 8, 8, 3), ViewConfig(view="over_steps"))[0]) == 2
 
@@ -174,7 +174,7 @@ def test_the_numbers_beside_a_colour_bar_do_not_touch_one_another(monkeypatch, t
             boxes.append(self.textbbox(at, text, font, anchor))
             super().text(at, text, fill, font, anchor)
 
-    draw_bar(canvas, Pen(canvas), (10, 10), tall, torch.zeros(tall, 3), ticks)
+    draw_bar(canvas, Pen(canvas), (10, 10), tall, torch.zeros(tall, 3), ticks=ticks)
     boxes.sort(key=lambda box: box[1])
     assert len(boxes) == 4 and all(upper[3] <= lower[1] for upper, lower in itertools.pairwise(boxes))
 
@@ -188,7 +188,7 @@ def test_some_pictures_at_a_time_are_all_at_once(pictures, together, seed):
         recording = AttentionRecording("a", tokens("a</w>"))
         for first in range(0, pictures, count):
             some = slice(first, first + count)
-            recording.add("x", q[some], k[some], 2, 2, 3, pictures=pictures, first=first)
+            recording.add("x", q[some], k[some], 2, (2, 3), pictures=pictures, first=first)
         maps.append(recording.map("x"))
     assert torch.allclose(*maps, atol=1e-6)
 
@@ -207,7 +207,7 @@ def test_letters_of_other_languages_are_drawn():
 
 def test_attention_that_is_no_number_is_nothing():
     recording = AttentionRecording("a", tokens("a</w>"))
-    recording.add("x", torch.full((1, 4, 6), float("nan")), torch.randn(1, 4, 6), 2, 2, 2)
+    recording.add("x", torch.full((1, 4, 6), float("nan")), torch.randn(1, 4, 6), 2, (2, 2))
     assert sum(shares(recording).values()) == 0
     assert not visualize(recording, torch.rand(1, 8, 8, 3))[1].any()
 
@@ -230,7 +230,7 @@ def test_layers_of_many_heads_count_as_often():
     maps = {}
     for layer, heads in (("x", 1), ("y", 3)):
         q, k = torch.randn(1, 4, 6), torch.randn(1, 4, 6)
-        recording.add(layer, q, k, heads, 2, 2)
+        recording.add(layer, q, k, heads, (2, 2))
         maps[layer] = attention_probabilities(q, k, heads).unflatten(2, (2, 2))
     expected = torch.cat([maps["x"], maps["y"]], 1).mean(1).permute(0, 3, 1, 2)
     assert torch.allclose(recording.heat_maps([0, 1, 2, 3]), expected, atol=1e-6)
@@ -312,21 +312,21 @@ def test_columns_of_another_pack_have_a_share_of_their_own():
     """Three columns beside the prompt's own; what they get is no word's, and is said."""
     recording = AttentionRecording("a", tokens("a</w>"))
     q, k = torch.randn(1, 4, 6), torch.randn(1, 7, 6)
-    recording.add("x", q, k, 2, 2, 2, names=torch.eye(7)[None, :, 2:6])
+    recording.add("x", q, k, 2, (2, 2), names=torch.eye(7)[None, :, 2:6])
     probabilities = attention_probabilities(q, k, 2).mean((0, 1, 2))
     both = shares(recording)
     assert both[OTHER] == pytest.approx(probabilities[[0, 1, 6]].sum().item(), abs=1e-6)
     assert both["a"] == pytest.approx(probabilities[3].item(), abs=1e-6) and sum(both.values()) == pytest.approx(1, abs=1e-6)
     assert OTHER in json.loads(as_json(recording))["shares"]
     (line,) = (
-        line for line in compare(recording, recorded("a"), "", 8, 8).report(("one", "two")).splitlines() if OTHER in line
+        line for line in compare(recording, recorded("a"), "", (8, 8)).report(("one", "two")).splitlines() if OTHER in line
     )
     assert line.endswith(f"{percent(both[OTHER])}, 0 %")
 
 
 def test_a_recording_compared_with_itself_has_no_difference():
     one = recorded("a", "cat")
-    comparison = compare(one, one, "", 8, 8)
+    comparison = compare(one, one, "", (8, 8))
     assert [pair.name for pair in comparison.pairs] == ["a", "cat"]
     assert all(pair.shares[0] == pair.shares[1] and torch.equal(*pair.maps) for pair in comparison.pairs)
     image = torch.rand(1, 8, 8, 3)
@@ -335,7 +335,7 @@ def test_a_recording_compared_with_itself_has_no_difference():
 
 def test_two_prompts_are_compared_word_by_word():
     one, other = recorded("a", "cat", pictures=2), recorded("a", "red", "dog", pictures=2, seed=4)
-    comparison = compare(one, other, "cat -> dog, a, red", 8, 12)
+    comparison = compare(one, other, "cat -> dog, a, red", (8, 12))
     names = [pair.names for pair in comparison.pairs]
     assert names == [("cat", "dog"), ("a", "a"), (None, "red")]
     assert comparison.pairs[0].shares == pytest.approx((shares(one)["cat"], shares(other)["dog"]))
@@ -351,12 +351,12 @@ def test_two_prompts_are_compared_word_by_word():
 @pytest.mark.parametrize("words, match", [("bird", "`bird` is not in"), ("cat -> bird", "`bird` is not in")])
 def test_a_word_of_neither_prompt_is_said(words, match):
     with pytest.raises(ForgetError, match=match):
-        compare(recorded("a", "cat"), recorded("a", "dog"), words, 8, 8)
+        compare(recorded("a", "cat"), recorded("a", "dog"), words, (8, 8))
 
 
 def test_recordings_of_unlike_numbers_of_pictures_are_said():
     with pytest.raises(ForgetError, match="One recording is of 1 pictures and the other of 2"):
-        compare(recorded("a", "cat"), recorded("a", "cat", pictures=2), "", 8, 8)
+        compare(recorded("a", "cat"), recorded("a", "cat", pictures=2), "", (8, 8))
 
 
 @pytest.mark.parametrize("granularity", ["mean", "steps", "heads"])

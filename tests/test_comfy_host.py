@@ -35,7 +35,7 @@ def test_own_sampler_makes_the_hosts_pictures(host, loaded, sample):
     prompts, empty = host.encode(["an emoji of a cat"]), host.encode([""])
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
     with host.training(noise.shape):
-        ours = sample_ddim(host, noise, prompts, empty, 20, 3.0)
+        ours = sample_ddim(host, noise, prompts, empty, steps=20, guidance=3.0)
     from demo.judge import Judge
 
     assert Judge.load().recognised(host.decode(ours)) == ["cat"]
@@ -84,7 +84,7 @@ def test_latents_have_the_variance_the_model_was_trained_on(host):
     prompts, empty = host.encode(["an emoji of a cat"]), host.encode([""])
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
     with host.training(noise.shape):
-        latents = sample_ddim(host, noise, prompts, empty, 20, 3.0)
+        latents = sample_ddim(host, noise, prompts, empty, steps=20, guidance=3.0)
     again = host.encode_images(host.decode(latents))
     assert 0.5 < again.std() < 2 and (again - latents).abs().mean() < 0.5
 

@@ -105,7 +105,7 @@ def test_a_schedule_that_ends_in_noise_alone_trains(variant, pipeline, preset):
         x0 = predicted_x0(noise, host.predict(noise, last, prompt), host.alphas_cumprod[last])
         velocity = host.unet(noise, last, prompt.prompt_embeds).sample
         assert torch.allclose(x0, -velocity, atol=0.01)  # v = sqrt(a) epsilon - sqrt(1 - a) x0
-        assert sample_ddim(host, noise, prompt, host.encode([""]), 4, 3.0).isfinite().all()
+        assert sample_ddim(host, noise, prompt, host.encode([""]), steps=4, guidance=3.0).isfinite().all()
 
 
 def test_a_pipeline_without_vae_trains_and_says_what_pictures_need(variant):

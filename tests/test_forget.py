@@ -210,7 +210,9 @@ def test_the_visual_target_is_made_without_attention_to_the_concept(host):
 
     def pairs(columns):
         with host.training((2, 4, 16, 16)):
-            return sample_pairs(host, prompts, empty, columns, settings, torch.Generator().manual_seed(0))
+            return sample_pairs(
+                host, prompts, empty, ignored=columns, config=settings, generator=torch.Generator().manual_seed(0)
+            )
 
     made, without = pairs(columns)
     again, untouched = pairs(torch.zeros_like(columns))

@@ -49,8 +49,8 @@ def interrupted(comfy):
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_every_view_ends_with_the_unit_that_is_interrupted(view, interrupted):
-    keep = {"over_steps": "steps", "heads": "heads"}.get(view, "mean")
-    recording, image = recorded(*WORDS, keep=keep, pictures=2, steps=3), torch.rand(2, 16, 24, 3)
+    granularity = {"over_steps": "steps", "heads": "heads"}.get(view, "mean")
+    recording, image = recorded(*WORDS, granularity=granularity, pictures=2, steps=3), torch.rand(2, 16, 24, 3)
     whole = []
     visualize(recording, image, ViewConfig(view=view), lambda done, total: whole.append((done, total)))
     assert whole == [(i, len(whole)) for i in range(len(whole))] and len(whole) > 2 * len(WORDS)
@@ -61,9 +61,9 @@ def test_every_view_ends_with_the_unit_that_is_interrupted(view, interrupted):
 
 def test_comparisons_end_with_the_unit_that_is_interrupted(interrupted):
     one = recorded(*WORDS)
-    assert interrupted(2, lambda tell: compare(one, one, "", 8, 8, tell)) == (3, len(WORDS))
+    assert interrupted(2, lambda tell: compare(one, one, "", (8, 8), tell)) == (3, len(WORDS))
     images = (torch.rand(1, 8, 8, 3),) * 2
-    whole = compare(one, one, "", 8, 8)
+    whole = compare(one, one, "", (8, 8))
     assert interrupted(4, lambda tell: draw_comparison(whole, images, CompareConfig(), tell)) == (5, len(WORDS))
 
 
@@ -95,14 +95,14 @@ def test_more_than_anybody_looks_at_is_refused():
     many = ",".join(["cat"] * (MOST_PHRASES + 1))
     for work in (
         lambda: visualize(one, torch.zeros(1, 8, 8, 3), ViewConfig(words=many)),
-        lambda: compare(one, one, many, 8, 8),
+        lambda: compare(one, one, many, (8, 8)),
     ):
         with pytest.raises(ForgetError, match=f"name at most {MOST_PHRASES}"):
             work()
     with pytest.raises(ForgetError, match="20 pictures or masks of 8000 x 8000 pixels: name fewer words"):
         visualize(one, torch.zeros(1, 1, 1, 3).expand(1, 8000, 8000, 3), ViewConfig(words=",".join(["cat"] * 20)))
     with pytest.raises(ForgetError, match="40 pictures or masks of 8000 x 8000 pixels"):
-        compare(one, one, ",".join(["cat"] * 20), 8000, 8000)
+        compare(one, one, ",".join(["cat"] * 20), (8000, 8000))
 
 
 @pytest.mark.parametrize("preset", ["fast", "paper"])

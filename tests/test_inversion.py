@@ -80,7 +80,7 @@ def test_learned_words_call_for_what_the_pictures_show(host, cats):
     with host.training(noise.shape, text=True), torch.no_grad():
         prompts = [host.encode_with_embeddings(template, inversion.vectors) for template in ("a photo of {}", "a {}")]
         parts = [
-            sample_ddim(host, x, p[[0, 0]], host.encode(["", ""]), 10, 3.0)
+            sample_ddim(host, x, p[[0, 0]], host.encode(["", ""]), steps=10, guidance=3.0)
             for p, x in zip(prompts, noise.split(2), strict=True)
         ]
     assert Judge.load().accuracy(host.decode(torch.cat(parts)), "cat") >= 0.75

@@ -80,9 +80,9 @@ def test_the_model_makes_pictures_of_every_concept(host, monkeypatch):
     """However many names the first has."""
     sample, made = resteering.sample_pairs, []
 
-    def watched(host, prompts, *rest):
+    def watched(host, prompts, *rest, **settings):
         made.extend(prompts.texts)
-        return sample(host, prompts, *rest)
+        return sample(host, prompts, *rest, **settings)
 
     monkeypatch.setattr(resteering, "sample_pairs", watched)
     forget(host, "cat, kitten, tabby\ndog", replace(QUICK, steps=1))
@@ -109,7 +109,7 @@ def test_a_batch_is_shared_out_in_order(concepts, each, flip):
 
     images = torch.rand(concepts * each, 8, 8, 3)
     mask = torch.rand(concepts * each, 8, 8) + 0.1
-    fitted, masks, shows = concept_pictures(Host(), images, mask, flip, concepts, None)
+    fitted, masks, shows = concept_pictures(Host(), images, mask, flip=flip, concepts=concepts, concept_of=None)
     assert shows == [concept for concept in range(concepts) for _ in range(each)] * (2 if flip else 1)
     assert len(fitted) == len(masks) == len(shows)
     assert torch.equal(masks[: len(images)], mask)

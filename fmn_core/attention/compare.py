@@ -98,10 +98,10 @@ class Comparison:
 
 
 def compare(
-    first: AttentionRecording, second: AttentionRecording, words: str, height: int, width: int, tell: Tell | None = None
+    first: AttentionRecording, second: AttentionRecording, words: str, size: tuple[int, int], tell: Tell | None = None
 ) -> Comparison:
-    """Compares phrases of two recordings, on maps of this size; `tell` hears of each pair of maps before it is made, and may
-    raise to stop.
+    """Compares phrases of two recordings, on maps of this `size` (height, width); `tell` hears of each pair of maps before
+    it is made, and may raise to stop.
 
     Raises ForgetError for a recording with nothing in it, recordings of unlike numbers of pictures, and a phrase that
     is in neither prompt, and for more maps than a host can hold.
@@ -114,11 +114,11 @@ def compare(
     if counts[0] != counts[1]:
         raise ForgetError(f"One recording is of {counts[0]} pictures and the other of {counts[1]}: sample the same number.")
     wanted = names_of(recordings, words)
-    require_room("comparison", 2 * len(wanted) * counts[0], height, width, MOST_OVERLAID)
+    require_room("comparison", 2 * len(wanted) * counts[0], *size, MOST_OVERLAID)
     work, pairs = Work(len(wanted), tell), []
     for names in wanted:
         work.step()
-        pairs.append(pair_of(recordings, masses, names, height, width))
+        pairs.append(pair_of(recordings, masses, names, *size))
     return Comparison(pairs, (shares(first), shares(second)))
 
 
@@ -244,10 +244,15 @@ def draw_sheet(
     tall = min(height, 200)
     ramp = torch.linspace(1, 0, tall)
     draw_bar(
-        canvas, pen, (places[1] + width + GAP, HEAD), tall, colorize(ramp, settings.color_map), (highest, highest / 2, 0.0)
+        canvas,
+        pen,
+        (places[1] + width + GAP, HEAD),
+        tall,
+        colorize(ramp, settings.color_map),
+        ticks=(highest, highest / 2, 0.0),
     )
     ends = (most, 0.0, -most)
-    draw_bar(canvas, pen, (places[2] + width + GAP, HEAD), tall, colorize_difference(2 * ramp - 1), ends, signed=True)
+    draw_bar(canvas, pen, (places[2] + width + GAP, HEAD), tall, colorize_difference(2 * ramp - 1), ticks=ends, signed=True)
     return as_tensor(canvas)
 
 

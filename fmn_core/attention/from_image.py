@@ -50,7 +50,7 @@ def record_pictures(
     step = 0
 
     def take(name, q, k, context):
-        recording.add(name, q, k, layers[name].heads, *layer_size(height, width, q.shape[1]), step=step)
+        recording.add(name, q, k, layers[name].heads, layer_size(height, width, q.shape[1]), step=step)
 
     with (
         host.training(latents.shape),

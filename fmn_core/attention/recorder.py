@@ -126,8 +126,7 @@ class AttentionRecording:
         q: Tensor,
         k: Tensor,
         heads: int,
-        height: int,
-        width: int,
+        size: tuple[int, int],
         *,
         step: int = 0,
         box: Box | None = None,
@@ -136,7 +135,8 @@ class AttentionRecording:
         columns: int | None = None,
         names: Tensor | None = None,
     ) -> None:
-        """Takes in one forward of one layer: q [B, height * width, heads * d], k [B, R * T, heads * d].
+        """Takes in one forward of one layer of this `size` (height, width): q [B, height * width, heads * d] and
+        k [B, R * T, heads * d].
 
         A prompt that the host tiled R times to a common length comes back to its own: a column is the sum of its repeats.
         Where the host has put something behind it instead, `columns` are the prompt's; where another pack has changed it,
@@ -144,12 +144,13 @@ class AttentionRecording:
         runs for a part of the picture is told so by `box`. Of many `pictures`, some come at a time, from the number `first`
         on. The first size counts; a whole picture of another size is brought to it, a part left out.
         """
+        height, width = size
         pictures, full = pictures or len(q), box or Box(height, width)
-        size = (pictures, heads, full.height, full.width)
-        known = self.sizes.setdefault(layer, size)
-        same = known == size
+        sizes = (pictures, heads, full.height, full.width)
+        known = self.sizes.setdefault(layer, sizes)
+        same = known == sizes
         length = k.shape[1] if names is None else names.shape[2]
-        if (columns or length) % len(self.tokens) or not same and (known[:2] != size[:2] or box):
+        if (columns or length) % len(self.tokens) or not same and (known[:2] != sizes[:2] or box):
             return
         room = self.settings.max_memory_mb * MEGABYTE
         frame = self.make_room(layer, step, room - room // AT_ONCE - q.nbytes - k.nbytes, q.device)

@@ -104,7 +104,9 @@ def make_pairs(
     """The model's own pictures of these rows and, for the visual denoising loss, the same without the concept."""
     with phase("forget.pictures", count=len(rows)), host.training((AT_ONCE, *host.latent_shape())):
         ignored = calls.token_mask[rows] if config.visual_loss_weight else None
-        made, without = sample_pairs(host, calls.prompts[rows], calls.empty, ignored, config, generator)
+        made, without = sample_pairs(
+            host, calls.prompts[rows], calls.empty, ignored=ignored, config=config, generator=generator
+        )
     return Pairs(made, without, rows)
 
 

@@ -128,7 +128,9 @@ def make_images(
 def given_images(run: TrainingRun, concepts: int) -> tuple[Tensor | None, Tensor | None, list[int]]:
     """The given pictures and masks at the host's size, and the number of each picture's concept; None where none are given.
     Raises ForgetError for those that cannot be used."""
-    return concept_pictures(run.host, run.images, run.mask, run.config.horizontal_flip, concepts, run.concept_of)
+    return concept_pictures(
+        run.host, run.images, run.mask, flip=run.config.horizontal_flip, concepts=concepts, concept_of=run.concept_of
+    )
 
 
 def sample(
@@ -143,4 +145,4 @@ def sample(
     """Latents of a picture for each prompt, of a shape [C, h, w] that may be other than the model's own."""
     shape = shape or host.latent_shape()
     with host.training((AT_ONCE, *shape)):
-        return sample_pairs(host, prompts, empty, None, config, generator, shape=shape)[0]
+        return sample_pairs(host, prompts, empty, config=config, generator=generator, shape=shape)[0]

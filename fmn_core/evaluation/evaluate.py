@@ -135,7 +135,9 @@ def measure(host: DiffusionHost, patch: Patch, probes: list[Probe], settings: Ev
 
         def sample() -> Tensor:
             expected = prompts[drawn]
-            return sample_pictures(host, noise, expected, empty, settings.num_inference_steps, settings.guidance_scale)
+            return sample_pictures(
+                host, noise, expected, empty, steps=settings.num_inference_steps, guidance=settings.guidance_scale
+            )
 
         before = sample()
         x_t, t, _ = noise_at_levels(host, before[:: settings.images_per_prompt], settings.seed)

@@ -62,7 +62,12 @@ def recover(
             losses["patched, name"] = denoising_loss(host, judged, prompts, settings.seed)
             losses["patched, learned"] = denoising_loss(host, judged, with_after, settings.seed)
             drawn = sample_pictures(
-                host, noise, with_after[[0] * SHOWN], empty, settings.num_inference_steps, settings.guidance_scale
+                host,
+                noise,
+                with_after[[0] * SHOWN],
+                empty,
+                steps=settings.num_inference_steps,
+                guidance=settings.guidance_scale,
             )
     taken = losses["patched, name"] - losses["base, name"]
     back = losses["patched, name"] - losses["patched, learned"]
@@ -95,7 +100,7 @@ def anchors(
     noise = torch.randn(ANCHORS, channels, height, width, generator=generator).to(host.device)
     with host.training((SHOWN, channels, height, width)):
         return sample_pictures(
-            host, noise, prompts[[0] * ANCHORS], empty, settings.num_inference_steps, settings.guidance_scale
+            host, noise, prompts[[0] * ANCHORS], empty, steps=settings.num_inference_steps, guidance=settings.guidance_scale
         )
 
 

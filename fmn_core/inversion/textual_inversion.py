@@ -99,7 +99,7 @@ def make_latents(host: DiffusionHost, config: InversionConfig, concept: str) -> 
     with host.training((AT_ONCE, *host.latent_shape())):
         generator = torch.Generator().manual_seed(config.seed)
         rows = [i % len(prompts) for i in range(config.num_images)]
-        return sample_pairs(host, prompts[rows], empty, None, config, generator)[0]
+        return sample_pairs(host, prompts[rows], empty, config=config, generator=generator)[0]
 
 
 def invert(run: TrainingRun, latents: Tensor) -> Inversion:

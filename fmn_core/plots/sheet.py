@@ -50,7 +50,7 @@ def sheet(title: str, tiles: list[Tile], maximum: float, color_map: str, columns
         canvas.paste(as_image(tile.picture), (x, y))
         write(pen, (x, y + height + 3), tile.caption, width, 13)
     x, tall = EDGE + columns * (width + GAP) + 4, min(height, 240)
-    draw_bar(canvas, pen, (x, top), tall, colorize(torch.linspace(1, 0, tall), color_map), (maximum, maximum / 2, 0.0))
+    draw_bar(canvas, pen, (x, top), tall, colorize(torch.linspace(1, 0, tall), color_map), ticks=(maximum, maximum / 2, 0.0))
     return as_tensor(canvas)
 
 
@@ -60,8 +60,8 @@ def draw_bar(
     at: tuple[int, int],
     tall: int,
     colors: Tensor,
-    ticks: tuple[float, ...],
     *,
+    ticks: tuple[float, ...],
     signed: bool = False,
 ) -> None:
     """A colour bar of colours [tall, 3] from its top, with the shares of attention that it runs through."""

@@ -77,6 +77,7 @@ class TextFeatureExtractor:
     def tokenize(self, text: str) -> tuple[Token, ...]:
         """The host's tokens of a text, asked for once."""
         if text not in self.tokens:
+            self.host.check_interrupt()
             self.tokens[text] = self.host.tokenize(text)
         return self.tokens[text]
 
@@ -85,7 +86,6 @@ class TextFeatureExtractor:
         texts = list(texts)
         lengths: dict[int, dict[str, tuple[Token, ...]]] = {}
         for text in dict.fromkeys(texts):
-            self.host.check_interrupt()
             if text not in self.cache:
                 tokens = self.tokenize(text)
                 end = [token.kind for token in tokens].index("end")

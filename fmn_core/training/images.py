@@ -160,6 +160,7 @@ def concept_pictures(
     host: DiffusionHost,
     images: Tensor | None,
     mask: Tensor | None,
+    *,
     flip: bool,
     concepts: int,
     concept_of: Sequence[int] | None,

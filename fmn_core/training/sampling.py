@@ -31,9 +31,9 @@ def sample_ddim(
     noise: Tensor,
     prompts: Prompts,
     empty: Prompts,
+    *,
     steps: int,
     guidance: float,
-    *,
     ignored: Tensor | None = None,
 ) -> Tensor:
     """Deterministic DDIM (Song et al., arXiv 2010.02502, eq. 12, sigma = 0) with classifier-free guidance.
@@ -66,9 +66,9 @@ def sample_pictures(
     noise: Tensor,
     prompts: Prompts,
     empty: Prompts,
+    *,
     steps: int,
     guidance: float,
-    *,
     ignored: Tensor | None = None,
 ) -> Tensor:
     """Latents [B, C, h, w] by DDIM from the noise, AT_ONCE pictures at a time; arguments as for sample_ddim."""
@@ -76,7 +76,7 @@ def sample_pictures(
     for rows in torch.arange(len(noise)).split(AT_ONCE):
         without = None if ignored is None else ignored[rows]
         some, nothing = prompts[rows.tolist()], empty[[0] * len(rows)]
-        parts.append(sample_ddim(host, noise[rows], some, nothing, steps, guidance, ignored=without))
+        parts.append(sample_ddim(host, noise[rows], some, nothing, steps=steps, guidance=guidance, ignored=without))
     return torch.cat(parts)
 
 
@@ -89,10 +89,10 @@ def sample_pairs(
     host: DiffusionHost,
     prompts: Prompts,
     empty: Prompts,
-    ignored: Tensor | None,
+    *,
     config: SamplingConfig,
     generator: torch.Generator,
-    *,
+    ignored: Tensor | None = None,
     shape: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Latents [B, C, h, w] of pictures that the model makes of each prompt and, where `ignored` [B, T] names tokens, of
@@ -101,6 +101,6 @@ def sample_pairs(
 
     def sample(ignored: Tensor | None = None) -> Tensor:
         steps, guidance = config.num_inference_steps, config.guidance_scale
-        return sample_pictures(host, noise, prompts, empty, steps, guidance, ignored=ignored)
+        return sample_pictures(host, noise, prompts, empty, steps=steps, guidance=guidance, ignored=ignored)
 
     return sample(), None if ignored is None else sample(ignored)

@@ -61,15 +61,14 @@ class Forward:
     recorded, and what the host tells its layers."""
 
     context: Tensor
-    latents: Sequence[int]
+    latents: tuple[int, int]
     parts: list[Part]
     extra: dict
 
-    def size_of_layer(self, pixels: int) -> Sequence[int]:
+    def size_of_layer(self, pixels: int) -> tuple[int, int]:
         """Height and width of the layer that runs, which has so many pixels."""
-        size = self.extra.get("activations_shape", ())[-2:]
-        height, width = self.latents
-        return size if math.prod(size) == pixels else layer_size(height, width, pixels)
+        height, width = self.extra.get("activations_shape", (0, 0))[-2:]
+        return (height, width) if height * width == pixels else layer_size(self.latents[0], self.latents[1], pixels)
 
 
 class Watch:
@@ -158,7 +157,7 @@ class Watch:
                     q[some],
                     k[some],
                     self.layers[name].heads,
-                    *size,
+                    size,
                     step=self.step,
                     box=box,
                     pictures=len(rows),

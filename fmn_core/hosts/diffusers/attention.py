@@ -34,7 +34,7 @@ def record_attention(
         if context is not seen:
             seen, rows = context, [row for row in range(len(context)) if is_prompt(context[row], embedding)]
         if rows:
-            recording.add(name, q[rows], k[rows], layers[name].heads, *layer_size(*size, q.shape[1]), step=step)
+            recording.add(name, q[rows], k[rows], layers[name].heads, layer_size(*size, q.shape[1]), step=step)
 
     hook = host.unet.register_forward_pre_hook(ask, with_kwargs=True)
     try:

@@ -100,7 +100,7 @@ def record_in_webui(host: WebuiBase, recording: AttentionRecording, rows: Rows) 
                 height, width = layer_size(size[0], size[1], q.shape[1])
                 place = {"step": shared.state.sampling_step, "columns": columns}
                 with devices.without_autocast():
-                    recording.add(name, q[found], output[found], heads, height, width, **place)
+                    recording.add(name, q[found], output[found], heads, (height, width), **place)
 
         return hook
 
@@ -129,7 +129,7 @@ def record_in_forge(host: ForgeHost, recording: AttentionRecording, rows: Rows) 
                 height, width = extra["original_shape"][-2:]
                 size = layer_size(height, width, n.shape[1])
                 place = {"step": shared.state.sampling_step, "columns": columns}
-                recording.add(name, q, k, layer.heads, *size, **place)
+                recording.add(name, q, k, layer.heads, size, **place)
         return n, context, value
 
     def end():
