@@ -127,15 +127,15 @@ def test_a_damaged_checkpoint_in_its_place_says_so(comfy, how, tmp_path):
 
 @pytest.mark.parametrize("size", [0, 5, 100, -1000])
 def test_a_checkpoint_cut_short_is_named_when_the_host_starts(comfy, size, tmp_path, caplog):
-    from fmn_core.hosts.comfy import embedded as comfy_embedded
+    from fmn_core.hosts.comfy import demo_models
 
     (tmp_path / "checkpoints").mkdir()
     file = tmp_path / "checkpoints" / CHECKPOINT.name
     shutil.copyfile(CHECKPOINT, file)
-    comfy_embedded.register(tmp_path)
+    demo_models.register(tmp_path)
     assert not caplog.text
     file.write_bytes(CHECKPOINT.read_bytes()[:size])
-    comfy_embedded.register(tmp_path)
+    demo_models.register(tmp_path)
     assert f"{file} is damaged or cut short" in caplog.text
     with pytest.raises(Exception, match="(?i)header|safetensors|empty"):
         comfy.sd.load_checkpoint_guess_config(str(file))
@@ -191,9 +191,9 @@ def test_styles_keep_the_size_and_differ():
 
 
 def test_a_drawing_takes_the_colour_asked_for():
-    from demo.evaluate import dominant_colour
     from demo.recipe.pictures import recolour
     from demo.recipe.styles import on_paper
+    from demo.seen_by_rule import dominant_colour
 
     drawing = Image.new("RGBA", (128, 128))
     drawing.paste((200, 40, 60, 255), (30, 20, 100, 90))
