@@ -1,4 +1,7 @@
-"""One file of the whole model for ComfyUI's Load Checkpoint: Flux's own names, MiniLM, the autoencoder."""
+"""One file of the whole model for ComfyUI's Load Checkpoint: `python -m demo.flux.checkpoint`.
+
+Flux's own names, MiniLM, the autoencoder; `install.py demo` and `install.py test` run it.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,11 @@ from ..recipe.autoencoder import SCALE
 from ..recipe.checkpoint import VAE
 from .minilm import find_minilm
 
+WEIGHTS = Path(__file__).with_name("transformer.safetensors")
 FILE = DEMO / "checkpoints" / "emoji-flux-128.safetensors"  # made here, not committed: most of it is MiniLM
 MARKER = "emoji_flux.latents"  # their mean and standard deviation; by this key the model is known
-TRANSFORMER, TEXT, VOCABULARY = (
-    "model.diffusion_model.",
-    "text_encoders.minilm.transformer.bert.",
-    "text_encoders.vocabulary",
-)
+TRANSFORMER = "model.diffusion_model."
+TEXT, VOCABULARY = "text_encoders.minilm.transformer.bert.", "text_encoders.vocabulary"
 
 OUTSIDE = {  # diffusers: Flux
     "x_embedder": "img_in", "context_embedder": "txt_in", "proj_out": "final_layer.linear",
@@ -48,6 +49,13 @@ DOUBLE_JOINED = {  # rows of one layer, one after another
 SINGLE = {"norm.linear": "modulation.lin", "proj_out": "linear2"}
 SINGLE_NORMS = {"attn.norm_q": "norm.query_norm", "attn.norm_k": "norm.key_norm"}
 SINGLE_JOINED = {"linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")}
+
+
+def read_transformer(file: Path = WEIGHTS) -> tuple[dict[str, Tensor], float, float]:
+    """The weights by diffusers' names, and the latents' mean and standard deviation that they were trained with."""
+    with safe_open(file, "pt") as known:
+        metadata = known.metadata()
+    return load_file(file), float(metadata["latent_mean"]), float(metadata["latent_std"])
 
 
 def flux_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -82,11 +90,9 @@ def flux_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def write_checkpoint(file: Path = FILE, transformer: Path | None = None) -> None:
+def write_checkpoint(file: Path = FILE, transformer: Path = WEIGHTS) -> None:
     """Writes the file, fp16, under another name first; raises FileNotFoundError where MiniLM is not installed."""
-    from .pipeline import WEIGHTS, read_transformer
-
-    weights, mean, std = read_transformer(transformer or WEIGHTS)
+    weights, mean, std = read_transformer(transformer)
     whole = {TRANSFORMER + key: weight for key, weight in flux_names(weights).items()}
     minilm = find_minilm()
     for key, weight in load_file(minilm / "model.safetensors").items():
@@ -101,6 +107,11 @@ def write_checkpoint(file: Path = FILE, transformer: Path | None = None) -> None
     whole[VOCABULARY] = torch.frombuffer(bytearray((minilm / "vocab.txt").read_bytes()), dtype=torch.uint8)
     whole[MARKER] = torch.tensor([mean, std])
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
+    part = file.with_suffix(f".{os.getpid()}.part")
     save_file(whole, part, {"modelspec.title": "Emoji Flux 128", "modelspec.resolution": "128x128"})
     os.replace(part, file)
+
+
+if __name__ == "__main__":
+    write_checkpoint()
+    print(FILE)

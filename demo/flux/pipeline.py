@@ -6,16 +6,14 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from fmn_core.hosts.webui.taesd import WIDTH as AUTOENCODER_WIDTH
 
 from ..recipe.checkpoint import read_checkpoint
+from .checkpoint import WEIGHTS, read_transformer
 from .minilm import WIDTH, encode, load_minilm
 
-WEIGHTS = Path(__file__).with_name("transformer.safetensors")
 TRANSFORMER = {
     "patch_size": 1, "in_channels": 16, "num_layers": 2, "num_single_layers": 6, "attention_head_dim": 64,
     "num_attention_heads": 4, "joint_attention_dim": WIDTH, "pooled_projection_dim": WIDTH, "guidance_embeds": False,
@@ -27,6 +25,8 @@ PIXELS, STEPS, GUIDANCE, SHIFT = 128, 20, 3.0, 1.5
 
 class MiniLMFluxPipeline(FluxPipeline):
     """Flux with MiniLM in the places of both CLIP and T5."""
+
+    _optional_components = [*FluxPipeline._optional_components, "text_encoder_2", "tokenizer_2"]
 
     def encode_prompt(self, prompt, prompt_2=None, device=None, num_images_per_prompt=1, prompt_embeds=None,
                       pooled_prompt_embeds=None, max_sequence_length=None, lora_scale=None):  # fmt: skip
@@ -44,13 +44,6 @@ class MiniLMFluxPipeline(FluxPipeline):
 def make_transformer() -> FluxTransformer2DModel:
     """The transformer with random weights."""
     return FluxTransformer2DModel(**TRANSFORMER)
-
-
-def read_transformer(file: Path = WEIGHTS) -> tuple[dict[str, Tensor], float, float]:
-    """The weights by diffusers' names, and the latents' mean and standard deviation that they were trained with."""
-    with safe_open(file, "pt") as known:
-        metadata = known.metadata()
-    return load_file(file), float(metadata["latent_mean"]), float(metadata["latent_std"])
 
 
 def make_autoencoder(mean: float, std: float) -> AutoencoderTiny:

@@ -17,7 +17,7 @@ from .embedded import require_whole
 
 MARKER = "emoji_flux.latents"  # in the checkpoint: mean and standard deviation of the latents
 VAE_SCALE = 0.18215  # SD1's, which the autoencoder divides by as the first model's does
-TENSORS = {"transformer": 112, "text encoder": 101, "autoencoder": 136}
+TENSORS = {"transformer": 112, "text encoder": 102, "autoencoder": 136}
 TOKENS, WIDTH = 32, 384
 START, END, PADDING = 101, 102, 0
 TEXT_MODEL = {
@@ -116,7 +116,6 @@ class EmojiLatents(comfy.latent_formats.LatentFormat):
 class EmojiFlux(comfy.supported_models.FluxSchnell):
     """The second demo model; known by a key of its own, so that no other checkpoint is taken for it."""
 
-    unet_config = {"image_model": "flux", "guidance_embed": False, "hidden_size": 256, "context_in_dim": WIDTH}
     unet_extra_config = {"num_heads": 4, "axes_dim": [16, 24, 24], "out_channels": 4}
     required_keys = {MARKER: None}
     sampling_settings = {"multiplier": 1.0, "shift": 1.5}
