@@ -88,8 +88,8 @@ def test_comfyui_and_diffusers_draw_the_same(comfy, loaded, pipeline):
             positive, negative = encode(clip, text.replace("(", r"\(").replace(")", r"\)")), encode(clip, "")
             latents.append(
                 comfy.sample.sample(
-                    model, start, flux.STEPS, flux.GUIDANCE, "euler", "simple", positive, negative, torch.zeros(1, *flux.LATENTS),
-                    seed=0, disable_pbar=True,
+                    model, start, flux.STEPS, flux.GUIDANCE, "euler", "simple", positive, negative,
+                    torch.zeros(1, *flux.LATENTS), seed=0, disable_pbar=True,
                 )
             )  # fmt: skip
         ours = torch.cat(latents)
@@ -138,8 +138,13 @@ def test_a_copy_that_the_host_saved_is_the_same_model(comfy, loaded, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "key", ["model.diffusion_model.txt_in.weight", checkpoint.TEXT + "embeddings.LayerNorm.bias", "vae.taesd_decoder.3.conv.0.weight"]
-)  # fmt: skip
+    "key",
+    [
+        "model.diffusion_model.txt_in.weight",
+        checkpoint.TEXT + "embeddings.LayerNorm.bias",
+        "vae.taesd_decoder.3.conv.0.weight",
+    ],
+)
 @pytest.mark.parametrize("how", ["missing", "not a number"])
 def test_a_damaged_file_says_so(comfy, whole, key, how, tmp_path):
     weights = load_file(whole)

@@ -5,6 +5,7 @@ Flux's own names, MiniLM, the autoencoder; `install.py demo` and `install.py tes
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 
@@ -113,5 +114,6 @@ def write_checkpoint(file: Path = FILE, transformer: Path = WEIGHTS) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m demo.flux.checkpoint", description=__doc__).parse_args()
     write_checkpoint()
     print(FILE)

@@ -61,6 +61,11 @@ def make_pipeline(file: Path = WEIGHTS) -> MiniLMFluxPipeline:
     weights, mean, std = read_transformer(file)
     transformer = make_transformer()
     transformer.load_state_dict(weights)
+    return assemble(transformer, mean, std)
+
+
+def assemble(transformer: FluxTransformer2DModel, mean: float, std: float) -> MiniLMFluxPipeline:
+    """The pipeline of a transformer trained on latents of this mean and standard deviation."""
     tokenizer, text_encoder = load_minilm()
     pipeline = MiniLMFluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT), vae=make_autoencoder(mean, std), tokenizer=tokenizer,
