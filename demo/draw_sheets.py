@@ -9,7 +9,9 @@ from .vocabulary import COLOURS, COUNTS, OBJECTS, STYLES
 
 
 def draw_sheet(rows, file, size=64, margin=110, panels=1):
-    """Writes rows of (label, pictures [H, W, 3]) as one picture, in `panels` beside each other."""
+    """Writes rows of (label, pictures [H, W, 3]) as one picture, in `panels` beside each other; nothing for no rows."""
+    if not rows:
+        return
     columns, height = max(len(pictures) for _, pictures in rows), -(-len(rows) // panels)
     width = margin + columns * size
     canvas = Image.new("RGB", (panels * width, height * size), "white")

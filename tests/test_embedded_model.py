@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from demo import vocabulary
+from demo.flux.checkpoint import WEIGHTS
 from demo.judge import HEADS, LABELS, Judge, kernel_distance, nearest
 from demo.vocabulary import OBJECTS, PEOPLE, STYLES, is_held_out
 
@@ -210,9 +211,16 @@ def test_a_word_it_never_saw_leaves_the_prompt_alone(host):
     assert torch.equal(foreign, other) and not torch.allclose(known, other, atol=0.1)
 
 
+@pytest.fixture(scope="module")
+def art(tmp_path_factory):
+    """Where the recipe puts what it fetches."""
+    return tmp_path_factory.mktemp("art")
+
+
 @pytest.mark.skipif(shutil.which("npm") is None, reason="the drawings come by npm")
-def test_the_recipe_trains_from_nothing_resumes_and_makes_the_same_file_again(run_python, tmp_path):
-    command = ["-m", "demo.recipe.train", "--cache", tmp_path / "art", "--limit", 48, "--steps", 2]
+@pytest.mark.parametrize(("model", "weights"), [("sd", CHECKPOINT), ("flux", WEIGHTS)])
+def test_the_recipe_trains_from_nothing_resumes_and_makes_the_same_file_again(run_python, tmp_path, art, model, weights):
+    command = ["-m", "demo.recipe.train", "--model", model, "--cache", art, "--limit", 48, "--steps", 2]
     command += ["--batch", 4, "--repeats", 1, "--device", "cpu"]
     files = []
     for work in ("first", "second", "first"):
@@ -220,7 +228,7 @@ def test_the_recipe_trains_from_nothing_resumes_and_makes_the_same_file_again(ru
         run_python(*command, "--work", tmp_path / work, "--out", file)
         files.append(file.read_bytes())
     assert files[0] == files[1] == files[2]
-    with safe_open(CHECKPOINT, "pt") as shipped, safe_open(file, "pt") as made:
+    with safe_open(weights, "pt") as shipped, safe_open(file, "pt") as made:
         assert set(shipped.keys()) == set(made.keys())
 
 

@@ -210,3 +210,21 @@ def test_an_example_opened_without_the_demo_says_what_to_run(without_demo):
     workflow = load_workflow(ROOT / "workflows/forget-a-concept.json", without_demo.get("object_info"))
     with pytest.raises(ServerError, match=CHECKPOINT.name):
         without_demo.run(workflow)
+
+
+def test_the_model_draws_what_is_asked(whole, run_python, tmp_path):
+    """The quick evaluation, as its command runs, with the first model's rows beside."""
+    report = tmp_path / "report.json"
+    groups = ("pairs", "plain", "people", "synonyms")
+    run_python("-m", "demo.evaluate", "--model", "flux", "--quick", "--groups", *groups, "--json", report)
+    figures = json.loads(report.read_text())
+    rows, first = figures["rows"], figures["first model"]["rows"]
+    assert rows.keys() == first.keys()
+    for row, least in {
+        "objects, in every style": 0.85,
+        "styles, of every object": 0.85,
+        "objects, no style named": 0.9,
+        "objects by unseen synonyms": 0.6,
+        "people": 0.9,
+    }.items():
+        assert rows[row][0] >= least, row
