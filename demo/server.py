@@ -40,7 +40,7 @@ class ComfyServer:
         environment: Mapping[str, str] | None = None,
     ):
         self.folder, self.work, self.python = folder, work, python
-        self.device, self.environment = device, {**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})}
+        self.device, self.environment = device, {**os.environ, "HF_HUB_OFFLINE": "1", "FMN_DEMO": "1", **(environment or {})}
         self.log = work / "comfyui.log"
         self.output = work / "output"
 

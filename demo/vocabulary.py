@@ -158,13 +158,25 @@ STYLE_TEMPLATES = (
     "a photo of {object} in {style} style", "a {style} picture of {object}", "{object}, {style} style",
 )  # fmt: skip
 PERSON_TEMPLATES = ("a portrait of {}", "a picture of {}", "{}", "a photo of {}", "a drawing of {}", "an image of {}")
+MORE_OBJECT_TEMPLATES = (  # these of the second model's captions alone
+    "an icon of {}", "a picture showing {}", "{} on its own", "an illustration of {}", "a small picture of {}", "this is {}",
+)  # fmt: skip
+MORE_STYLE_TEMPLATES = (
+    "{object} drawn in {style} style", "a {style} image of {object}", "an image of {object} in {style} style",
+    "{style} style, {object}", "{object} in the style of {style}", "{style} {object}",
+)  # fmt: skip
+MORE_PERSON_TEMPLATES = (
+    "an illustration of {}", "this is {}", "the face of {}", "a picture showing {}", "{} on a portrait",
+)  # fmt: skip
 
 
 def with_article(name: str) -> str:
-    """`a cat`, `an apple`, but `grapes` and `the sea`."""
+    """`a cat`, `an apple`, but `grapes` and `the sea`; what begins with one, or with `any`, stays as it is."""
     if name == "sea":
         return "the sea"
-    return name if name == "grapes" else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+    if name == "grapes" or name.split()[0] in ("a", "an", "any", "the"):
+        return name
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def plural(name: str) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..fmn_core.hosts.comfy import embedded as comfy_embedded
+from ..fmn_core.hosts.comfy import demo_models
 from .attention import (
     CompareTokenAttention,
     RecordPictureAttention,
@@ -45,5 +45,6 @@ class ForgetMeNotExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> ForgetMeNotExtension:
-    comfy_embedded.register(Path(__file__).parent.parent / "demo")
+    if demo_models.wanted():
+        demo_models.register(Path(__file__).parent.parent / "demo")
     return ForgetMeNotExtension()

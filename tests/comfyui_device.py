@@ -39,7 +39,7 @@ from fmn_core.erasure.config import make_config  # noqa: E402
 from fmn_core.erasure.forget import forget  # noqa: E402
 from fmn_core.evaluation.config import EvaluationConfig  # noqa: E402
 from fmn_core.evaluation.evaluate import evaluate  # noqa: E402
-from fmn_core.hosts.comfy import embedded as comfy_embedded  # noqa: E402
+from fmn_core.hosts.comfy import demo_models  # noqa: E402
 from fmn_core.hosts.comfy.apply import apply_patch  # noqa: E402
 from fmn_core.hosts.comfy.attention import record_attention  # noqa: E402
 from fmn_core.hosts.comfy.hooks import gated  # noqa: E402
@@ -132,7 +132,7 @@ def quantized(kind: str) -> None:
 
 
 def main() -> None:
-    comfy_embedded.register(ROOT / "demo")
+    demo_models.register(ROOT / "demo")
     comfy.utils.PROGRESS_BAR_ENABLED = False
     few_steps(setattr)
     loaded = load()

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from demo import vocabulary
+from demo.flux.checkpoint import WEIGHTS
 from demo.judge import HEADS, LABELS, Judge, kernel_distance, nearest
 from demo.vocabulary import OBJECTS, PEOPLE, STYLES, is_held_out
 
@@ -127,15 +128,15 @@ def test_a_damaged_checkpoint_in_its_place_says_so(comfy, how, tmp_path):
 
 @pytest.mark.parametrize("size", [0, 5, 100, -1000])
 def test_a_checkpoint_cut_short_is_named_when_the_host_starts(comfy, size, tmp_path, caplog):
-    from fmn_core.hosts.comfy import embedded as comfy_embedded
+    from fmn_core.hosts.comfy import demo_models
 
     (tmp_path / "checkpoints").mkdir()
     file = tmp_path / "checkpoints" / CHECKPOINT.name
     shutil.copyfile(CHECKPOINT, file)
-    comfy_embedded.register(tmp_path)
+    demo_models.register(tmp_path)
     assert not caplog.text
     file.write_bytes(CHECKPOINT.read_bytes()[:size])
-    comfy_embedded.register(tmp_path)
+    demo_models.register(tmp_path)
     assert f"{file} is damaged or cut short" in caplog.text
     with pytest.raises(Exception, match="(?i)header|safetensors|empty"):
         comfy.sd.load_checkpoint_guess_config(str(file))
@@ -191,9 +192,9 @@ def test_styles_keep_the_size_and_differ():
 
 
 def test_a_drawing_takes_the_colour_asked_for():
-    from demo.evaluate import dominant_colour
     from demo.recipe.pictures import recolour
     from demo.recipe.styles import on_paper
+    from demo.seen_by_rule import dominant_colour
 
     drawing = Image.new("RGBA", (128, 128))
     drawing.paste((200, 40, 60, 255), (30, 20, 100, 90))
@@ -210,9 +211,16 @@ def test_a_word_it_never_saw_leaves_the_prompt_alone(host):
     assert torch.equal(foreign, other) and not torch.allclose(known, other, atol=0.1)
 
 
+@pytest.fixture(scope="module")
+def art(tmp_path_factory):
+    """Where the recipe puts what it fetches."""
+    return tmp_path_factory.mktemp("art")
+
+
 @pytest.mark.skipif(shutil.which("npm") is None, reason="the drawings come by npm")
-def test_the_recipe_trains_from_nothing_resumes_and_makes_the_same_file_again(run_python, tmp_path):
-    command = ["-m", "demo.recipe.train", "--cache", tmp_path / "art", "--limit", 48, "--steps", 2]
+@pytest.mark.parametrize(("model", "weights"), [("sd", CHECKPOINT), ("flux", WEIGHTS)])
+def test_the_recipe_trains_from_nothing_resumes_and_makes_the_same_file_again(run_python, tmp_path, art, model, weights):
+    command = ["-m", "demo.recipe.train", "--model", model, "--cache", art, "--limit", 48, "--steps", 2]
     command += ["--batch", 4, "--repeats", 1, "--device", "cpu"]
     files = []
     for work in ("first", "second", "first"):
@@ -220,7 +228,7 @@ def test_the_recipe_trains_from_nothing_resumes_and_makes_the_same_file_again(ru
         run_python(*command, "--work", tmp_path / work, "--output", file)
         files.append(file.read_bytes())
     assert files[0] == files[1] == files[2]
-    with safe_open(CHECKPOINT, "pt") as shipped, safe_open(file, "pt") as made:
+    with safe_open(weights, "pt") as shipped, safe_open(file, "pt") as made:
         assert set(shipped.keys()) == set(made.keys())
 
 

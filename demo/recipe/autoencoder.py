@@ -114,6 +114,14 @@ def psnr(model, pictures, device):
     return -10 * torch.log10(error).item()
 
 
+def read_narrow(weights):
+    """The Autoencoder of a state dict that `padded` made: the same function in a fraction of the time."""
+    model = Autoencoder()
+    narrow = model.state_dict()
+    model.load_state_dict({name: weights[name][tuple(map(slice, weight.shape))] for name, weight in narrow.items()})
+    return model.eval()
+
+
 def padded(weights):
     """Zero-pads a narrow state dict to TAESD's 64 channels."""
     full = Autoencoder((WIDTH,) * 4).state_dict()

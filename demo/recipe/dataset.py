@@ -29,7 +29,9 @@ def _make_part(folder, first, part, seed):
     return len(part)
 
 
-def make_dataset(folder: Path, cache: Path, repeats: int, seed: int, limit: int | None = None, workers: int = 2) -> None:
+def make_dataset(
+    folder: Path, cache: Path, repeats: int, seed: int, limit: int | None = None, workers: int = 2, caption=caption
+) -> None:
     """Writes pictures.npy [N, 128, 128, 3] bytes, and scenes.json: per picture [captions, scene]; nothing where they are."""
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "pictures.npy").exists():

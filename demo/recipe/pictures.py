@@ -15,6 +15,9 @@ from ..vocabulary import (
     COUNTS,
     HANDS,
     KINDS,
+    MORE_OBJECT_TEMPLATES,
+    MORE_PERSON_TEMPLATES,
+    MORE_STYLE_TEMPLATES,
     OBJECT_TEMPLATES,
     OBJECTS,
     PEOPLE,
@@ -65,6 +68,26 @@ def caption(scene: Scene, dice: random.Random) -> tuple[str, Scene]:
     if scene.style:
         return dice.choice(STYLE_TEMPLATES).format(object=words, style=scene.style), said
     return dice.choice(OBJECT_TEMPLATES).format(words) + background, said
+
+
+def caption_by_name(scene: Scene, dice: random.Random) -> tuple[str, Scene]:
+    """A caption that calls an object by its own name alone, in more templates, and what it says of the scene."""
+    background = f" on a {scene.background} background" if scene.background else ""
+    if scene.person:
+        return dice.choice(PERSON_TEMPLATES + MORE_PERSON_TEMPLATES).format(scene.person) + background, scene
+    if scene.style and dice.random() < 0.05:
+        return f"a picture in {scene.style} style", scene._replace(object="")
+    if scene.count:
+        words = f"{scene.count} {plural(scene.object)}"
+    else:
+        words = f"{scene.colour} {scene.object}".strip()
+        if dice.random() < 0.85:
+            words = with_article(words)
+    if scene.style:
+        template = dice.choice(STYLE_TEMPLATES + MORE_STYLE_TEMPLATES)
+        words = scene.object if template == "{style} {object}" else words
+        return template.format(object=words, style=scene.style), scene
+    return dice.choice(OBJECT_TEMPLATES + MORE_OBJECT_TEMPLATES).format(words) + background, scene
 
 
 def move(image: Image.Image, dice: random.Random, zoom=(0.86, 0.97), angle=4, shift=3) -> Image.Image:

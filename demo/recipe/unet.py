@@ -64,11 +64,11 @@ class MasterWeights:
 
 
 class Average(nn.Module):
-    """Two UNets in one checkpoint: the one that learns, and the moving average of its weights, which draws better."""
+    """Two models in one checkpoint: the one that learns, and the moving average of its weights, which draws better."""
 
-    def __init__(self, unet: UNet2DConditionModel, decay: float = 0.999):
+    def __init__(self, model: nn.Module, decay: float = 0.999):
         super().__init__()
-        self.learning, self.average, self.decay = unet, copy.deepcopy(unet).requires_grad_(False), decay
+        self.learning, self.average, self.decay = model, copy.deepcopy(model).requires_grad_(False), decay
 
     @torch.no_grad()
     def update(self, step: int) -> None:

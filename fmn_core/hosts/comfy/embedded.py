@@ -1,15 +1,10 @@
-"""The embedded model in ComfyUI: its checkpoint in the loader's list, its architecture among the host's models."""
+"""The embedded model in ComfyUI: SD1's architecture in smaller widths."""
 
 from __future__ import annotations
-
-import logging
-from pathlib import Path
 
 import comfy.sd1_clip
 import comfy.supported_models
 import comfy.supported_models_base
-import folder_paths
-from safetensors import SafetensorError, safe_open
 
 from ...errors import ForgetError
 
@@ -27,19 +22,20 @@ TEXT_MODEL = {
 TENSORS = {"UNet": 404, "text encoder": 36, "autoencoder": 136}
 
 
-def require_whole(part: str, weights: dict) -> dict:
-    """The weights of one part of the checkpoint, as they are; raises ForgetError where some are missing or not finite.
+def require_whole(part: str, weights: dict, tensors: dict[str, int]) -> dict:
+    """The weights of one part of a demo model, as they are; raises ForgetError where there are fewer than `tensors` says or
+    some are not finite.
 
     Of a part that is not there at all the host says so itself.
     """
     if not weights:
         return weights
     broken = sum(not weight.float().isfinite().all() for weight in weights.values())
-    if len(weights) < TENSORS[part] or broken:  # a quantised copy has more: its scales
+    if len(weights) < tensors[part] or broken:  # a quantised copy has more: its scales
         raise ForgetError(
-            f"The checkpoint has the widths of the embedded model, but its {part} is damaged: {len(weights)} tensors where "
-            f"there should be {TENSORS[part]}, {broken} of them with values that are not finite. Restore the files in "
-            "demo/checkpoints from the repository."
+            f"The checkpoint is a demo model, but its {part} is damaged: {len(weights)} tensors where there should be "
+            f"{tensors[part]}, {broken} of them with values that are not finite. Restore the files in demo/checkpoints from "
+            "the repository; emoji-flux-128.safetensors is made again by `python install.py demo`."
         )
     return weights
 
@@ -70,33 +66,13 @@ class EmojiSD(comfy.supported_models.SD15):
     native_size = 128
 
     def process_unet_state_dict(self, state_dict):
-        return require_whole("UNet", super().process_unet_state_dict(state_dict))
+        return require_whole("UNet", super().process_unet_state_dict(state_dict), TENSORS)
 
     def process_clip_state_dict(self, state_dict):
-        return require_whole("text encoder", super().process_clip_state_dict(state_dict))
+        return require_whole("text encoder", super().process_clip_state_dict(state_dict), TENSORS)
 
     def process_vae_state_dict(self, state_dict):
-        return require_whole("autoencoder", super().process_vae_state_dict(state_dict))
+        return require_whole("autoencoder", super().process_vae_state_dict(state_dict), TENSORS)
 
     def clip_target(self, state_dict={}):  # noqa: B006
         return comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, EmojiClipModel)
-
-
-def is_complete(file: Path) -> bool:
-    """Whether a safetensors file is as long as its header says."""
-    try:
-        with safe_open(file, "pt"):
-            return True
-    except SafetensorError:
-        return False
-
-
-def register(demo: Path) -> None:
-    """Lists the demo's checkpoints and patches in the host's loaders and lets the host recognise the model."""
-    if not any(known.__name__ == EmojiSD.__name__ for known in comfy.supported_models.models):
-        comfy.supported_models.models.append(EmojiSD)
-    for kind in ("checkpoints", "loras"):
-        folder_paths.add_model_folder_path(kind, str(demo / kind))
-        for file in (demo / kind).glob("*.safetensors"):
-            if not is_complete(file):
-                logging.warning("Forget-Me-Not: %s is damaged or cut short: restore it from the repository.", file)
