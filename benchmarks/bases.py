@@ -1,6 +1,6 @@
 """What a patch is worth on other models than the one it was made on: `python -m benchmarks.bases [--quick]`.
 
-Patches that `fast` and `balanced` make on the embedded model, at work on that model beside a LoRA of a user's, on one that
+Patches that `fast` and `balanced` make on the demo model, at work on that model beside a LoRA of a user's, on one that
 was trained further, and half-way between the two; beside them patches that `fast` makes on those models. Then what is
 drawn where the concept comes as a picture: from one that shows it (img2img), and by an IP-Adapter.
 """
@@ -79,7 +79,7 @@ def tuned(host, latents, texts):
         return changes_by(host, lambda own: train(host, own, TUNING_STEPS, TUNING_RATE, latents, prompts, generator))
 
 
-def on_bases(host, judge, jobs):
+def on_bases(host, classifier, jobs):
     """Prints a row for each base and patch: means over the targets."""
     latents, texts = lessons(host)
     further = tuned(host, latents, texts)
@@ -99,7 +99,7 @@ def on_bases(host, judge, jobs):
             for job in jobs:
                 own = draw_pictures(host, asked[job])
                 moved = np.abs(own.astype(np.float32) - plain[job]).mean() / 255
-                seen = see(judge, own)
+                seen = see(classifier, own)
                 several = {"none": {}, **{preset: patches[preset, job] for preset in PRESETS}}
                 several["fast, made on it"] = by_preset(host, *job, preset="fast")[0]
                 for patch, weights in several.items():
@@ -107,7 +107,7 @@ def on_bases(host, judge, jobs):
                         made = draw_pictures(host, asked[job])
                     kept = [i for i, picture in enumerate(asked[job]) if picture.kept]
                     drift = np.abs(made[kept].astype(np.float32) - own[kept]).mean() / 255
-                    figures = score(job[0], asked[job], see(judge, made), seen)
+                    figures = score(job[0], asked[job], see(classifier, made), seen)
                     rows[patch].append((figures["ua"], figures["ira"], figures["cra"], drift, moved))
         for patch, several in rows.items():
             ua, ira, cra, drift, moved = map(statistics.fmean, zip(*several, strict=True))
@@ -179,12 +179,12 @@ class PictureAdapter(nn.Module):
                 handle.remove()
 
 
-def picture_adapter(host, judge):
+def picture_adapter(host, classifier):
     """An adapter that has learned to draw what a picture shows, from the model's own, half of them without a prompt."""
     generator, texts = torch.Generator().manual_seed(0), [with_article(name) for name in OBJECTS]
     texts = [*texts, *(TEMPLATES[kind].format(name) for kind, (name,) in SHOWN)]
     pictures = torch.cat([sample(host, texts, [1000 * turn + i for i in range(len(texts))]) for turn in (1, 2)])
-    features, latents = judge.features(pictures)[0].clone(), host.encode_images(pictures)
+    features, latents = classifier.features(pictures)[0].clone(), host.encode_images(pictures)
     prompts = host.encode([*texts, ""])
     with host.training((TRAINED_AT_ONCE, *host.latent_shape())):
         adapter = PictureAdapter(host, features.shape[1])
@@ -217,16 +217,16 @@ def repainted(host, latents, prompt, strength):
     return host.decode(x)
 
 
-def by_picture(host, judge):
+def by_picture(host, classifier):
     """Prints how often a concept that a picture brings in is still seen, without and with a patch by `fast`."""
-    adapter = picture_adapter(host, judge)
+    adapter = picture_adapter(host, classifier)
     print(f"\n{'the concept comes by':44}{'seen without a patch':>22}{'with `fast`':>14}")
     rows = {}
     for kind, (name,) in SHOWN:
         patch = by_preset(host, kind, (name,), preset="fast")[0]
         prompt = TEMPLATES[kind].format(name)
         shown = sample(host, [prompt] * MANY, range(700_000, 700_000 + MANY))
-        latents, features = host.encode_images(shown), judge.features(shown)[0].clone()
+        latents, features = host.encode_images(shown), classifier.features(shown)[0].clone()
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(6))
 
         def adapted(text, features=features, noise=noise):
@@ -245,7 +245,7 @@ def by_picture(host, judge):
         for way, make in ways.items():
             for context in (nullcontext(), applied(host, patch)):
                 with context:
-                    names = judge.names(HEAD[kind], judge.features(make()))
+                    names = classifier.names(HEAD[kind], classifier.features(make()))
                 rows.setdefault(way, []).append(names.count(name) / MANY)
     for way, shares in rows.items():
         print(f"{way:44}{statistics.fmean(shares[::2]):22.3f}{statistics.fmean(shares[1::2]):14.3f}", flush=True)
@@ -256,11 +256,11 @@ def main():
     parser.add_argument("--quick", action="store_true", help="one target")
     parser.add_argument("--parts", nargs="+", choices=("bases", "pictures"), default=["bases", "pictures"])
     options = parser.parse_args()
-    host, judge = model()
+    host, classifier = model()
     if "bases" in options.parts:
-        on_bases(host, judge, JOBS[:1] if options.quick else JOBS)
+        on_bases(host, classifier, JOBS[:1] if options.quick else JOBS)
     if "pictures" in options.parts:
-        by_picture(host, judge)
+        by_picture(host, classifier)
 
 
 if __name__ == "__main__":

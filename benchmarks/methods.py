@@ -39,7 +39,7 @@ def by_preset(host, kind, names, instead=None, **settings):
 
 
 def without_vocabulary():
-    """The pack's word list and captions less every word that the embedded model was trained on, for `replaced`: what
+    """The pack's word list and captions less every word that the demo model was trained on, for `replaced`: what
     the benchmark keeps is then nothing that the edit was told to keep."""
     own = {*OBJECTS, *STYLES, *PEOPLE, *(word for thing in OBJECTS.values() for word in thing.synonyms.split())}
     words = {type: tuple(word for word in words if word not in own) for type, words in features.WORDS.items()}

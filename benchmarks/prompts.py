@@ -12,7 +12,7 @@ TARGETS = {
 }
 TEN = ("cat", "rabbit", "owl", "crab", "tulip", "palm tree", "banana", "castle", "rocket", "guitar")
 QUICK = {"object": ("cat",), "style": ("neon",), "identity": ("ada",)}
-HEAD = {"object": "object", "style": "style", "identity": "person"}  # the judge's word for each kind
+HEAD = {"object": "object", "style": "style", "identity": "person"}  # the classifier's word for each kind
 SEEN = ("plain", "in a style")  # groups whose prompts are near those that `fast` is made from
 UNKNOWN = ("misspelling",)  # groups that the model itself does not know; they have rows, and do not count in UA
 KEPT_SEEDS = 500_000  # pictures of what is kept have seeds from here on

@@ -1,7 +1,7 @@
-"""What every method forgets and keeps on the embedded model: `python -m benchmarks.quality [--quick] [--json FILE]`.
+"""What every method forgets and keeps on the demo model: `python -m benchmarks.quality [--quick] [--json FILE]`.
 
 UA, IRA and CRA as in UnlearnCanvas (Zhang et al., arXiv 2402.11846): the share of pictures asked for the target that
-the judge does not take for it (the untouched model's own share stands beside it); the accuracy on others of its kind;
+the classifier does not take for it (the untouched model's own share stands beside it); the accuracy on others of its kind;
 the accuracy in the other kind. H is their harmonic mean, drift the mean absolute change of kept pictures at equal seeds
 (0..1), `worst` the accuracy that the worst neighbour loses. M-Score and recovery: benchmarks/robustness.py.
 """
@@ -22,9 +22,9 @@ from benchmarks.baselines import applied
 from benchmarks.methods import METHODS
 from benchmarks.prompts import HEAD, QUICK, SEEN, TARGETS, TEN, UNKNOWN, Picture, asked_for, half_the_vocabulary, kept
 from benchmarks.robustness import learned_back
+from demo.classifier import LABELS, Classifier
 from demo.evaluate import BATCH, sample
-from demo.host import load_embedded_model
-from demo.judge import LABELS, Judge
+from demo.host import load_demo_model
 from demo.vocabulary import OBJECTS, with_article
 
 CROSS = {"object": "style", "style": "object", "identity": "object"}
@@ -37,9 +37,9 @@ COLUMNS = {"ua": "UA", "ira": "IRA", "cra": "CRA", "h": "H", "m_score": "M-Score
 
 @cache
 def model():
-    """This process's own embedded model and judge, on one thread."""
+    """This process's own demo model and classifier, on one thread."""
     torch.set_num_threads(1)
-    return load_embedded_model(), Judge.load()
+    return load_demo_model(), Classifier.load()
 
 
 def draw(host, pictures: list[Picture]) -> np.ndarray:
@@ -49,10 +49,10 @@ def draw(host, pictures: list[Picture]) -> np.ndarray:
     return (made * 255).round().byte().numpy()
 
 
-def see(judge, made: np.ndarray) -> dict[str, list[str]]:
-    """What the judge takes each picture for: the object, the style, the person."""
-    features = judge.features(torch.from_numpy(made).float() / 255)
-    return {head: judge.names(head, features) for head in LABELS}
+def see(classifier, made: np.ndarray) -> dict[str, list[str]]:
+    """What the classifier takes each picture for: the object, the style, the person."""
+    features = classifier.features(torch.from_numpy(made).float() / 255)
+    return {head: classifier.names(head, features) for head in LABELS}
 
 
 def share(right) -> float:
@@ -61,7 +61,7 @@ def share(right) -> float:
 
 
 def score(kind: str, pictures: list[Picture], seen: dict, seen_before: dict) -> dict:
-    """UA, IRA, CRA, H, and UA or accuracy by group, of pictures as the judge sees them now and saw them before."""
+    """UA, IRA, CRA, H, and UA or accuracy by group, of pictures as the classifier sees them now and saw them before."""
     head = HEAD[kind]
 
     def right(seen, where, field=head):
@@ -96,9 +96,9 @@ def pictures_of(job, seeds: int, few: bool) -> list[Picture]:
 
 def measure_base(job, pictures):
     """The untouched model's row, pictures and what is seen in them."""
-    host, judge = model()
+    host, classifier = model()
     made = draw(host, pictures)
-    seen = see(judge, made)
+    seen = see(classifier, made)
     row = {"method": "base", "kind": job[0], "targets": list(job[1]), "pictures": len(pictures)}
     row |= score(job[0], pictures, seen, seen) | {"drift": 0.0}
     return row, made, seen
@@ -106,7 +106,7 @@ def measure_base(job, pictures):
 
 def measure(job, pictures, base, attacked, name, method):
     """The row of one method; `attacked`: with what learned words bring back."""
-    host, judge = model()
+    host, classifier = model()
     (kind, names), (base_row, before, seen_before) = job, base
     start = time.perf_counter()
     weights, size = method(host, kind, names)
@@ -116,8 +116,8 @@ def measure(job, pictures, base, attacked, name, method):
     rest = [i for i, p in enumerate(pictures) if p.kept]
     return {
         "method": name, "kind": kind, "targets": list(names), "pictures": len(pictures),
-        **score(kind, pictures, see(judge, made), seen_before),
-        **(learned_back(host, weights, kind, names, judge) if attacked else {}),
+        **score(kind, pictures, see(classifier, made), seen_before),
+        **(learned_back(host, weights, kind, names, classifier) if attacked else {}),
         "drift": np.abs(made[rest].astype(np.float32) - before[rest]).mean().item() / 255,
         "seconds": seconds, "bytes": size,
         "base": {key: base_row[key] for key in ("ua", "ira", "cra", "h", "groups", "kept")},

@@ -54,7 +54,7 @@ def measure(sample, plain, watched, turns: int) -> dict:
 
 
 def measure_all(turns: int, small: bool) -> list[dict]:
-    """A row for each way of keeping, on the embedded model and, unless `small`, on SD1.5's size; told as they come."""
+    """A row for each way of keeping, on the demo model and, unless `small`, on SD1.5's size; told as they come."""
     gpu = torch.cuda.is_available()
     if not gpu:
         torch.set_num_threads(1)  # so that the work is that of one core, whatever else the machine does
@@ -65,9 +65,9 @@ def measure_all(turns: int, small: bool) -> list[dict]:
 
     rows = []
     with torch.inference_mode():
-        embedded, clip, _ = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT))[:3]
+        demo, clip, _ = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT))[:3]
         asked, empty = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (PROMPT, ""))
-        jobs = [("embedded, 128 px", embedded, asked, sampler(comfy, asked, empty, 16, 20))]
+        jobs = [("demo model, 128 px", demo, asked, sampler(comfy, asked, empty, 16, 20))]
         if not small:
             generator = torch.Generator().manual_seed(0)
             wide = [[[torch.randn(1, 77, CONTEXT["sd1"], generator=generator), {}]] for _ in range(2)]
@@ -94,7 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recording", description=__doc__)
     parser.add_argument("--json", type=Path, help="write the rows there")
     parser.add_argument("--turns", type=int, default=5, help="samplings of each kind (default: 5)")
-    parser.add_argument("--small", action="store_true", help="the embedded model alone")
+    parser.add_argument("--small", action="store_true", help="the demo model alone")
     options = parser.parse_args()
     rows = measure_all(options.turns, options.small)
     if options.json:

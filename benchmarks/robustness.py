@@ -25,7 +25,7 @@ def anchors(host, kind, name):
     return host.encode_images(sample(host, [prompt] * ANCHORS, range(900_000, 900_000 + ANCHORS)))
 
 
-def learned_back(host, weights, kind, names, judge, steps=300):
+def learned_back(host, weights, kind, names, classifier, steps=300):
     """What words learned on the edited model from pictures of the first name bring back: `m_score`, the Memorization
     Score (arXiv 2303.17591, section 4: the cosine of the learned words' text embedding to the name's), and `recovery`,
     the share of pictures recognised again; None where it is not measured."""
@@ -41,5 +41,5 @@ def learned_back(host, weights, kind, names, judge, steps=300):
         with host.training(noise.shape, text=True), torch.no_grad():
             words = host.encode_with_embeddings(template, vectors)
             made = sample_ddim(host, noise, words[[0] * SHOWN], empty[[0] * SHOWN], steps=STEPS, guidance=GUIDANCE)
-    seen = judge.names(HEAD[kind], judge.features(host.decode(made)))
+    seen = classifier.names(HEAD[kind], classifier.features(host.decode(made)))
     return {"m_score": text_cosine(words, named), "recovery": seen.count(name) / SHOWN}

@@ -24,7 +24,7 @@ KINDS_OF_SEEING = {
 }  # fmt: skip
 
 
-ROWS = {  # group: its row, and what of the judge's accuracy on real drawings stands beside it
+ROWS = {  # group: its row, and what of the classifier's accuracy on real drawings stands beside it
     "plain": ("objects, no style named", "object, drawings"),
     "other words": ("objects by another word", "object, drawings"),
     "synonyms": ("objects by unseen synonyms", "object, drawings"),

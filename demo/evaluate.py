@@ -1,9 +1,9 @@
-"""How good a demo model is, as the judge sees it: `python -m demo.evaluate [--model flux] [--quick] [--json FILE]`.
+"""How good a demo model is, as the classifier sees it: `python -m demo.evaluate [--model flux] [--quick] [--json FILE]`.
 
 Samples every (object, style) pair, every person, synonyms, words that no caption had (demo/unseen.py), colours,
 backgrounds and counts, the first model in ComfyUI's own UNet and the second in diffusers' FluxTransformer2DModel, and
-prints what the judge recognises beside what it recognises of real drawings that it never saw; with `--model flux` beside
-the first model's figures too.
+prints what the classifier recognises beside what it recognises of real drawings that it never saw; with `--model flux`
+beside the first model's figures too.
 """
 
 import argparse
@@ -26,9 +26,9 @@ if not __package__:  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from demo.asked import FEW_SEEDS, KINDS_OF_SEEING, ROWS, what_to_ask
+from demo.classifier import Classifier, kernel_distance, nearest
 from demo.draw_sheets import draw_sheets
-from demo.host import CHECKPOINT, load_embedded_model
-from demo.judge import Judge, kernel_distance, nearest
+from demo.host import CHECKPOINT, load_demo_model
 from demo.seen_by_rule import SEEN_BY_RULE
 from demo.unseen import read_unseen
 from demo.vocabulary import OBJECTS, STYLES, is_held_out
@@ -70,7 +70,7 @@ def sample(host, prompts, seeds, steps=STEPS):
 def load_sampler(model: str, options) -> Callable:
     """draw(prompts, seeds) -> pictures [B, H, W, 3] in 0..1, of the model "sd" or "flux"."""
     if model == "sd":
-        return partial(sample, load_embedded_model(options.comfyui, options.checkpoint))
+        return partial(sample, load_demo_model(options.comfyui, options.checkpoint))
     from demo.flux import pipeline as flux
 
     pipeline = flux.make_pipeline()
@@ -92,14 +92,14 @@ def seconds_a_picture(draw) -> float:
     return statistics.median(seconds[1:])
 
 
-def look(judge, kind, pictures):
+def look(classifier, kind, pictures):
     """What each picture shows of one kind."""
     if kind in SEEN_BY_RULE:
         return [SEEN_BY_RULE[kind](picture) for picture in pictures]
-    return judge.recognised(pictures, kind)
+    return classifier.recognised(pictures, kind)
 
 
-def evaluate(draw, judge, quick, seeds, keep=None, groups=tuple(KINDS_OF_SEEING)):
+def evaluate(draw, classifier, quick, seeds, keep=None, groups=tuple(KINDS_OF_SEEING)):
     """Samples and judges: {group: [Seen]}, "styles" beside "pairs" from the same pictures; and the pairs' features.
 
     `keep(group, asked, seed, picture)` sees every picture.
@@ -115,12 +115,12 @@ def evaluate(draw, judge, quick, seeds, keep=None, groups=tuple(KINDS_OF_SEEING)
             _, some, of_seed = zip(*(part := todo[start : start + BATCH]), strict=True)
             pictures = draw([one.prompt for one in some], [1000 * seed + index for index, _, seed in part])
             if group == "pairs":
-                features.append(judge.features(pictures))
-                seen = judge.names("object", features[-1])
-                styles = judge.names("style", features[-1])
+                features.append(classifier.features(pictures))
+                seen = classifier.names("object", features[-1])
+                styles = classifier.names("style", features[-1])
                 results["styles"] += [Seen(one.key[1], style, one.key) for one, style in zip(some, styles, strict=True)]
             else:
-                seen = look(judge, KINDS_OF_SEEING[group], pictures)
+                seen = look(classifier, KINDS_OF_SEEING[group], pictures)
             results[group] += [Seen(one.expected, name, one.key) for one, name in zip(some, seen, strict=True)]
             if keep:
                 for one, seed, picture in zip(some, of_seed, pictures, strict=True):
@@ -128,31 +128,31 @@ def evaluate(draw, judge, quick, seeds, keep=None, groups=tuple(KINDS_OF_SEEING)
     return results, torch.cat([shown for shown, _ in features]) if features else None
 
 
-def real_features(judge, pairs, seed):
+def real_features(classifier, pairs, seed):
     """What is shown [B, D] in real pictures of (object, style) pairs, drawn as for training; needs the recipe's packages."""
     import random
 
     from demo.recipe.drawings import default_cache, read_objects
-    from demo.recipe.pictures import PLAIN_HANDS, Scene, draw
+    from demo.recipe.pictures import PLAIN_ARTISTS, Scene, draw
 
-    objects = read_objects(PLAIN_HANDS, default_cache() / "art")
+    objects = read_objects(PLAIN_ARTISTS, default_cache() / "art")
     scenes = [Scene(*pair) for pair in pairs]
     pictures = [draw(scene, objects, {}, random.Random(f"{seed} {index}")) for index, scene in enumerate(scenes)]
-    return judge.features(torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])) / 255)[0]
+    return classifier.features(torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])) / 255)[0]
 
 
-def distances(judge, made, pairs):
+def distances(classifier, made, pairs):
     """How far features [B, D] of generated pairs lie from real ones, and how far other real ones do: {title: (a, b)}."""
-    real, other = (real_features(judge, pairs, seed) for seed in ("one", "other"))
+    real, other = (real_features(classifier, pairs, seed) for seed in ("one", "other"))
     return {
         "nearest real picture, cosine": tuple(nearest(some, real)[0].mean().item() for some in (made, other)),
         "kernel distance to real pictures": tuple(kernel_distance(some, real) for some in (made, other)),
     }
 
 
-def summarise(results, judge):
+def summarise(results, classifier):
     """The figures, as plain values."""
-    pairs, styles, real = results["pairs"], results["styles"], judge.held_out
+    pairs, styles, real = results["pairs"], results["styles"], classifier.held_out
     rows = {
         "objects, in every style": (accuracy(pairs), real["object"]),
         "  in a style never seen with it": (accuracy(pairs, lambda key: is_held_out(*key)), real["object"]),
@@ -202,14 +202,14 @@ def show_pairs(figures):
         print(f"taken for another, {name}: " + ", ".join(f"{a} for {b} ({n})" for a, b, n in pairs[:8]))
 
 
-def measure(model, judge, options, sheets=None) -> dict:
+def measure(model, classifier, options, sheets=None) -> dict:
     """Samples and judges one of the models; the figures, and its sheets where a folder is given."""
     draw, kept = load_sampler(model, options), []
     keep = (lambda *one: kept.append(one)) if sheets else None
-    results, features = evaluate(draw, judge, options.quick, options.seeds, keep, options.groups)
-    figures = summarise(results, judge) | {"seconds_a_picture": seconds_a_picture(draw)}
+    results, features = evaluate(draw, classifier, options.quick, options.seeds, keep, options.groups)
+    figures = summarise(results, classifier) | {"seconds_a_picture": seconds_a_picture(draw)}
     if options.real:
-        figures["distances"] = distances(judge, features, sorted({result.key for result in results["pairs"]}))
+        figures["distances"] = distances(classifier, features, sorted({result.key for result in results["pairs"]}))
     if sheets:
         draw_sheets(kept, sheets)
     return figures
@@ -234,11 +234,11 @@ def main():
     parser.add_argument("--bf16", action="store_true", help="compute the second model in bfloat16: faster on CPUs with AMX")
     options = parser.parse_args()
     options.seeds = options.seeds or (1 if options.quick else 5)
-    start, judge, beside = time.monotonic(), Judge.load(), None
-    figures = measure(options.model, judge, options, options.sheets)
+    start, classifier, beside = time.monotonic(), Classifier.load(), None
+    figures = measure(options.model, classifier, options, options.sheets)
     if options.model == "flux":
         read = options.beside and json.loads(options.beside.read_text())
-        beside = read or measure("sd", judge, options)
+        beside = read or measure("sd", classifier, options)
     show(figures, beside)
     print(f"\none picture alone: {figures['seconds_a_picture']:.2f} s on {torch.get_num_threads()} threads")
     print(f"{options.seeds} seeds, {STEPS} steps at guidance {GUIDANCE}; {time.monotonic() - start:.0f} s")

@@ -33,7 +33,7 @@ from .recipe.text_encoder import CLIPTextConfig, CLIPTextModel, make_tokenizer
 from .recipe.unet import BETAS, HEADS, WIDTHS, make_schedule, make_unet
 
 WEBUI_CONFIG = """\
-# SD1's v1-inference.yaml in the embedded model's widths.
+# SD1's v1-inference.yaml in the demo model's widths.
 model:
   base_learning_rate: 1.0e-04
   target: ldm.models.diffusion.ddpm.LatentDiffusion

@@ -1,4 +1,4 @@
-"""The embedded model in ComfyUI, in this process: for commands that need its pictures by the hundred."""
+"""The demo model in ComfyUI, in this process: for commands that need its pictures by the hundred."""
 
 import os
 import sys
@@ -37,16 +37,14 @@ def import_comfyui(folder: Path | None = None, cpu: bool = True):
     return comfy
 
 
-def load_embedded_model(comfyui: Path | None = None, checkpoint: Path = CHECKPOINT):
-    """The embedded model as a DiffusionHost; raises ValueError where the checkpoint is another model."""
+def load_demo_model(comfyui: Path | None = None, checkpoint: Path = CHECKPOINT):
+    """The demo model as a DiffusionHost; raises ValueError where the checkpoint is another model."""
     comfy = import_comfyui(comfyui)
-    from fmn_core.hosts.comfy.embedded import EmojiSD
+    from fmn_core.hosts.comfy.demo_sd import EmojiSD
     from fmn_core.hosts.comfy.model import ComfyHost
 
     model, clip, vae = comfy.sd.load_checkpoint_guess_config(str(checkpoint))[:3]
     if not isinstance(model.model.model_config, EmojiSD):
         kind = type(model.model.model_config).__name__
-        raise ValueError(
-            f"{checkpoint} is not the embedded model, ComfyUI takes it for {kind}: restore it from the repository."
-        )
+        raise ValueError(f"{checkpoint} is not the demo model, ComfyUI takes it for {kind}: restore it from the repository.")
     return ComfyHost(model, clip, vae)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from fmn_core.errors import ForgetError
 from fmn_core.files.atomic import NameTakenError, write_new
 
-from .judge import Judge
+from .classifier import Classifier
 from .server import PACK, ComfyServer, ServerError
 from .workflow import by_title, load_workflow
 
@@ -123,13 +123,13 @@ def run(server: ComfyServer, concept: str, out: Path, seconds: dict[str, float],
             load_pictures(server, pictures[id["Pictures after"]]["images"]),
         )
         unloaded = unloaded_keys(server, workflow, id["Apply FMN Patch"], saved.name)
-    with timed(seconds, "judge"):
-        judge = Judge.load()
+    with timed(seconds, "classifier"):
+        classifier = Classifier.load()
         accuracy = {
-            "before": judge.accuracy(before[concept], concept),
-            "after": judge.accuracy(after[concept], concept),
-            "kept_before": sum(judge.accuracy(before[name], name) for name in kept) / len(kept),
-            "kept_after": sum(judge.accuracy(after[name], name) for name in kept) / len(kept),
+            "before": classifier.accuracy(before[concept], concept),
+            "after": classifier.accuracy(after[concept], concept),
+            "kept_before": sum(classifier.accuracy(before[name], name) for name in kept) / len(kept),
+            "kept_after": sum(classifier.accuracy(after[name], name) for name in kept) / len(kept),
         }
     draw_grid(before, after, concept).save(out / "before-after.png")
     draw_heat_maps(first, concept).save(out / "attention.png")
@@ -140,7 +140,7 @@ def run(server: ComfyServer, concept: str, out: Path, seconds: dict[str, float],
         "concept": concept,
         "kept": kept,
         "accuracy": {key: round(value, 4) for key, value in accuracy.items()},
-        "judge_accuracy_on_held_out_drawings": judge.held_out["object, drawings"],
+        "classifier_accuracy_on_held_out_drawings": classifier.held_out["object, drawings"],
         "patch": {"path": str(patch), "bytes": patch.stat().st_size, **unloaded},
         "strength_zero_identical": identical,
         "seconds": seconds,
@@ -231,7 +231,7 @@ def print_summary(report: dict, out: Path) -> None:
         f"\n{report['host']['name']} {report['host']['version']} forgot `{report['concept']}`:\n"
         f"  recognised as it    {accuracy['before']:.0%} before, {accuracy['after']:.0%} after\n"
         f"  kept concepts       {accuracy['kept_before']:.0%} before, {accuracy['kept_after']:.0%} after"
-        f"   (the judge knows {report['judge_accuracy_on_held_out_drawings']:.0%} of unseen real drawings)\n"
+        f"   (the classifier knows {report['classifier_accuracy_on_held_out_drawings']:.0%} of unseen real drawings)\n"
         f"  strength 0          {zero}\n"
         f"  patch               {patch['bytes']:,} bytes, {patch['keys']} keys, "
         f"{patch['unloaded_keys']} not loaded by the host's Load LoRA\n"

@@ -1,4 +1,4 @@
-"""What a picture shows by a rule, without the judge: its colour, its background, how many things."""
+"""What a picture shows by a rule, without the classifier: its colour, its background, how many things."""
 
 from __future__ import annotations
 

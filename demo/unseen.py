@@ -1,7 +1,7 @@
 """Words and descriptions of the objects that no caption of the second model had: `python -m demo.unseen FOLDER`.
 
 Writes demo/unseen.json. FOLDER holds data.noun, index.noun and cntlist.rev of WordNet 3.0: /usr/share/wordnet of the
-Debian package wordnet-base. The rule, without a hand in it: an object's sense is the first that WordNet lists for its
+Debian package wordnet-base. The rule, without choices by hand: an object's sense is the first that WordNet lists for its
 name in the part that its kind belongs to (animals, plants, food, artifacts, natural objects). Its synonyms are the
 single words of that sense, those that WordNet's tagged texts use in it apart from those that they never do; its kinds are
 those of all senses below it that the texts use. Either way a word counts where it is in no caption, where this is its own

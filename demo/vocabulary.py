@@ -1,4 +1,4 @@
-"""The words the embedded model knows, and what each of them names in the sets of drawings it learned from."""
+"""The words the demo model knows, and what each of them names in the sets of drawings it learned from."""
 
 from typing import NamedTuple
 
@@ -86,10 +86,10 @@ OBJECTS = {
     "ghost": Thing("ghost", "things", "spirit"),
 }
 
-# Two hands that draw far apart, and eight styles made from the drawings of two others.
-HANDS = ("twemoji", "3d")
+# Two artists that draw far apart, and eight styles made from the drawings of two others.
+ARTISTS = ("twemoji", "3d")
 MADE_STYLES = ("line art", "pixel art", "blueprint", "neon", "halftone", "sepia", "pastel", "woodcut")
-STYLES = HANDS + MADE_STYLES
+STYLES = ARTISTS + MADE_STYLES
 
 
 class Person(NamedTuple):

@@ -93,7 +93,7 @@ def full_precision(monkeypatch):
 
 @pytest.fixture(scope="module", params=IN_DIFFUSERS)
 def pipelines(comfy, request):
-    """The embedded model as two diffusers pipelines, on the CPU and on a device."""
+    """The demo model as two diffusers pipelines, on the CPU and on a device."""
     from demo.export import make_pipeline
 
     return make_pipeline(), make_pipeline().to(device_of(request.param))

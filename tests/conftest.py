@@ -43,20 +43,20 @@ def run_python(comfyui):
 
 @pytest.fixture(scope="session")
 def comfy(comfyui):
-    """ComfyUI's own modules in this process, on the CPU, with the embedded model known to them."""
+    """ComfyUI's own modules in this process, on the CPU, with the demo model known to them."""
     return import_comfyui(comfyui)
 
 
 @pytest.fixture(scope="session")
 def loaded(comfy):
-    """MODEL, CLIP, VAE of the embedded model, loaded as a graph loads them: in inference mode."""
+    """MODEL, CLIP, VAE of the demo model, loaded as a graph loads them: in inference mode."""
     with torch.inference_mode():
         return comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT))[:3]
 
 
 @pytest.fixture
 def host(loaded):
-    """The embedded model as a DiffusionHost."""
+    """The demo model as a DiffusionHost."""
     from fmn_core.hosts.comfy.model import ComfyHost
 
     return ComfyHost(*loaded)
@@ -130,7 +130,7 @@ def server(comfyui, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pipeline(comfy):
-    """The embedded model as a diffusers pipeline, one for each file of tests."""
+    """The demo model as a diffusers pipeline, one for each file of tests."""
     from demo.export import make_pipeline
 
     return make_pipeline()
@@ -138,7 +138,7 @@ def pipeline(comfy):
 
 @pytest.fixture(scope="session")
 def model(comfy, tmp_path_factory):
-    """The folder of the embedded model as a diffusers pipeline."""
+    """The folder of the demo model as a diffusers pipeline."""
     from demo.export import export_diffusers
 
     folder = tmp_path_factory.mktemp("model") / "emoji"

@@ -68,7 +68,7 @@ class Fault(Exception):
 
 
 class Bench:
-    """The embedded model as a graph loads it, small jobs on it, and their undisturbed files."""
+    """The demo model as a graph loads it, small jobs on it, and their undisturbed files."""
 
     def __init__(self, comfy, loaded, folder: Path):
         self.comfy, self.loaded, self.folder = comfy, loaded, folder

@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from hostile import MUCH, Hostile  # noqa: E402
 
-from demo.host import load_embedded_model  # noqa: E402
+from demo.host import load_demo_model  # noqa: E402
 from fmn_core.convert.config import ImportConfig  # noqa: E402
 from fmn_core.convert.exporter import PER_LEVEL, merge, to_diff, to_peft  # noqa: E402
 from fmn_core.convert.importer import import_patch  # noqa: E402
@@ -368,7 +368,7 @@ def main() -> int:
     import logging
 
     logging.getLogger().setLevel(logging.ERROR)
-    host = load_embedded_model()
+    host = load_demo_model()
     harmed = options.runs > 0 and run_changed(host, options.runs, options.seed)
     return int(run_hostile(host, options.hostile, options.seed) or harmed)
 

@@ -27,7 +27,7 @@ from benchmarks.live_tensors import Imagined, imagine
 from benchmarks.methods import METHODS, replaced, without_vocabulary
 from benchmarks.prompts import TARGETS, Picture, asked_for, kept
 from benchmarks.quality import score
-from demo.judge import LABELS
+from demo.classifier import LABELS
 from demo.vocabulary import OBJECTS, STYLES
 from fmn_core.erasure import closed_form as fast
 from fmn_core.erasure.config import PRESETS
@@ -98,7 +98,7 @@ def test_the_steered_key_gets_its_share_of_the_start_tokens_attention():
 
 
 @pytest.fixture(scope="module")
-def embedded(loaded):
+def demo_host(loaded):
     from fmn_core.hosts.comfy.model import ComfyHost
 
     return ComfyHost(*loaded)
@@ -113,17 +113,17 @@ def embedded(loaded):
     + [partial(esd, rate=1e-3, steps=2, full=full) for full in (False, True)]
     + [partial(uce, generic=generic, expand=generic) for generic in (False, True)],
 )
-def test_a_baseline_changes_what_its_keys_say_and_leaves_the_host(embedded, method):
-    before = parameters(embedded)
-    weights, size = method(embedded, "object", ("cat",))
-    assert all(torch.equal(before[name], one) for name, one in parameters(embedded).items())
+def test_a_baseline_changes_what_its_keys_say_and_leaves_the_host(demo_host, method):
+    before = parameters(demo_host)
+    weights, size = method(demo_host, "object", ("cat",))
+    assert all(torch.equal(before[name], one) for name, one in parameters(demo_host).items())
     everywhere = method.keywords.get("whole") or method.keywords.get("full")
     assert {".attn2." in name for name in weights} == ({True, False} if everywhere else {True})
     assert all(w.isfinite().all() for w in weights.values()) and any(w.any() for w in weights.values())
     assert size == 2 * sum(map(torch.numel, weights.values())) or method.func is esd
-    with applied(embedded, weights):
-        assert all(torch.equal(parameters(embedded)[name], before[name] + w) for name, w in weights.items())
-    assert all(torch.equal(before[name], one) for name, one in parameters(embedded).items())
+    with applied(demo_host, weights):
+        assert all(torch.equal(parameters(demo_host)[name], before[name] + w) for name, w in weights.items())
+    assert all(torch.equal(before[name], one) for name, one in parameters(demo_host).items())
 
 
 def parameters(host):
@@ -153,20 +153,20 @@ def test_the_grid_tries_each_combination_on_two_targets_and_the_better_third_on_
     assert not {name for _, (name,) in HELD_OUT} & {name for names in TARGETS.values() for name in names}
 
 
-def test_what_bases_are_made_of_leaves_the_model_and_what_looks_at_nothing_adds_nothing(embedded, monkeypatch):
+def test_what_bases_are_made_of_leaves_the_model_and_what_looks_at_nothing_adds_nothing(demo_host, monkeypatch):
     monkeypatch.setattr(bases, "LORA_STEPS", 1)
     monkeypatch.setattr(bases, "TUNING_STEPS", 1)
-    before, latents = parameters(embedded), torch.randn(2, *embedded.latent_shape())
+    before, latents = parameters(demo_host), torch.randn(2, *demo_host.latent_shape())
     for train in (bases.user_lora, bases.tuned):
-        assert any(change.any() for change in train(embedded, latents, ["a cat", "a dog"]).values())
-        assert all(torch.equal(before[name], one) for name, one in parameters(embedded).items())
-    adapter, features = bases.PictureAdapter(embedded, 6), torch.randn(2, 6)
-    looking = bases.WithPicture(embedded, adapter, adapter.tokens(features))
-    prompts, empty = embedded.encode(["a cat"] * 2), embedded.encode([""] * 2)
-    with embedded.training(latents.shape), torch.no_grad():
+        assert any(change.any() for change in train(demo_host, latents, ["a cat", "a dog"]).values())
+        assert all(torch.equal(before[name], one) for name, one in parameters(demo_host).items())
+    adapter, features = bases.PictureAdapter(demo_host, 6), torch.randn(2, 6)
+    looking = bases.WithPicture(demo_host, adapter, adapter.tokens(features))
+    prompts, empty = demo_host.encode(["a cat"] * 2), demo_host.encode([""] * 2)
+    with demo_host.training(latents.shape), torch.no_grad():
         t = torch.tensor([500, 500])
-        assert torch.equal(looking.predict(latents, t, empty), embedded.predict(latents, t, empty))
-        assert not torch.allclose(looking.predict(latents, t, prompts), embedded.predict(latents, t, prompts), atol=1e-3)
+        assert torch.equal(looking.predict(latents, t, empty), demo_host.predict(latents, t, empty))
+        assert not torch.allclose(looking.predict(latents, t, prompts), demo_host.predict(latents, t, prompts), atol=1e-3)
 
 
 def test_the_quick_command_prints_a_table_in_which_fast_forgets_and_keeps(comfyui, tmp_path):
@@ -184,10 +184,10 @@ def test_the_quick_command_prints_a_table_in_which_fast_forgets_and_keeps(comfyu
     assert fast["h"] > uce["h"]
 
 
-def test_a_part_taken_away_makes_another_patch(embedded):
-    whole, without = (PARTS[part](embedded, "object", ("cat",))[0] for part in ("fast", "- later tokens"))
+def test_a_part_taken_away_makes_another_patch(demo_host):
+    whole, without = (PARTS[part](demo_host, "object", ("cat",))[0] for part in ("fast", "- later tokens"))
     assert whole.keys() == without.keys() and not any(torch.equal(whole[key], without[key]) for key in whole)
-    again = PARTS["fast"](embedded, "object", ("cat",))[0]
+    again = PARTS["fast"](demo_host, "object", ("cat",))[0]
     assert all(torch.equal(whole[key], again[key]) for key in whole)
 
 
@@ -206,9 +206,9 @@ def test_the_ablation_runs_each_part_on_its_jobs_and_prints_them(monkeypatch, ca
 
 def test_the_curve_asks_for_what_is_forgotten_and_for_the_rest(monkeypatch, tmp_path):
     seen = {"object": "cat", "style": "neon", "person": "ada"}
-    judge = types.SimpleNamespace(features=len, names=lambda head, count: [seen[head]] * count)
+    classifier = types.SimpleNamespace(features=len, names=lambda head, count: [seen[head]] * count)
     monkeypatch.setattr(quality, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(1))
-    monkeypatch.setattr(quality, "model", lambda: (None, judge))
+    monkeypatch.setattr(quality, "model", lambda: (None, classifier))
     monkeypatch.setattr(quality, "applied", lambda host, weights: nullcontext())
     monkeypatch.setattr(quality, "draw", lambda host, pictures: np.zeros((len(pictures), 1, 1, 3), np.uint8))
     rows = quality.curve({"none": lambda host, kind, names: ({}, 0)}, 1, tmp_path / "rows.json")

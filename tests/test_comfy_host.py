@@ -36,9 +36,9 @@ def test_own_sampler_makes_the_hosts_pictures(host, loaded, sample):
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
     with host.training(noise.shape):
         ours = sample_ddim(host, noise, prompts, empty, steps=20, guidance=3.0)
-    from demo.judge import Judge
+    from demo.classifier import Classifier
 
-    assert Judge.load().recognised(host.decode(ours)) == ["cat"]
+    assert Classifier.load().recognised(host.decode(ours)) == ["cat"]
 
 
 def test_training_loads_the_model_through_the_host_on_a_clone(comfy, loaded, host):

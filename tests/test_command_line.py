@@ -1,4 +1,4 @@
-"""The commands without a graph, on the embedded model as a diffusers pipeline."""
+"""The commands without a graph, on the demo model as a diffusers pipeline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The original's config files, run on the embedded model as a diffusers pipeline."""
+"""The original's config files, run on the demo model as a diffusers pipeline."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ BLOCKS = {
 
 
 def small_unet(channels=4, **config):
-    """A UNet with random weights that reads the embedded model's text."""
+    """A UNet with random weights that reads the demo model's text."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)
@@ -39,7 +39,7 @@ def small_unet(channels=4, **config):
 
 @pytest.fixture
 def variant(pipeline):
-    """variant(kind, part=..., ...): the embedded model's pipeline, or one of another kind, with other parts in it."""
+    """variant(kind, part=..., ...): the demo model's pipeline, or one of another kind, with other parts in it."""
 
     def variant(kind=None, **parts):
         known = {name: part for name, part in pipeline.components.items() if name != "image_encoder"} | parts

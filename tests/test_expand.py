@@ -1,4 +1,4 @@
-"""The embedded model in other hosts' sizes: what computes the same, by each host's own classes."""
+"""The demo model in other hosts' sizes: what computes the same, by each host's own classes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def weights():
 
 @pytest.fixture(scope="module")
 def unet(weights):
-    """The embedded model's own UNet, its weights in fp32."""
+    """The demo model's own UNet, its weights in fp32."""
     return expand.part(weights, UNET)
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from demo.judge import Judge
+from demo.classifier import Classifier
 from demo.vocabulary import STYLES
 from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
@@ -94,14 +94,14 @@ def test_the_concept_is_gone_and_the_rest_is_as_it_was(patch, pictures):
         *(f"a cat in {style} style" for style in STYLES if style != "pixel art"),
     ]
     others = {"a dog": "dog", "a lion": "lion", "a red rose": "rose", "a house in neon style": "house", "a car": "car"}
-    styled, judge = {"a house in sepia style": "sepia", "a fish in woodcut style": "woodcut"}, Judge.load()
+    styled, classifier = {"a house in sepia style": "sepia", "a fish in woodcut style": "woodcut"}, Classifier.load()
     both = [*cats, *others, *styled, "a portrait of ada"]
     before, after = pictures(both), pictures(both, patch)
-    assert judge.accuracy(before[: len(cats)], "cat") > 0.8 and judge.accuracy(after[: len(cats)], "cat") == 0
+    assert classifier.accuracy(before[: len(cats)], "cat") > 0.8 and classifier.accuracy(after[: len(cats)], "cat") == 0
     for made in (before, after):
-        assert judge.recognised(made[len(cats) : -3]) == list(others.values())
-        assert judge.recognised(made[-3:-1], "style") == list(styled.values())
-        assert judge.recognised(made[-1:], "person") == ["ada"]
+        assert classifier.recognised(made[len(cats) : -3]) == list(others.values())
+        assert classifier.recognised(made[-3:-1], "style") == list(styled.values())
+        assert classifier.recognised(made[-1:], "person") == ["ada"]
     assert (before - after)[len(cats) :].abs().mean() < 0.02 < (before - after)[: len(cats)].abs().mean()
 
 
@@ -148,10 +148,10 @@ def test_replaced_by_itself_changes_nothing_and_says_so(host):
 
 def test_a_replacement_takes_the_place(host, pictures):
     patch, _ = forget(host, "cat", replace(FAST, mode="replace", target="house"))
-    judge = Judge.load()
+    classifier = Classifier.load()
     after = pictures(["a cat", "a drawing of a cat", "a cat in blueprint style", "a picture of a cat"], patch)
-    assert judge.accuracy(after, "house") >= 0.75
-    assert judge.accuracy(pictures(["a house", "a dog", "a lion"], patch), "house") == pytest.approx(1 / 3)
+    assert classifier.accuracy(after, "house") >= 0.75
+    assert classifier.accuracy(pictures(["a house", "a dog", "a lion"], patch), "house") == pytest.approx(1 / 3)
 
 
 def test_correction_takes_a_meaning_from_another_word(host):
@@ -181,10 +181,10 @@ def test_the_slot_of_a_template_is_found_beside_another_mention(host):
 def test_several_concepts_and_other_names_go_together(host, pictures):
     patch, _ = forget(host, "cat, kitten\nrose\ncar, automobile", FAST)
     assert patch.info["concept"] == "cat, rose, car" and patch.info["concepts"][2]["names"] == ["car", "automobile"]
-    judge = Judge.load()
+    classifier = Classifier.load()
     for name, prompts in {"cat": ["a cat", "a kitten"], "rose": ["a rose", "a pink rose"], "car": ["an automobile"]}.items():
-        assert judge.accuracy(pictures(prompts, patch), name) == 0
-    assert judge.recognised(pictures(["a dog", "a tulip", "a bus"], patch)) == ["dog", "tulip", "bus"]
+        assert classifier.accuracy(pictures(prompts, patch), name) == 0
+    assert classifier.recognised(pictures(["a dog", "a tulip", "a bus"], patch)) == ["dog", "tulip", "bus"]
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from conftest import CHECKPOINT, ROOT
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from demo.classifier import Classifier
 from demo.flux import checkpoint
-from demo.judge import Judge
 from demo.server import ComfyServer, ServerError
 from demo.workflow import load_workflow
 
@@ -181,9 +181,9 @@ def test_the_stock_nodes_draw_what_is_asked(whole, server):
             name: node("SaveImage", images=[f"{name} d", 0], filename_prefix=name),
         }  # fmt: skip
     outputs = server.run(graph)
-    judge = Judge.load()
+    classifier = Classifier.load()
     for name in names:
-        assert judge.accuracy(load_pictures(server, outputs[name]["images"]), name) == 1
+        assert classifier.accuracy(load_pictures(server, outputs[name]["images"]), name) == 1
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from einops import rearrange
 
-from demo.judge import Judge
+from demo.classifier import Classifier
 from fmn_core.attention.capture import attention_probabilities, attention_set_to_zero, capture_attention_maps
 from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
@@ -217,8 +217,8 @@ def test_the_visual_target_is_made_without_attention_to_the_concept(host):
     made, without = pairs(columns)
     again, untouched = pairs(torch.zeros_like(columns))
     assert torch.equal(made, again) and torch.equal(made, untouched)
-    judge = Judge.load()
-    assert judge.accuracy(host.decode(made), "cat") == 1 and judge.accuracy(host.decode(without), "cat") == 0
+    classifier = Classifier.load()
+    assert classifier.accuracy(host.decode(made), "cat") == 1 and classifier.accuracy(host.decode(without), "cat") == 0
 
 
 def test_zeroed_columns_are_probabilities_of_zero(host, ordinary_parameters):

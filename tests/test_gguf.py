@@ -27,7 +27,7 @@ from fmn_core.patch.file import read_patch
 from fmn_core.patch.patch import DOWN, UP
 
 UNET = "model.diffusion_model."
-COLUMNS = 128  # of the prompt, in blocks of 32; the embedded model has 112
+COLUMNS = 128  # of the prompt, in blocks of 32; the demo model has 112
 MIXED = ("Q4_0", "Q8_0", "BF16", "F16", "F32")  # from layer to layer, in one file
 MATRICES = ("to_q", "to_k", "to_v", "to_out")
 SHORT = {"num_images": 1, "num_inference_steps": 2, "resolution": 64, "rank": 2}
@@ -109,10 +109,10 @@ def kinds_of(weights: dict[str, torch.Tensor], kind: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def wide(comfy):
-    """The embedded model's checkpoint with prompts of 128 columns, the last of them zero, known to the host."""
+    """The demo model's checkpoint with prompts of 128 columns, the last of them zero, known to the host."""
     from comfy.supported_models_base import ClipTarget
 
-    from fmn_core.hosts.comfy.embedded import EmojiClipModel, EmojiSD, EmojiTextModel
+    from fmn_core.hosts.comfy.demo_sd import EmojiClipModel, EmojiSD, EmojiTextModel
 
     class WideTextModel(EmojiTextModel):
         def forward(self, tokens):

@@ -7,7 +7,8 @@ import contextlib
 import pytest
 import torch
 
-from fmn_core.host import FAMILIES, MATRICES
+from fmn_core.host import MATRICES
+from fmn_core.patch.schema import FAMILIES
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from demo.judge import Judge
+from demo.classifier import Classifier
 from fmn_core.errors import ForgetError
 from fmn_core.inversion.config import InversionConfig
 from fmn_core.inversion.embedding import add_embedding, read_embedding, save_embedding
@@ -83,7 +83,7 @@ def test_learned_words_call_for_what_the_pictures_show(host, cats):
             sample_ddim(host, x, p[[0, 0]], host.encode(["", ""]), steps=10, guidance=3.0)
             for p, x in zip(prompts, noise.split(2), strict=True)
         ]
-    assert Judge.load().accuracy(host.decode(torch.cat(parts)), "cat") >= 0.75
+    assert Classifier.load().accuracy(host.decode(torch.cat(parts)), "cat") >= 0.75
 
 
 def test_the_model_is_left_as_it_was(host, latents):
@@ -255,7 +255,7 @@ def test_previews_show_the_pictures(host, cats, monkeypatch):
 
 @pytest.fixture(scope="module")
 def xl_clip(comfy):
-    """ComfyUI's own CLIP of SDXL in small widths, together those of the embedded model's context; random weights."""
+    """ComfyUI's own CLIP of SDXL in small widths, together those of the demo model's context; random weights."""
     import comfy.sdxl_clip
     import comfy.supported_models_base
 

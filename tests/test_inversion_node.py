@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from graphs import Graphs
 
-from demo.judge import Judge
+from demo.classifier import Classifier
 from demo.run import load_pictures
 from demo.server import ServerError
 from demo.workflow import by_title, load_workflow
@@ -47,7 +47,7 @@ def job(server):
 
 
 def judged(server, job, outputs, when):
-    return Judge.load().accuracy(load_pictures(server, outputs[job[1][f"Pictures {when}"]]["images"]), "cat")
+    return Classifier.load().accuracy(load_pictures(server, outputs[job[1][f"Pictures {when}"]]["images"]), "cat")
 
 
 def test_the_node_learns_words_that_forget_concept_forgets(server, job):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from demo.judge import Judge
+from demo.classifier import Classifier
 from demo.vocabulary import OBJECTS, PEOPLE, STYLES
 from fmn_core.erasure.advice import LITTLE, MUCH, edit_warnings
 from fmn_core.erasure.closed_form import make_edit
@@ -62,10 +62,10 @@ def test_the_words_inside_a_name_stay(host, draw):
     assert report["erasure"]["Rose House"] > LITTLE and not report["warnings"]
     assert max(report["preserve_drift"]["rose"], report["preserve_drift"]["house"]) < 0.2
     words = {"a rose": "rose", "a red rose": "rose", "a rose in neon style": "rose", "a house": "house"}
-    judge, asked = Judge.load(), [*named, *words]
+    classifier, asked = Classifier.load(), [*named, *words]
     before, after = draw(asked), draw(asked, patch)
-    assert judge.recognised(before) == ["rose", "rose", "rose", *words.values()]
-    assert judge.recognised(after)[3:] == [*words.values()] and "rose" not in judge.recognised(after)[:3]
+    assert classifier.recognised(before) == ["rose", "rose", "rose", *words.values()]
+    assert classifier.recognised(after)[3:] == [*words.values()] and "rose" not in classifier.recognised(after)[:3]
     assert (after - before)[3:].abs().mean() < 0.015 < 0.08 < (after - before)[:3].abs().mean()
 
 

@@ -34,7 +34,7 @@ def test_word_heat_maps_are_those_of_daam(comfyui):
 
 @pytest.fixture(scope="module")
 def cats(loaded, sample):
-    """Two pictures that the embedded model made of a cat."""
+    """Two pictures that the demo model made of a cat."""
     with torch.inference_mode():
         images = loaded[2].decode(sample(loaded[0], "an emoji of a cat", size=(16, 16), steps=10))
     return images.clone()

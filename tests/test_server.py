@@ -17,7 +17,7 @@ from conftest import ROOT
 from graphs import Graphs
 from PIL import Image
 
-from demo.judge import Judge
+from demo.classifier import Classifier
 from demo.run import find_python, load_pictures, with_node
 from demo.server import ComfyServer, ServerError
 from demo.workflow import by_title, load_workflow
@@ -132,10 +132,10 @@ def test_templates_are_listed_by_the_server(server):
 
 def test_the_concept_is_no_longer_recognised_and_a_kept_one_is(server, job):
     workflow, outputs, _ = job
-    judge = Judge.load()
+    classifier = Classifier.load()
     before, after = (pictures(server, workflow, outputs, f"Pictures {when}") for when in ("before", "after"))
-    assert judge.accuracy(before, "cat") >= 0.75
-    assert judge.accuracy(after, "cat") <= 0.25
+    assert classifier.accuracy(before, "cat") >= 0.75
+    assert classifier.accuracy(after, "cat") <= 0.25
 
     kept = copy.deepcopy(workflow)
     titled(kept)["Prompt"]["value"] = "an emoji of a house"
@@ -143,8 +143,8 @@ def test_the_concept_is_no_longer_recognised_and_a_kept_one_is(server, job):
         titled(kept)[f"Attention {when}"]["words"] = "house"
     outputs = server.run(kept)
     before, after = (pictures(server, kept, outputs, f"Pictures {when}") for when in ("before", "after"))
-    assert judge.accuracy(before, "house") >= 0.75
-    assert judge.accuracy(after, "house") >= 0.75
+    assert classifier.accuracy(before, "house") >= 0.75
+    assert classifier.accuracy(after, "house") >= 0.75
 
 
 def test_less_attention_goes_to_the_concept(server, paper_job):
@@ -225,18 +225,18 @@ def test_the_node_says_what_it_did_and_refuses_what_has_no_effect(server, job):
 def test_the_other_workflows_run(server, info, name):
     workflow = load_workflow(ROOT / f"workflows/{name}.json", info)
     outputs = server.run(workflow)
-    judge = Judge.load()
+    classifier = Classifier.load()
     if name == "apply-a-saved-patch":
-        assert judge.accuracy(pictures(server, workflow, outputs, "Pictures before"), "cat") >= 0.75
-        assert judge.accuracy(pictures(server, workflow, outputs, "Pictures after"), "cat") <= 0.25
+        assert classifier.accuracy(pictures(server, workflow, outputs, "Pictures before"), "cat") >= 0.75
+        assert classifier.accuracy(pictures(server, workflow, outputs, "Pictures after"), "cat") <= 0.25
     elif name == "stack-two-patches":
-        assert judge.accuracy(pictures(server, workflow, outputs, "Pictures of cat"), "cat") <= 0.25
-        assert judge.accuracy(pictures(server, workflow, outputs, "Pictures of car"), "car") <= 0.25
-        assert judge.accuracy(pictures(server, workflow, outputs, "Pictures of house"), "house") >= 0.75
+        assert classifier.accuracy(pictures(server, workflow, outputs, "Pictures of cat"), "cat") <= 0.25
+        assert classifier.accuracy(pictures(server, workflow, outputs, "Pictures of car"), "car") <= 0.25
+        assert classifier.accuracy(pictures(server, workflow, outputs, "Pictures of house"), "house") >= 0.75
     elif name == "learn-a-concept":
         for title in ("Pictures before", "Pictures by the learned words"):
-            assert judge.accuracy(pictures(server, workflow, outputs, title), "cat") >= 0.75
-        assert judge.accuracy(pictures(server, workflow, outputs, "Pictures after"), "cat") <= 0.25
+            assert classifier.accuracy(pictures(server, workflow, outputs, title), "cat") >= 0.75
+        assert classifier.accuracy(pictures(server, workflow, outputs, "Pictures after"), "cat") <= 0.25
     elif name == "measure-a-patch":
         (says,) = outputs[node_id(workflow, "What the figures say")]["text"]
         assert re.search(r"`cat`: what its prompts do changes by \d{2,}%", says)
@@ -437,4 +437,4 @@ def test_another_installed_comfyui_runs_the_job(tmp_path):
     with ComfyServer(Path(folder), tmp_path, str(find_python(Path(folder)))) as server:
         workflow = load_workflow(ROOT / "workflows/forget-a-concept.json", server.get("object_info"))
         outputs = server.run(workflow)
-        assert Judge.load().accuracy(pictures(server, workflow, outputs, "Pictures after"), "cat") <= 0.25
+        assert Classifier.load().accuracy(pictures(server, workflow, outputs, "Pictures after"), "cat") <= 0.25

@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
-from demo.judge import Judge
+from demo.classifier import Classifier
 from demo.run import load_pictures
 from demo.server import ServerError
 from fmn_core.patch.file import read_patch
@@ -75,8 +75,8 @@ def test_rows_are_solved_jointly_applied_and_saved_as_one(draw, loras, server):
     cats, outputs = draw(["s", 0], "an emoji of a cat", nodes)
     cars, _ = draw(["s", 0], "an emoji of a car", nodes)
     dogs, _ = draw(["s", 0], "an emoji of a dog", nodes)
-    judge = Judge.load()
-    assert [judge.accuracy(made, name) for made, name in ((cats, "cat"), (cars, "car"), (dogs, "dog"))] == [0, 0, 1]
+    classifier = Classifier.load()
+    assert [classifier.accuracy(made, name) for made, name in ((cats, "cat"), (cars, "car"), (dogs, "dog"))] == [0, 0, 1]
     assert outputs["t"]["text"][0].startswith("2 patches: car, cat\n") and "jointly" in outputs["s"]["text"][0]
     saved = re.search(r"stacking/(both_\d+_\.safetensors)", outputs["f"]["text"][0])[1]
     joint = read_patch(server.output / "loras/stacking" / saved)
@@ -142,7 +142,7 @@ def test_a_gated_patch_leaves_other_prompts_bit_for_bit_and_forgets_at_its_own(d
         assert torch.equal(made, draw(["c", 0], prompt, {})[0]), prompt
         assert "stays off" in outputs["g"]["text"][0]
     made, outputs = draw(["c", 0], "an emoji of a cat", gated(loras["forget-cat"]), ("g", 0))
-    assert Judge.load().accuracy(made, "cat") == 0 and "acts" in outputs["g"]["text"][0]
+    assert Classifier.load().accuracy(made, "cat") == 0 and "acts" in outputs["g"]["text"][0]
     nodes = {"a": node("FMN_ApplyPatch", model=["c", 0], clip=["c", 1], patch=loras["forget-cat"], strength=1.0)}
     applied, _ = draw(["a", 0], "an emoji of a cat", nodes)
     assert (made - applied).abs().mean() < 0.01, "the empty negative prompt is all that is left alone beside"

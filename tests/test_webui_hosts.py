@@ -19,7 +19,7 @@ EVERYWHERE = ["check_contract.py", "check_host.py", "check_attention.py"]
 
 @pytest.fixture(scope="module")
 def given(comfy, tmp_path_factory):
-    """Environment variables: the embedded model as the webui gets it, and a file of what ComfyUI makes of the same."""
+    """Environment variables: the demo model as the webui gets it, and a file of what ComfyUI makes of the same."""
     from fmn_core.hosts.comfy.model import ComfyHost
 
     sys.path.insert(0, str(TESTS / "webui"))

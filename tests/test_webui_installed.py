@@ -22,7 +22,7 @@ SMALL = {"resolution": 128, "num_inference_steps": 2, "num_images": 1}
 
 @pytest.fixture(scope="module", params=WEBUIS)
 def webui(request, comfyui, tmp_path_factory):
-    """An installed webui as a server with the pack and the embedded model in it, in the sizes that it takes."""
+    """An installed webui as a server with the pack and the demo model in it, in the sizes that it takes."""
     folder, work = installed(request.param), tmp_path_factory.mktemp(request.param)
     models = work / "models/Stable-diffusion"
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The embedded model in the sizes that other hosts insist on, computing what it computed.
+"""The demo model in the sizes that other hosts insist on, computing what it computed.
 
 `deep`: SD1's two residual blocks a level, in the model's own widths. The new blocks give back what they are given, to the
 bit, and so do the pictures. The webui's LoRA loader finds its layers by counting on those blocks.
@@ -32,13 +32,13 @@ def joined(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def deep(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The embedded model's checkpoint with two residual blocks a level; text encoder and autoencoder as they are."""
+    """The demo model's checkpoint with two residual blocks a level; text encoder and autoencoder as they are."""
     others = {key: weight for key, weight in weights.items() if not key.startswith(UNET)}
     return joined({UNET: deepened(part(weights, UNET)), "": others})
 
 
 def wide(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The embedded model's checkpoint in the sizes of SD1.5: UNet, text encoder and KL autoencoder."""
+    """The demo model's checkpoint in the sizes of SD1.5: UNet, text encoder and KL autoencoder."""
     return joined({
         UNET: widened(deepened(part(weights, UNET))),
         TEXT: widened_text_encoder(part(weights, TEXT)),

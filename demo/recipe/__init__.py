@@ -1,4 +1,4 @@
-"""How the embedded model was made: `python -m demo.recipe.train`."""
+"""How the demo model was made: `python -m demo.recipe.train`."""
 
 from ..launch_comfyui import name_missing_operators
 

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .drawings import SIZE, read_objects, read_people
-from .pictures import PLAIN_HANDS, Scene, caption, draw, scenes
+from .pictures import PLAIN_ARTISTS, Scene, caption, draw, scenes
 
 DRAWINGS_OF_A_PERSON = 60
 CAPTIONS = 4  # for each picture
@@ -42,7 +42,7 @@ def make_dataset(
     every = every[:limit]
     captions = [[caption(scene, dice)[0] for _ in range(CAPTIONS)] for scene in every]
     (folder / "scenes.json").write_text(json.dumps(list(zip(captions, every, strict=True))))
-    drawings = read_objects(PLAIN_HANDS, cache), read_people(DRAWINGS_OF_A_PERSON, seed, cache)
+    drawings = read_objects(PLAIN_ARTISTS, cache), read_people(DRAWINGS_OF_A_PERSON, seed, cache)
     np.lib.format.open_memmap(folder / "pictures.part.npy", "w+", np.uint8, (len(every), SIZE, SIZE, 3))
     step = 512
     pool = ProcessPoolExecutor(workers, initializer=_take_drawings, initargs=drawings)

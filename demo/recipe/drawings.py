@@ -1,4 +1,4 @@
-"""Fetches openly licensed drawings from npm and renders them: emoji by several hands, and invented people."""
+"""Fetches openly licensed drawings from npm and renders them: emoji by several artists, and invented people."""
 
 import io
 import json
@@ -17,11 +17,11 @@ SIZE = 128
 
 
 class ArtSet(NamedTuple):
-    """An npm package of icons; sets of one hand share its drawings and are held out together."""
+    """An npm package of icons; sets of one artist share its drawings and are held out together."""
 
     package: str
     version: str
-    hand: str
+    artist: str
     licence: str
 
 

@@ -10,10 +10,10 @@ from PIL import Image
 
 from ..hue import commonest_hue
 from ..vocabulary import (
+    ARTISTS,
     BACKGROUNDS,
     COLOURS,
     COUNTS,
-    HANDS,
     KINDS,
     MORE_OBJECT_TEMPLATES,
     MORE_PERSON_TEMPLATES,
@@ -31,8 +31,8 @@ from ..vocabulary import (
 from .drawings import SIZE
 from .styles import RESTYLE, on_paper
 
-PLAIN_HANDS = {"noto": 0.4, "flat": 0.2, "twemoji": 0.2, "3d": 0.2}  # how often each draws what names no style
-RESTYLED_HANDS = {"noto": 0.5, "flat": 0.5}  # and what the made styles are made from
+PLAIN_ARTISTS = {"noto": 0.4, "flat": 0.2, "twemoji": 0.2, "3d": 0.2}  # how often each draws what names no style
+RESTYLED_ARTISTS = {"noto": 0.5, "flat": 0.5}  # and what the made styles are made from
 
 
 class Scene(NamedTuple):
@@ -128,12 +128,12 @@ def repeat(image: Image.Image, count: int, dice: random.Random) -> Image.Image:
 
 
 def draw(scene: Scene, objects: dict, people: dict, dice: random.Random) -> Image.Image:
-    """Draws a scene, 128 x 128 RGB, from `objects` {hand: {object: RGBA}} and `people` {person: [RGBA]}."""
+    """Draws a scene, 128 x 128 RGB, from `objects` {artist: {object: RGBA}} and `people` {person: [RGBA]}."""
     if scene.person:
         image = move(dice.choice(people[scene.person]), dice, (0.9, 1.08), 5, 5)
         return on_paper(image, BACKGROUNDS.get(scene.background, "white"))
-    hands = {scene.style: 1} if scene.style in HANDS else RESTYLED_HANDS if scene.style else PLAIN_HANDS
-    image = objects[dice.choices(list(hands), hands.values())[0]][scene.object]
+    artists = {scene.style: 1} if scene.style in ARTISTS else RESTYLED_ARTISTS if scene.style else PLAIN_ARTISTS
+    image = objects[dice.choices(list(artists), artists.values())[0]][scene.object]
     if scene.colour:
         image = recolour(image, scene.colour)
     if scene.count:

@@ -40,7 +40,7 @@ def parse(arguments=None):
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: slow where the CPU has no AVX-512")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    options.work = options.work or default_cache() / {"sd": "embedded-model", "flux": "flux-model"}[options.model]
+    options.work = options.work or default_cache() / {"sd": "demo-model", "flux": "flux-model"}[options.model]
     options.output = options.output or {"sd": CHECKPOINT, "flux": WEIGHTS}[options.model]
     return options
 

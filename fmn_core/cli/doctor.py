@@ -1,4 +1,4 @@
-"""What is there, and does it work: versions, devices, folders, and a self-test on the embedded model."""
+"""What is there, and does it work: versions, devices, folders, and a self-test on the demo model."""
 
 from __future__ import annotations
 
@@ -102,9 +102,9 @@ def writable(what: str, folder: Path) -> Finding:
 
 
 def self_test() -> Iterator[Finding]:
-    """Forgets a concept by two presets on the embedded model, in ComfyUI or else by diffusers; says what it lacks."""
+    """Forgets a concept by two presets on the demo model, in ComfyUI or else by diffusers; says what it lacks."""
     if not CHECKPOINT.is_file():
-        yield False, "embedded model", f"{CHECKPOINT} is not there: restore it from the repository; no self-test without it"
+        yield False, "demo model", f"{CHECKPOINT} is not there: restore it from the repository; no self-test without it"
         return
     for what, load in (("ComfyUI", comfyui_host), ("diffusers", diffusers_host)):
         try:
@@ -122,7 +122,7 @@ def self_test() -> Iterator[Finding]:
 
 
 def comfyui_host() -> DiffusionHost:
-    return importlib.import_module("demo.host").load_embedded_model()
+    return importlib.import_module("demo.host").load_demo_model()
 
 
 def diffusers_host() -> DiffusionHost:

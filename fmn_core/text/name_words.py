@@ -12,7 +12,7 @@ from .features import TokenSpan, VocabularyIndex
 from .templates import plain_prompt
 from .vocabulary import FUNCTION_WORDS
 
-# Likeness to its name from which a word is not held: on the embedded model names with a word of .84 and less are forgotten
+# Likeness to its name from which a word is not held: on the demo model names with a word of .84 and less are forgotten
 # with the word held, and pictures of those with one of .87 and more are still seen.
 ONE_MEANING = 0.85
 

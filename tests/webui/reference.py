@@ -1,4 +1,4 @@
-"""What every host makes of the embedded model with the same inputs and seed: computed in one process, compared in others."""
+"""What every host makes of the demo model with the same inputs and seed: computed in one process, compared in others."""
 
 from __future__ import annotations
 

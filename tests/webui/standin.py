@@ -1,4 +1,4 @@
-"""What the stand-ins of both webuis share: strict names, the embedded model's parts, chunks of prompts."""
+"""What the stand-ins of both webuis share: strict names, the demo model's parts, chunks of prompts."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class State:
 
 @lru_cache(None)
 def exported() -> tuple[Path, dict]:
-    """The embedded model's folder as the webui gets it, and its .yaml; FMN_WEBUI_MODEL names one that is there already."""
+    """The demo model's folder as the webui gets it, and its .yaml; FMN_WEBUI_MODEL names one that is there already."""
     import yaml
 
     folder = Path(os.environ.get("FMN_WEBUI_MODEL") or tempfile.mkdtemp(prefix="fmn-webui-"))

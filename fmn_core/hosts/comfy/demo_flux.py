@@ -13,7 +13,7 @@ from comfy.text_encoders.bert import BertModel
 from tokenizers import BertWordPieceTokenizer
 from torch import Tensor
 
-from .embedded import require_whole
+from .demo_sd import require_whole
 
 MARKER = "emoji_flux.latents"  # in the checkpoint: mean and standard deviation of the latents
 VAE_SCALE = 0.18215  # SD1's, which the autoencoder divides by as the first model's does

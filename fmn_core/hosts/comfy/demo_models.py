@@ -11,7 +11,7 @@ import folder_paths
 from safetensors import SafetensorError, safe_open
 
 from .demo_flux import EmojiFlux
-from .embedded import EmojiSD
+from .demo_sd import EmojiSD
 
 SWITCH = "FMN_DEMO"  # an environment variable: 1 asks for the demo
 

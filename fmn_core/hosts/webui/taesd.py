@@ -1,4 +1,4 @@
-"""TAESD's layout as a first stage of the webui, which ships only its decoder: for the embedded model.
+"""TAESD's layout as a first stage of the webui, which ships only its decoder: for the demo model.
 
 Layers and the two scalars as in the tiny autoencoder for Stable Diffusion (Ollin Boer Bohan, MIT).
 """

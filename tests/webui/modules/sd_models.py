@@ -1,4 +1,4 @@
-"""Loading the embedded model as the webui loads a checkpoint of SD1."""
+"""Loading the demo model as the webui loads a checkpoint of SD1."""
 
 import torch
 from ldm.util import instantiate_from_config

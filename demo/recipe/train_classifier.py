@@ -1,6 +1,6 @@
-"""Trains the heads of the judge (demo/judge.py) on real, openly licensed art: `python -m demo.recipe.train_judge`.
+"""Trains the classifier's heads on real, openly licensed art: `python -m demo.recipe.train_classifier`.
 
-The judge never sees a picture of the generator: every training picture is a drawing of an npm package.
+The classifier never sees a picture of the generator: every training picture is a drawing of an npm package.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from fmn_core.files.header import with_sorted_header
 
-from ..judge import HEADS, LABELS, extract_features, load_network
-from ..vocabulary import BACKGROUNDS, HANDS, OBJECTS, PEOPLE, Person
+from ..classifier import HEADS, LABELS, extract_features, load_network
+from ..vocabulary import ARTISTS, BACKGROUNDS, OBJECTS, PEOPLE, Person
 from .drawings import ART, AVATARS, SIZE, default_cache, read_objects, read_people
 from .pictures import move
 from .styles import RESTYLE, on_paper
@@ -31,12 +31,12 @@ SEED = 1  # the generator's people are drawn with another
 
 
 class Picture(NamedTuple):
-    """One real picture: pixels, what is shown, in which style, by whose hand."""
+    """One real picture: pixels, what is shown, in which style, by whose artist."""
 
     pixels: np.ndarray
     shown: str
     style: str
-    hand: str
+    artist: str
 
 
 def flip(image, dice):
@@ -75,9 +75,9 @@ def soften(image, dice):
 
 def style_of(title, restyle):
     """The style's name for a drawing of the set `title` restyled, "" where it is not counted for styles."""
-    if restyle or title in HANDS:
+    if restyle or title in ARTISTS:
         return restyle or title
-    return "" if title == "fluent" else "another hand"  # the gradients of fluent are those of 3d
+    return "" if title == "fluent" else "another artist"  # the gradients of fluent are those of 3d
 
 
 def object_pictures(objects, dice, augmented):
@@ -96,7 +96,7 @@ def object_pictures(objects, dice, augmented):
                         colours = list(BACKGROUNDS.values()) if augmented and dice.random() < 0.3 else ["white"]
                         image = on_paper(image, dice.choice(colours))
                     pixels = np.asarray(soften(image, dice) if augmented else image)
-                    yield Picture(pixels, name, style_of(title, restyle), ART[title].hand)
+                    yield Picture(pixels, name, style_of(title, restyle), ART[title].artist)
 
 
 def person_pictures(people, dice, augmented):
@@ -160,21 +160,21 @@ def index_of(kind, names):
     return torch.tensor([LABELS[kind].index(name) if name in LABELS[kind] else -1 for name in names])
 
 
-def judge_objects(train, real, train_pictures, real_pictures):
-    """Accuracy on every hand by a head that saw none of it: {hand: {"drawings": x, style: x ...}}."""
+def classifier_objects(train, real, train_pictures, real_pictures):
+    """Accuracy on every artist by a head that saw none of it: {artist: {"drawings": x, style: x ...}}."""
     results = {}
-    for hand in dict.fromkeys(picture.hand for picture in real_pictures):
-        seen = torch.tensor([picture.hand != hand for picture in train_pictures])
+    for artist in dict.fromkeys(picture.artist for picture in real_pictures):
+        seen = torch.tensor([picture.artist != artist for picture in train_pictures])
         right = recognised(train.where(seen), real, "object")
         groups = {}
         for picture, is_right in zip(real_pictures, right.tolist(), strict=True):
-            if picture.hand == hand:
+            if picture.artist == artist:
                 groups.setdefault(picture.style if picture.style in RESTYLE else "drawings", []).append(is_right)
-        results[hand] = {group: float(np.mean(values)) for group, values in groups.items()}
+        results[artist] = {group: float(np.mean(values)) for group, values in groups.items()}
     return results
 
 
-def judge_styles(train, real, train_pictures, real_pictures):
+def classifier_styles(train, real, train_pictures, real_pictures):
     """Accuracy by style on objects that the head has not seen: {style: x}."""
     held = set(list(OBJECTS)[::4])
     known, unknown = (
@@ -188,7 +188,7 @@ def judge_styles(train, real, train_pictures, real_pictures):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m demo.recipe.train_judge", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m demo.recipe.train_classifier", description=__doc__)
     parser.add_argument("--cache", type=Path, default=default_cache() / "art")
     cache = parser.parse_args().cache
     network, dice = load_network(), random.Random(SEED)
@@ -210,20 +210,20 @@ def main():
         for (shown, drawn), several in ((features, pictures), (real_features, real_pictures))
     )
     parts["person"] = Part(person_features, index_of("person", [p.shown for p in persons]))
-    by_hand = judge_objects(parts["object"], real["object"], pictures, real_pictures)
-    by_style = judge_styles(parts["style"], real["style"], pictures, real_pictures)
+    by_artist = classifier_objects(parts["object"], real["object"], pictures, real_pictures)
+    by_style = classifier_styles(parts["style"], real["style"], pictures, real_pictures)
     last = torch.arange(len(persons)) % 4 == 3
     of_people = recognised(parts["person"].where(~last), parts["person"].where(last), "person").float().mean().item()
     held_out = {
-        "object": float(np.mean([value for groups in by_hand.values() for value in groups.values()])),
-        "object, drawings": float(np.mean([groups["drawings"] for groups in by_hand.values()])),
+        "object": float(np.mean([value for groups in by_artist.values() for value in groups.values()])),
+        "object, drawings": float(np.mean([groups["drawings"] for groups in by_artist.values()])),
         "style": float(np.mean(list(by_style.values()))),
         "person": of_people,
     }
     columns = ["drawings", *RESTYLE]
-    print("objects, by a hand never seen\n" + f"{'':12}" + "".join(f"{column:>11}" for column in columns))
-    for hand, groups in by_hand.items():
-        print(f"{hand:12}" + "".join(f"{groups[column]:11.3f}" for column in columns))
+    print("objects, by an artist never seen\n" + f"{'':12}" + "".join(f"{column:>11}" for column in columns))
+    for artist, groups in by_artist.items():
+        print(f"{artist:12}" + "".join(f"{groups[column]:11.3f}" for column in columns))
     print("styles, of objects never seen\n" + "\n".join(f"{style:14}{value:.3f}" for style, value in by_style.items()))
     print(f"people, in drawings never seen: {of_people:.3f}")
     print({kind: round(value, 3) for kind, value in held_out.items()})

@@ -1,4 +1,4 @@
-"""The embedded model in ComfyUI: SD1's architecture in smaller widths."""
+"""The demo model in ComfyUI: SD1's architecture in smaller widths."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def require_whole(part: str, weights: dict, tensors: dict[str, int]) -> dict:
 
 
 class EmojiTextModel(comfy.sd1_clip.SDClipModel):
-    """SD1's text encoder at the embedded model's widths."""
+    """SD1's text encoder at the demo model's widths."""
 
     def __init__(self, device="cpu", dtype=None, model_options={}):  # noqa: B006 (the host's own signature)
         super().__init__(
@@ -59,7 +59,7 @@ class EmojiClipModel(comfy.sd1_clip.SD1ClipModel):
 
 
 class EmojiSD(comfy.supported_models.SD15):
-    """The embedded emoji model: SD1's architecture in smaller widths."""
+    """The demo model: SD1's architecture in smaller widths."""
 
     unet_config = {**comfy.supported_models.SD15.unet_config, "context_dim": 112, "model_channels": 64}
     unet_extra_config = {**comfy.supported_models.SD15.unet_extra_config, "num_heads": 4}

