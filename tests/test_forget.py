@@ -124,7 +124,7 @@ def test_the_loss_falls_and_so_does_the_attention(host):
 def test_an_interrupt_stops_the_making_of_pictures_too(host, comfy, monkeypatch):
     seen = []
     interrupt = comfy.model_management.interrupt_current_processing
-    monkeypatch.setattr(host, "progress", lambda step, total, preview: seen.append(step) or interrupt())
+    monkeypatch.setattr(host, "show_progress", lambda step, total, preview: seen.append(step) or interrupt())
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         forget(host, "cat", QUICK)
     assert seen == [1]
@@ -135,12 +135,12 @@ def test_the_host_is_left_as_it_was(host, comfy, loaded, sample, failure, monkey
     picture, before = sample(loaded[0], "a cat"), weights(host)
     options = repr(loaded[0].model_options)
     if failure == "exception":
-        monkeypatch.setattr(host, "progress", lambda step, total, preview: 1 / 0 if step == 2 else None)
+        monkeypatch.setattr(host, "show_progress", lambda step, total, preview: 1 / 0 if step == 2 else None)
         with pytest.raises(ZeroDivisionError):
             forget(host, "cat", QUICK)
     elif failure == "interrupt":
         interrupt = comfy.model_management.interrupt_current_processing
-        monkeypatch.setattr(host, "progress", lambda step, total, preview: interrupt() if step == 2 else None)
+        monkeypatch.setattr(host, "show_progress", lambda step, total, preview: interrupt() if step == 2 else None)
         with pytest.raises(comfy.model_management.InterruptProcessingException):
             forget(host, "cat", QUICK)
     else:

@@ -103,12 +103,12 @@ class Stop(BaseException):
 def test_an_interrupt_leaves_the_model_as_it_was(host, latents, monkeypatch):
     before, seen = weights(host), []
 
-    def progress(step, total, preview):
+    def show(step, total, preview):
         seen.append(step)
         if step == 2:
             raise Stop
 
-    monkeypatch.setattr(host, "progress", progress)
+    monkeypatch.setattr(host, "show_progress", show)
     with pytest.raises(Stop):
         learn(host, latents, QUICK)
     assert seen == [1, 2]
@@ -248,9 +248,10 @@ def test_previews_show_the_pictures(host, cats, monkeypatch):
     assert shown.shape == cats[0].shape and (shown - cats[0]).abs().mean() < 0.5 * (cats[0] - cats[0].mean()).abs().mean()
     previews = []
     monkeypatch.setattr(host, "shows_previews", lambda: True)
-    monkeypatch.setattr(host, "progress", lambda step, total, preview: previews.append(preview()))
+    monkeypatch.setattr(host, "show_progress", lambda step, total, preview: previews.append(preview))
     invert_pictures(host, QUICK, images=cats)
-    assert len(previews) == 3 and all(0 <= p.min() and p.max() <= 1 for p in previews)
+    assert len(previews) == 3 and previews[0] is not None and previews[-1] is not None
+    assert all(0 <= preview.min() and preview.max() <= 1 for preview in previews if preview is not None)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import ROOT
 
 from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
@@ -12,11 +13,12 @@ from fmn_core.evaluation.evaluate import evaluate
 from fmn_core.hosts.diffusers.model import DiffusersHost
 from fmn_core.inversion.config import InversionConfig
 from fmn_core.inversion.textual_inversion import invert_pictures
+from fmn_core.patch.file import read_patch
 from fmn_core.text.concept import make_concepts
 
 SMALL = {"num_images": 1, "num_inference_steps": 1, "steps": 1, "resolution": 64}
-EDIT = make_config(resolution=64)
-DRAWN = {"prompts": 1, "steps": 1, "resolution": 64, "inversion": True, "inversion_steps": 1}
+PATCH = ROOT / "demo/loras/forget-cat.safetensors"
+DRAWN = {"prompts": 1, "num_inference_steps": 1, "resolution": 64, "inversion": True, "inversion_steps": 1}
 
 
 @pytest.fixture(params=["comfy", "diffusers"])
@@ -34,7 +36,7 @@ WORKS = {
     "pictures": lambda host: forget(host, "cat", make_config(preset="paper", **SMALL), images=torch.rand(1, 200, 200, 3)),
     "invert": lambda host: invert_pictures(host, InversionConfig(**SMALL), concept="cat"),
     "invert pictures": lambda host: invert_pictures(host, InversionConfig(**SMALL), images=torch.rand(1, 200, 200, 3)),
-    "evaluate": lambda host: evaluate(host, forget(host, "cat", EDIT)[0], EvaluationConfig(**DRAWN)),
+    "evaluate": lambda host: evaluate(host, read_patch(PATCH), EvaluationConfig(**DRAWN)),
 }
 
 
