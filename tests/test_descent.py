@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmn_core.erasure import resteering as resteering
+from fmn_core.erasure import resteering
 from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
@@ -134,7 +134,7 @@ def slope(pipeline, t, scale):
                 epsilon = host.predict(x_t, t, prompts)
                 return differentiate(visual_denoising_loss(x_t, epsilon, a, without))
 
-        Descent(AdaptiveCheckpointing(host), state, max_norm=None)[step]
+        Descent(AdaptiveCheckpointing(host), state, max_norm=None).take(step)
     return torch.cat([p.grad.flatten() for p in parameters])
 
 

@@ -350,6 +350,6 @@ def test_the_node_reports_in_a_real_server(server):
     assert load_pictures(server, outputs["4"]["images"]).shape[3] == 3
     steps = [(d["value"], d["max"]) for k, d in events if k == "progress" and d["node"] == "3"]
     assert steps == sorted(steps) and steps[-1] == (6, 6)
-    workflow["3"]["inputs"]["keep"] = "cat"
+    workflow["3"]["inputs"]["preserve"] = "cat"
     with pytest.raises(ServerError, match="`cat` is what the patch forgets"):
         server.run(workflow)

@@ -77,7 +77,7 @@ def test_a_word_that_goes_along_with_its_name_is_told(host, names, settings, wor
     """The model never learned the other word, and so reads the name as this one."""
     patch, _ = forget(host, names, settings)
     (told,) = patch.info["report"]["warnings"]
-    assert told.startswith(f"`{word}` goes along with `{names}`, by 1") and word not in patch.info["report"]["synonyms"]
+    assert told.startswith(f"`{word}` goes along with `{names}`, by 1") and word not in patch.info["report"].get("synonyms", [])
     assert patch.info["report"]["preserve_drift"][word] > MUCH
     with pytest.raises(ForgetError, match=f"`{word}` goes along"):
         forget(host, names, replace(settings, strict=True))
@@ -131,7 +131,7 @@ def test_every_word_that_the_model_was_trained_on_is_known(vocabulary, type, nam
 @pytest.mark.parametrize("name", NEVER_LEARNED)
 def test_of_a_name_that_the_text_encoder_does_not_know_nothing_is_made_up(host, name):
     report = forget(host, name, FAST)[0].info["report"]
-    assert report["synonyms"] == [] and report["preserve_drift"] == {}
+    assert "synonyms" not in report and "preserve_drift" not in report
     (told,) = report["warnings"]
     assert told.startswith(f"The text encoder does not know `{name}`")
     with pytest.raises(ForgetError, match="does not know"):

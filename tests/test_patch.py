@@ -116,7 +116,7 @@ def test_files_that_are_no_good_get_a_sentence(patch, tmp_path):
         read_patch(path)
 
     save_file({"a": torch.ones(1)}, path)
-    with pytest.raises(ForgetError, match="no forget patch"):
+    with pytest.raises(ForgetError, match="is not a forget patch"):
         read_patch(path)
 
     path.write_bytes(serialize(patch, "p")[:-100])

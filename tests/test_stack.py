@@ -114,7 +114,7 @@ def test_a_stack_comes_apart_again_also_from_its_file_and_within_another(patches
     assert all((delta(joint, m) - 2 * delta(halved, m)).norm() <= 5e-3 * delta(joint, m).norm() for m in joint.modules)
     beside = stack([WeightedPatch(joint), *weighted[:2]])
     assert len(beside.info["patches"]) == 4, "there once, at the larger strength"
-    with pytest.raises(ForgetError, match="not stacked of others"):
+    with pytest.raises(ForgetError, match="not a stack of others"):
         unstack(patches[0])
     lying = Patch(dict(read), copy.deepcopy(read.info))
     lying.info["patches"][0]["rank"] += 1
@@ -240,9 +240,9 @@ def test_the_command_stacks_files_and_takes_them_apart(patches, tmp_path, capsys
     assert len([*(tmp_path / "numbered").iterdir()]) == 3
     capsys.readouterr()
     assert main(["stack", str(tmp_path / "cat.safetensors") + "=nan", "--output", str(tmp_path / "x.safetensors")]) == 1
-    assert "no strength" in capsys.readouterr().err
+    assert "is not a strength" in capsys.readouterr().err
     assert main(["stack", str(tmp_path / "cat.safetensors") + "=much", "--output", str(tmp_path / "x.safetensors")]) == 1
-    assert "no strength" in capsys.readouterr().err
+    assert "is not a strength" in capsys.readouterr().err
 
 
 def test_nearly_the_same_patches_are_told_and_not_taken_apart_wrongly(comfy_host, patches):

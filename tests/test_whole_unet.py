@@ -89,7 +89,7 @@ def test_the_unet_lora_is_learned_saved_beside_the_patch_and_loads_in_the_hosts_
     files = save_patch(patch, tmp_path / "forget-cat.safetensors")
     assert [file.name for file in files] == ["forget-cat.safetensors", "forget-cat-unet.safetensors"]
     assert dict(read_patch(files[0])).keys() == dict(patch).keys()
-    with pytest.raises(ForgetError, match="no forget patch"):
+    with pytest.raises(ForgetError, match="is not a forget patch"):
         read_patch(files[1])
     with safe_open(files[1], "pt") as file:
         assert file.metadata()["ss_base_model_version"] == "sd_v1" and "unet" in file.metadata()["ss_output_name"]

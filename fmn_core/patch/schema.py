@@ -16,7 +16,6 @@ FAMILIES = {
 }
 
 SCHEMA = 2
-READ = (1, SCHEMA)
 FIELDS = {"concept": str, "settings": dict, "report": dict, "version": str}  # of every patch
 
 # Version 1 -> version 2.
@@ -40,6 +39,12 @@ REPORT = {
     "error with learned words": "learned_word_errors", "conflicts": "interference", "responses": "response_errors",
     "spill": "collateral_change",
 }  # fmt: skip
+EVALUATION = {  # of a report: part -> names in it
+    "settings": {
+        "keep": "preserve", "pictures": "images_per_prompt", "steps": "num_inference_steps", "guidance": "guidance_scale",
+    },
+    "attention": {"own tokens": "own_tokens", "from there on": "from_there_on"},
+}  # fmt: skip
 
 
 def upgraded(info: object) -> object:
@@ -48,8 +53,7 @@ def upgraded(info: object) -> object:
         return info
     info = renamed(info, KEYS) | {"schema": SCHEMA}
     if isinstance(info.get("settings"), dict):
-        settings = renamed(info["settings"], SETTINGS)
-        info["settings"] = {key: new_value(key, value) for key, value in settings.items()}
+        info["settings"] = upgraded_settings(renamed(info["settings"], SETTINGS))
     if isinstance(info.get("report"), dict):
         info["report"] = upgraded_report(renamed(info["report"], REPORT))
     if isinstance(info.get("patches"), list):
@@ -65,8 +69,20 @@ def new_value(key: str, value: object) -> object:
     return VALUES.get(key, {}).get(value, value) if isinstance(value, str) else value
 
 
+def upgraded_settings(settings: dict) -> dict:
+    """The settings with their new values, and with what was in effect where a preset did not read what it was given."""
+    settings = {key: new_value(key, value) for key, value in settings.items()}
+    if settings.get("preset") in ("fast", "balanced") and settings.get("target_modules") in ("q,k,v", "q,k,v,out"):
+        settings["target_modules"] = "k,v"
+    if "template" in settings and settings.get("concept_type") != "custom":
+        settings["template"] = ""
+    return settings
+
+
 def upgraded_report(report: dict) -> dict:
-    mass, pairs, imported = (report.get(key) for key in ("attention_mass", "interference", "imported"))
+    mass, pairs, imported, evaluation = (
+        report.get(key) for key in ("attention_mass", "interference", "imported", "evaluation")
+    )
     if isinstance(mass, dict):
         report["attention_mass"] = renamed(mass, {"with rest": "with_unet_lora"})
     if isinstance(pairs, list):
@@ -79,6 +95,9 @@ def upgraded_report(report: dict) -> dict:
         if isinstance(worst, dict):
             imported |= {"worst_projection": worst.get("projection"), "worst_error": worst.get("error")}
         report["imported"] = imported
+    if isinstance(evaluation, dict):
+        parts = {key: renamed(part, EVALUATION.get(key, {})) for key, part in evaluation.items() if isinstance(part, dict)}
+        report["evaluation"] = evaluation | parts
     return report
 
 
