@@ -76,15 +76,14 @@ def test_the_words_inside_a_name_stay(host, draw):
 def test_a_word_that_goes_along_with_its_name_is_told(host, names, settings, word):
     """The model never learned the other word, and so reads the name as this one."""
     patch, _ = forget(host, names, settings)
-    (told,) = patch.info["report"]["warnings"]
-    assert told.startswith(f"`{word}` goes along with `{names}`, by 1") and word not in patch.info["report"].get("synonyms", [])
-    assert patch.info["report"]["preserve_drift"][word] > MUCH
+    report = patch.info["report"]
+    (told,) = report["warnings"]
+    assert told.startswith(f"`{word}` goes along with `{names}`, by 1") and word not in report.get("synonyms", [])
+    assert report["preserve_drift"][word] > MUCH
     with pytest.raises(ForgetError, match=f"`{word}` goes along"):
         forget(host, names, replace(settings, strict=True))
-    kept = forget(host, names, replace(settings, preserve=word))[0].info["report"]
-    assert (
-        kept["preserve_drift"][word] < 0.1 and "Remove near-synonyms from `preserve`" in kept["warnings"][0]
-    )  # as the sentence says
+    kept = forget(host, names, replace(settings, preserve=word))[0].info["report"]  # as the sentence says
+    assert kept["preserve_drift"][word] < 0.1 and "Remove near-synonyms from `preserve`" in kept["warnings"][0]
 
 
 def test_what_keeps_a_name_from_being_forgotten_is_let_go_and_no_more(host):
