@@ -48,7 +48,10 @@ def forget_panel() -> Submit:
     for title, advanced in (("Settings", False), ("Advanced", True)):
         with gr.Accordion(title, open=False, elem_id=f"fmn_{title.lower()}"):
             names = [name for name, f in FIELDS.items() if f.metadata["advanced"] == advanced and name not in settings]
-            more |= {name: component(FIELDS[name], "forget", visible=name in fields_of("fast")) for name in names}
+            more |= {
+                name: component(fields_of("fast").get(name, FIELDS[name]), "forget", visible=name in fields_of("fast"))
+                for name in names
+            }
     preset.change(lambda preset: shown_for(preset, [*more]), [preset], [*more.values()], **QUIET)
     settings |= more
     with gr.Row():

@@ -80,6 +80,11 @@ class ClosedFormConfig(ForgetConfig):
     preset: ClassVar[str] = "fast"
 
     target_modules: str = setting("k,v", MATRICES_HELP, choices=("k,v", "k", "v"), advanced=True)
+    resolution: int = setting(
+        0,
+        "Width and height at which the model's answer to unrelated prompts is checked. 0: what the model was made for.",
+        min=0, max=2048, step=64, auto=True, advanced=True
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -478,7 +478,7 @@ def test_an_interrupt_of_fast_is_told_as_one(script, loras, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(WebuiBase, "show_progress", stop)
         for with_card in (False, True):
-            job = over(submit_forget(ForgetRequest("rose", make_config(), "a rose")))
+            job = over(submit_forget(ForgetRequest("rose", make_config(resolution=64), "a rose")))
             assert (job.state, job.asked_to_stop) == ("stopped", True), job.error
             assert (loras / "a rose.safetensors").exists() == with_card and not (loras / "a rose.png").exists()
             if not with_card:

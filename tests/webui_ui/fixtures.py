@@ -32,7 +32,7 @@ def loras(tmp_path_factory):
     host_page.set_options(folder, api=True)
     host = current_host()
     for name in ("cat", "dog"):
-        save_patch(forget(host, name, make_config())[0], folder / f"{name}.safetensors")
+        save_patch(forget(host, name, make_config(resolution=64))[0], folder / f"{name}.safetensors")
     return folder
 
 
