@@ -74,7 +74,7 @@ def test_a_model_whose_own_estimates_are_no_numbers_costs_no_patch_and_is_told(h
     monkeypatch.setattr(host, "predict", lambda *asked: predict(*asked) * float("nan"))
     images = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
     patch, _ = forget(host, "cat", config_for(preset, **SMALL, resolution=64), images=None if preset == "fast" else images)
-    assert patch.info["report"]["unrelated_drift"] is None
+    assert "unrelated_drift" not in patch.info["report"]
     assert any("own noise estimates are not finite" in warning for warning in patch.info["report"]["warnings"])
     assert "own noise estimates are not finite" in summary(patch) and "unrelated prompts change" not in summary(patch)
     json.dumps(patch.info, allow_nan=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -13,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fmn_core.erasure.config import make_config
+from fmn_core.erasure.config import PRESETS, make_config
 from fmn_core.errors import ForgetError
 from fmn_core.evaluation.config import EvaluationConfig
 from fmn_webui import forms, infotext, names
-from fmn_webui.forms import converted, decoded, folder_pictures, given_pictures, rows_of, settings_of
+from fmn_webui.forms import converted, decoded, folder_pictures, forget_config, given_pictures, rows_of, settings_of
 from fmn_webui.infotext import ROWS, ScriptOptions
 from fmn_webui.limits import MOST_PATCHES, MOST_PICTURES, MOST_TEXT, TooLarge
 from fmn_webui.names import MOST, STACKS, PatchList, can_be_called, check_name, new_file, unfinished_name
@@ -38,8 +39,8 @@ def test_no_name_leaves_the_lora_folder(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["", "mine", "mine.safetensors", "a" * MOST, "a" * (MOST - len("-unfinished")) + " b"])
 def test_what_a_stopped_training_is_called_can_be_a_patchs_name(name):
-    joint_name = unfinished_name(name, "cat")
-    assert check_name(joint_name) == joint_name and joint_name.endswith("-unfinished") and ".safetensors" not in joint_name
+    made = unfinished_name(name, "cat")
+    assert check_name(made) == made and made.endswith("-unfinished") and ".safetensors" not in made
 
 
 @settings(max_examples=50, deadline=None)
@@ -64,7 +65,7 @@ def test_names_in_use_anywhere_in_the_folder_are_not_taken_over(tmp_path):
     (tmp_path / "below").mkdir()
     (tmp_path / "below/Forget-Cat.safetensors").write_bytes(b"")
     (tmp_path / "left.json").write_text("{}")
-    (tmp_path / "whole-rest.safetensors").write_bytes(b"")
+    (tmp_path / "whole-unet.safetensors").write_bytes(b"")
     assert new_file(tmp_path, "", "cat").name == "forget-cat-2.safetensors"
     for name in ("forget-cat", "left", "whole", "forget-cat.safetensors"):
         with pytest.raises(ForgetError, match="never overwritten"):
@@ -156,21 +157,41 @@ def test_a_request_that_is_wrong_is_told(wrong):
         ScriptOptions.of(wrong)
 
 
-@pytest.mark.parametrize("name, value, said", [
-    ("stepz", 3, "no setting"), ("steps", "3", "whole number"), ("steps", 3.5, "whole number"), ("steps", 0, "use a value"),
-    ("steps", True, "whole number"), ("steps", None, "whole number"), ("steps", 10**400, "whole number"),
-    ("learning_rate", math.nan, "a number"), ("learning_rate", "x", "a number"), ("strict", 1, "true or false"),
-    ("keep", 7, "a text"), ("preset", "slow", "choose one"),
+@pytest.mark.parametrize("preset, name, value, said", [
+    ("paper", "stepz", 3, "no setting"), ("paper", "steps", "3", "whole number"), ("paper", "steps", 3.5, "whole number"),
+    ("paper", "steps", 0, "use a value"), ("paper", "steps", True, "whole number"), ("paper", "steps", None, "whole number"),
+    ("paper", "steps", 10**400, "whole number"), ("paper", "learning_rate", math.nan, "a number"),
+    ("paper", "learning_rate", "x", "a number"), ("fast", "strict", 1, "true or false"), ("fast", "preserve", 7, "a text"),
+    ("paper", "preserve", "dog", "preserves nothing"), ("paper", "mode", "replace", "cannot replace"),
+    ("robust", "mode", "correct", "cannot correct"), ("fast", "target", "dog", "no `target`"),
+    ("fast", "template", "a {}", "type `custom`"), ("slow", "rank", 4, "choose one"), ("", "rank", 4, "choose one"),
 ])  # fmt: skip
-def test_a_setting_that_is_wrong_is_told(name, value, said):
+def test_a_setting_that_is_wrong_is_told(preset, name, value, said):
     with pytest.raises(ForgetError, match=said):
-        settings_of(make_config, {name: value})
+        forget_config(preset, {name: value})
+
+
+FIELDS = {preset: {f.name: f.default for f in dataclasses.fields(kind)} for preset, kind in PRESETS.items()}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_takes_its_own_settings_and_refuses_those_of_the_others_whatever_they_are(preset):
+    assert forget_config(preset, FIELDS[preset]) == forget_config(preset, {}) == make_config(preset)
+    others = {name: default for fields in FIELDS.values() for name, default in fields.items()}
+    foreign = others.keys() - FIELDS[preset].keys()
+    assert foreign
+    for name in foreign:
+        for value in (others[name], None, [3]):
+            with pytest.raises(ForgetError, match=f"`{preset}` has no setting `{name}`"):
+                forget_config(preset, {name: value})
 
 
 def test_settings_take_their_own_types():
-    taken = settings_of(make_config, {"steps": 3.0, "learning_rate": 0, "seed": 2**64 - 1})
+    taken = forget_config("paper", {"steps": 3.0, "learning_rate": 0, "seed": 2**64 - 1})
     assert (taken.steps, taken.learning_rate, taken.seed) == (3, 0.0, 2**64 - 1) and isinstance(taken.steps, int)
     assert settings_of(EvaluationConfig, {}) == EvaluationConfig()
+    with pytest.raises(ForgetError, match="no_such"):
+        settings_of(EvaluationConfig, {"no_such": 1})
 
 
 def png(size=(4, 6), colour=255, mode="RGB"):
