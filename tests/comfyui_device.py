@@ -32,7 +32,7 @@ import comfy.sample  # noqa: E402
 import comfy.sd  # noqa: E402
 from check_device import IMAGES, MASK, PATCH, QUICK, few_steps, require_whole  # noqa: E402
 from presets import config_for  # noqa: E402
-from test_quantized import FP8, scaled  # noqa: E402
+from quantized import FP8, scaled  # noqa: E402
 
 from fmn_core.attention.visualize import ViewConfig, visualize  # noqa: E402
 from fmn_core.erasure.config import make_config  # noqa: E402

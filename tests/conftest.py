@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from hypothesis import settings
 from demo.host import CHECKPOINT, comfyui_folder, import_comfyui
 
 ROOT = Path(__file__).parent.parent
+
+pytest.register_assert_rewrite("host_contract")
 
 settings.register_profile("project", deadline=None)  # an example's time says more of the machine's other work than of it
 settings.load_profile("project")
@@ -39,6 +42,22 @@ def run_python(comfyui):
         assert done.returncode == 0, done.stdout + done.stderr
 
     return run_python
+
+
+@pytest.fixture
+def command_line(capsys):
+    """command_line(word, ...) -> returncode, stdout, stderr, in this process, which has the test set-up's operators."""
+    from fmn_core.cli.main import main
+
+    def command_line(*words):
+        capsys.readouterr()
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as stop:
+            code = stop.code
+        return SimpleNamespace(returncode=code, **dict(zip(("stdout", "stderr"), capsys.readouterr(), strict=True)))
+
+    return command_line
 
 
 @pytest.fixture(scope="session")

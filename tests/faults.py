@@ -32,12 +32,13 @@ from safetensors import safe_open
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from presets import JOBS  # noqa: E402
+
 from demo.host import CHECKPOINT, comfyui_folder, import_comfyui  # noqa: E402
 from demo.server import ComfyServer  # noqa: E402
 from fmn_core.erasure import adversarial as robust  # noqa: E402
 from fmn_core.erasure import hybrid, resteering  # noqa: E402
 from fmn_core.erasure import refined as balanced  # noqa: E402
-from fmn_core.erasure.config import make_config  # noqa: E402
 from fmn_core.erasure.forget import forget  # noqa: E402
 from fmn_core.errors import ForgetError  # noqa: E402
 from fmn_core.inversion import textual_inversion as inversion  # noqa: E402
@@ -47,14 +48,6 @@ from fmn_core.inversion.textual_inversion import Inversion, invert_pictures  # n
 from fmn_core.patch.file import save_patch  # noqa: E402
 from fmn_core.training.checkpoint import Checkpoint  # noqa: E402
 
-SMALL = {"num_images": 1, "num_inference_steps": 2, "resolution": 64}
-JOBS = {
-    "paper": make_config("paper", steps=4, rank=2, **SMALL),
-    "paper, whole UNet": make_config("paper", train_layers="whole_unet", rank=1, steps=3, **SMALL),
-    "balanced": make_config("balanced", steps=5, rank=2, **SMALL),
-    "robust": make_config("robust", steps=2, rank=2, attack_rounds=1, **SMALL),
-    "inversion": InversionConfig(steps=6, num_images=1, num_inference_steps=2, resolution=64, learning_rate=1e-2),
-}
 CALLS = (
     "encode", "encode_prefix", "token_embeddings", "tokenize", "encode_with_embeddings", "predict", "decode", "training",
     "weight",

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
+from recordings import LAYER, recorded, tokens
 
 from fmn_core.attention.capture import attention_probabilities, is_prompt, layer_size
 from fmn_core.attention.compare import CompareConfig, compare, draw_comparison
@@ -21,34 +22,10 @@ from fmn_core.attention.heatmap import OTHER, shares
 from fmn_core.attention.recorder import AttentionRecording, RecordingConfig
 from fmn_core.attention.visualize import VIEWS, ViewConfig, layer_title, visualize
 from fmn_core.errors import ForgetError
-from fmn_core.host import Token
 from fmn_core.plots.canvas import PAPER
 from fmn_core.plots.colormaps import COLOR_MAPS, colorize, colorize_difference, overlay, percent
 from fmn_core.plots.sheet import draw_bar
 from fmn_core.text.tokens import distinct_words, find_phrase, words_of
-
-LAYER = "input_blocks.{}.1.transformer_blocks.0.attn2"
-
-
-def tokens(*pieces):
-    words = (Token(5, piece, "word") for piece in pieces)
-    return (Token(0, "<start>", "start"), *words, Token(1, "<end>", "end"), Token(1, "<end>", "padding"))
-
-
-def recorded(*pieces, granularity="mean", pictures=1, steps=2, seed=0):
-    """A recording of two layers with two heads, of random queries and keys."""
-    recording = AttentionRecording(
-        " ".join(pieces), tokens(*(f"{piece}</w>" for piece in pieces)), RecordingConfig(granularity=granularity)
-    )
-    generator = torch.Generator().manual_seed(seed)
-    columns = len(recording.tokens)
-    recording.begin()
-    for step in range(steps):
-        for number, side in ((1, 4), (2, 2)):
-            q, k = (torch.randn(pictures, n, 6, generator=generator) for n in (side * side, columns))
-            recording.add(LAYER.format(number), q, k, 2, (side, side), step=step)
-    recording.end()
-    return recording
 
 
 @settings(max_examples=30, deadline=None)

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,23 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from demo.host import CHECKPOINT
 from fmn_core.cli import doctor
-from fmn_core.cli.main import main
 from fmn_core.patch.file import read_patch, save_patch
 
 
 @pytest.fixture
-def run(capsys):
-    """run(word, ...) -> returncode, stdout, stderr, in this process, which has the test set-up's operators."""
-
-    def run(*words):
-        capsys.readouterr()
-        try:
-            code = main([str(word) for word in words])
-        except SystemExit as stop:
-            code = stop.code
-        return SimpleNamespace(returncode=code, **dict(zip(("stdout", "stderr"), capsys.readouterr(), strict=True)))
-
-    return run
+def run(command_line):
+    return command_line
 
 
 def test_forget_and_inspect(run, model, tmp_path):

@@ -15,8 +15,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
+from quantized import difference
 from safetensors.torch import load_file
-from test_quantized import difference
 
 from benchmarks.architectures import narrow_model
 from demo.host import CHECKPOINT

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import re
@@ -13,36 +12,20 @@ import torch
 from comfyui_page import browser, open_page, page  # noqa: F401
 from conftest import ROOT
 from graphs import Graphs
+from hostile_files import renamed, write
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
-from test_command_line import run  # noqa: F401
 
 from demo.server import ServerError
 from fmn_core.errors import ForgetError
 from fmn_core.log import CONTROL, displayable, plain, replace_surrogates
 from fmn_core.patch.file import read_patch
-from fmn_core.patch.patch import Patch
 from fmn_core.patch.stack import stack
 from fmn_core.patch.weighted import WeightedPatch
 
 ANY_TEXT = st.text(st.characters(), max_size=40)  # surrogates too
 SCRIPT = "cat<img src=x onerror='window.scripts = (window.scripts || 0) + 1'>"
-
-
-def renamed(name: str, model: str = "emoji") -> Patch:
-    """The demo's patch under another concept's name, as someone could have written it."""
-    patch = read_patch(ROOT / "demo/loras/forget-cat.safetensors")
-    info = copy.deepcopy(patch.info)
-    info["concept"], info["report"]["warnings"], info["base"] = name, [name], info["base"] | {"name": model}
-    info["concepts"][0]["names"] = [name]
-    return Patch(dict(patch), info)
-
-
-def write(patch: Patch, path) -> None:
-    """A patch's file as someone else's program could have written it: `save_patch` refuses some."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(save(dict(patch), {"fmn.patch": json.dumps(patch.info)}))
 
 
 @given(ANY_TEXT)
@@ -98,7 +81,7 @@ def test_a_patch_with_half_a_character_that_does_not_fit_fails_in_a_sentence_tha
 
 @pytest.mark.parametrize("name", ["cat\x1b[31m\x1b]0;title\x07", "cat\u202etxt", "cat\ud800", "cat\x9b31m"])
 @pytest.mark.parametrize("inside", [False, True], ids=["name", "report"])
-def test_no_command_passes_a_files_control_characters_to_the_terminal(run, tmp_path, name, inside):  # noqa: F811
+def test_no_command_passes_a_files_control_characters_to_the_terminal(command_line, tmp_path, name, inside):
     one, two, both = (tmp_path / f"{file}.safetensors" for file in ("one", "two", "both"))
     patch = renamed("cat" if inside else name)
     patch.info["report"]["warnings"] = [name]
@@ -113,7 +96,7 @@ def test_no_command_passes_a_files_control_characters_to_the_terminal(run, tmp_p
         ["convert", one, "--output", tmp_path / "again.safetensors"],
     ]
     for command in commands:
-        done = run(*command)
+        done = command_line(*command)
         (done.stdout + done.stderr).encode()
         assert not CONTROL.search(done.stdout + done.stderr) and "Traceback" not in done.stderr, command
 

@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 from graphs import Graphs
-from test_attention import recorded
+from recordings import recorded
 
 from demo.server import ServerError
 from fmn_core.attention.compare import CompareConfig, compare, draw_comparison

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from faults import JOBS
 from hypothesis import given
 from hypothesis import strategies as st
+from presets import JOBS
 
 from fmn_core import log as module
 from fmn_core.erasure import adversarial as robust

@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT
-from safetensors.torch import load_file
+from quantized import FP8, difference, scaled
 
 from demo.host import CHECKPOINT
 from fmn_core.errors import ForgetError
 from fmn_core.patch.file import read_patch
 
-FP8 = torch.float8_e4m3fn
-LARGEST = 448.0  # of float8_e4m3fn
 CAT, HOUSE = "a photo of a cat", "a photo of a house"
-
-
-def is_linear(key: str, weight: torch.Tensor) -> bool:
-    return weight.ndim == 2 and "transformer_blocks" in key and key.startswith("model.diffusion_model.")
-
-
-def scaled(suffix: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The demo's checkpoint with the transformer blocks' weights in fp8, each divided by its scale, and the metadata that
-    says so; `suffix` is `scale_weight`, as many files have it, or `weight_scale`, as ComfyUI's own have it."""
-    weights, layers = load_file(CHECKPOINT), {}
-    for key, weight in [*weights.items()]:
-        if is_linear(key, weight):
-            scale = weight.float().abs().max() / LARGEST
-            weights[key], weights[key.removesuffix("weight") + suffix] = (weight.float() / scale).to(FP8), scale
-            layers[key.removeprefix("model.diffusion_model.").removesuffix(".weight")] = {"format": "float8_e4m3fn"}
-    if suffix == "weight_scale":
-        return weights, {"_quantization_metadata": json.dumps({"layers": layers})}
-    return weights | {"model.diffusion_model.scaled_fp8": torch.empty(1, dtype=FP8)}, {}
 
 
 @pytest.fixture(scope="module", params=["cast", "scaled", "mixed"])
@@ -50,10 +29,6 @@ def quantized(comfy, request):
 @pytest.fixture(scope="module")
 def patch():
     return read_patch(ROOT / "demo/loras/forget-cat.safetensors")
-
-
-def difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    return ((one - other).norm() / other.norm()).item()
 
 
 def test_weights_are_what_the_layers_compute_with(quantized, loaded):

@@ -1,9 +1,7 @@
 """The contract of all hosts, in a webui's process: run by tests/test_webui_hosts.py."""
 
 import pytest
-from test_host_contract import *  # noqa: F403 (its tests)
-
-del test_the_hosts_agree_on_the_embedded_model  # noqa: F821 (it wants two hosts in one process)
+from host_contract import *  # noqa: F403 (its tests)
 
 
 @pytest.fixture
