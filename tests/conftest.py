@@ -22,6 +22,20 @@ settings.register_profile("project", deadline=None)  # an example's time says mo
 settings.load_profile("project")
 
 
+SLOW_FOLDERS = {"browser", "device", "stress"}
+SLOW_FIXTURES = {"server", "run_python"}  # a server, or a process that imports what it needs anew
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks each test with its folder's name, and as slow where its folder or what it starts says so."""
+    for item in items:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        item.add_marker(folder)
+        if folder in SLOW_FOLDERS or SLOW_FIXTURES & set(item.fixturenames):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def comfyui() -> Path:
     """The folder of the ComfyUI that `python install.py test` set up, or FMN_COMFYUI."""

@@ -8,6 +8,7 @@ import torch
 from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
+from fmn_core.text.tokens import words_of
 from fmn_core.training.sampling import sample_ddim
 
 
@@ -188,3 +189,11 @@ def test_what_names_a_checkpoint_is_the_model_with_all_that_is_on_it(comfy, load
     comfy.model_management.load_models_gpu([other])
     assert name(other) == names["v"] and name(model) == names["plain"]
     comfy.model_management.load_models_gpu([model])
+
+
+@pytest.mark.parametrize("text", ["ein süßer Löwe", "猫 と 家", "naïve café", "кот"])
+def test_words_of_any_language_read_as_typed(loaded, text):
+    from fmn_core.hosts.comfy.model import tokenize
+
+    words = [word for word, _ in words_of(tokenize(loaded[1], text))]
+    assert "".join(words) == text.lower().replace(" ", "")

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import subprocess
 import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 
-from benchmarks import ablation, bases, grid, quality
+from benchmarks import ablation, grid, quality
 from benchmarks.ablation import PARTS
-from benchmarks.baselines import applied, esd, forget_me_not, uce
 from benchmarks.grid import GRID, HELD_OUT, label
 from benchmarks.imagined_steps import IMAGINED, imagined_step
 from benchmarks.k_resteering import MASS, separability, steered_keys
@@ -97,41 +92,6 @@ def test_the_steered_key_gets_its_share_of_the_start_tokens_attention():
     assert torch.allclose((logits.mean(1) / logits.std(1)).abs(), separability(queries), rtol=1e-2)
 
 
-@pytest.fixture(scope="module")
-def demo_host(loaded):
-    from fmn_core.hosts.comfy.model import ComfyHost
-
-    return ComfyHost(*loaded)
-
-
-@pytest.mark.parametrize(
-    "method",
-    [
-        partial(forget_me_not, rate=1e-4, steps=2, pooler=pooler, whole=whole)
-        for pooler, whole in ((True, False), (False, True))
-    ]
-    + [partial(esd, rate=1e-3, steps=2, full=full) for full in (False, True)]
-    + [partial(uce, generic=generic, expand=generic) for generic in (False, True)],
-)
-def test_a_baseline_changes_what_its_keys_say_and_leaves_the_host(demo_host, method):
-    before = parameters(demo_host)
-    weights, size = method(demo_host, "object", ("cat",))
-    assert all(torch.equal(before[name], one) for name, one in parameters(demo_host).items())
-    everywhere = method.keywords.get("whole") or method.keywords.get("full")
-    assert {".attn2." in name for name in weights} == ({True, False} if everywhere else {True})
-    assert all(w.isfinite().all() for w in weights.values()) and any(w.any() for w in weights.values())
-    assert size == 2 * sum(map(torch.numel, weights.values())) or method.func is esd
-    with applied(demo_host, weights):
-        assert all(torch.equal(parameters(demo_host)[name], before[name] + w) for name, w in weights.items())
-    assert all(torch.equal(before[name], one) for name, one in parameters(demo_host).items())
-
-
-def parameters(host):
-    """Copies of the UNet's weights, by name, without what an earlier user had merged into them."""
-    with host.training((1, *host.latent_shape())):
-        return {name: one.detach().clone() for name, one in host.unet.named_parameters()}
-
-
 def test_the_grid_tries_each_combination_on_two_targets_and_the_better_third_on_all(monkeypatch):
     asked = []
 
@@ -151,44 +111,6 @@ def test_the_grid_tries_each_combination_on_two_targets_and_the_better_third_on_
     assert "expand" in best[0]["method"] and "0.5" in best[0]["method"] and best[0]["h"] == 1.5
     assert len({label(name, one) for name, several in GRID.items() for one in several}) == 64
     assert not {name for _, (name,) in HELD_OUT} & {name for names in TARGETS.values() for name in names}
-
-
-def test_what_bases_are_made_of_leaves_the_model_and_what_looks_at_nothing_adds_nothing(demo_host, monkeypatch):
-    monkeypatch.setattr(bases, "LORA_STEPS", 1)
-    monkeypatch.setattr(bases, "TUNING_STEPS", 1)
-    before, latents = parameters(demo_host), torch.randn(2, *demo_host.latent_shape())
-    for train in (bases.user_lora, bases.tuned):
-        assert any(change.any() for change in train(demo_host, latents, ["a cat", "a dog"]).values())
-        assert all(torch.equal(before[name], one) for name, one in parameters(demo_host).items())
-    adapter, features = bases.PictureAdapter(demo_host, 6), torch.randn(2, 6)
-    looking = bases.WithPicture(demo_host, adapter, adapter.tokens(features))
-    prompts, empty = demo_host.encode(["a cat"] * 2), demo_host.encode([""] * 2)
-    with demo_host.training(latents.shape), torch.no_grad():
-        t = torch.tensor([500, 500])
-        assert torch.equal(looking.predict(latents, t, empty), demo_host.predict(latents, t, empty))
-        assert not torch.allclose(looking.predict(latents, t, prompts), demo_host.predict(latents, t, prompts), atol=1e-3)
-
-
-def test_the_quick_command_prints_a_table_in_which_fast_forgets_and_keeps(comfyui, tmp_path):
-    file = tmp_path / "rows.json"
-    command = [sys.executable, "-m", "benchmarks.quality", "--quick", "--targets", "cat", "--methods", "fast", "UCE"]
-    done = subprocess.run(
-        [*command, "--json", str(file)], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "FMN_COMFYUI": str(comfyui)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    base, fast, uce = json.loads(file.read_text())
-    assert (base["method"], fast["method"], uce["method"]) == ("base", "fast", "UCE")
-    assert fast["ua"] >= 0.95 and fast["ira"] >= base["ira"] - 0.1 and fast["drift"] <= 0.01
-    assert base["ua"] < 0.4 and base["drift"] == 0 and fast["base"]["ua"] == base["ua"]
-    assert fast["h"] > uce["h"]
-
-
-def test_a_part_taken_away_makes_another_patch(demo_host):
-    whole, without = (PARTS[part](demo_host, "object", ("cat",))[0] for part in ("fast", "- later tokens"))
-    assert whole.keys() == without.keys() and not any(torch.equal(whole[key], without[key]) for key in whole)
-    again = PARTS["fast"](demo_host, "object", ("cat",))[0]
-    assert all(torch.equal(whole[key], again[key]) for key in whole)
 
 
 def test_the_ablation_runs_each_part_on_its_jobs_and_prints_them(monkeypatch, capsys):
