@@ -7,14 +7,15 @@ import json
 import os
 import re
 import shutil
-import time
 import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from conftest import ROOT
+from waiting import STALLED, while_changing
 
+PATIENCE = 1000 * STALLED  # milliseconds for what comes in a moment where the machine is idle
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -59,8 +60,9 @@ def page(request, browser, server):
     settings = {"Comfy.VueNodes.Enabled": rendering == "nodes-2", "Comfy.TutorialCompleted": True}
     body, headers = json.dumps(settings).encode(), {"Content-Type": "application/json"}
     request = urllib.request.Request(f"{server.url}/settings", body, headers, method="POST")
-    urllib.request.urlopen(request, timeout=60).close()
+    urllib.request.urlopen(request, timeout=STALLED).close()
     page = browser.new_page(viewport={"width": 1900, "height": 1300})
+    page.set_default_timeout(PATIENCE)
     page.kind, page.said = kind, []
     page.on("console", lambda m: page.said.append((m.type, f"{m.text} {m.location.get('url', '')}")))
     page.on("pageerror", lambda error: page.said.append(("error", f"{error} {error.stack}")))
@@ -94,7 +96,7 @@ def serve(page, server, frontend: Path) -> None:
 
 def open_page(page, server, query=""):
     page.goto(f"{server.url}/{query}")
-    page.wait_for_function("window.app?.graph && window.app.vueAppReady", timeout=90_000)
+    page.wait_for_function("window.app?.graph && window.app.vueAppReady")
     page.wait_for_load_state("networkidle")
 
 
@@ -108,7 +110,7 @@ def open_template(page, server, path: Path):
 def wait_for_nodes(page, path: Path):
     wanted = sorted(node["type"] for node in json.loads(path.read_text())["nodes"])
     shown = "wanted => JSON.stringify(app.graph._nodes.map(node => node.type).sort()) == JSON.stringify(wanted)"
-    page.wait_for_function(shown, arg=wanted, timeout=60_000)
+    page.wait_for_function(shown, arg=wanted)
 
 
 def wait_for_frames(page, count: int = 5):
@@ -126,12 +128,16 @@ def run(page, server):
 
 def wait_for_job(page, server, known):
     """The history of the job that is not among those known, once it has ended and the page has heard of it."""
-    deadline = time.monotonic() + 300
-    while not (new := {id: job for id, job in server.get("history").items() if id not in known}):
-        assert time.monotonic() < deadline
-        page.wait_for_timeout(200)
-    wait_for_frames(page, 30)
-    return list(new.values())[0]
+
+    def look():
+        page.wait_for_timeout(200)  # in which the page does its own work
+        return {id: job for id, job in server.get("history").items() if id not in known}, server.log.stat().st_size
+
+    for new, _ in while_changing(look):
+        if new:
+            wait_for_frames(page, 30)
+            return list(new.values())[0]
+    raise AssertionError(f"The job does not end: {server.log.read_text()[-3000:]}")
 
 
 def overview(page):

@@ -98,7 +98,6 @@ def test_a_template_opens_and_runs_to_its_pictures(page, server, screenshots, pa
             return (element ? element.querySelector('img') : node.imgs?.[0])?.naturalWidth > 0
         })""",
         arg=IMAGES,
-        timeout=60_000,
     )
     require_tidy(page)
     page.keyboard.press(".")  # fit the view
@@ -165,7 +164,6 @@ def test_the_template_browser_shows_the_workflows(page, server, screenshots):  #
             return stems.every(stem => text.includes(stem) || text.includes(stem.replaceAll("-", " ")));
         }""",
         arg=stems,
-        timeout=60_000,
     )
     page.screenshot(path=screenshots / "templates.png")
 

@@ -97,11 +97,11 @@ def test_a_node_that_is_stopped_says_where_its_work_is(page, server):  # noqa: F
     )
     known = set(server.get("history"))
     page.evaluate("app.queuePrompt(0)")
-    page.wait_for_function("window.training", timeout=300_000)
+    page.wait_for_function("window.training")
     server.interrupt()
     wait_for_job(page, server, known)
     stopped = "id => app.graph.getNodeById(id).widgets.find(w => w.name == 'result').value.startsWith('Stopped.')"
-    page.wait_for_function(stopped, arg=id, timeout=60_000)
+    page.wait_for_function(stopped, arg=id)
     assert re.search(r"is in \S+unfinished\S*\.safetensors\. Queue again", seen_text(page, id))
 
 

@@ -7,11 +7,13 @@ import base64
 import io
 import json
 import re
+import time
 
 import pytest
+from comfyui_page import PATIENCE, browser, screenshots, wait_for_frames  # noqa: F401
 from PIL import Image
 from safetensors import safe_open
-from test_page import browser, screenshots  # noqa: F401
+from waiting import STALLED
 from webui.ui.gradio_page import VERSIONS, WebuiPage
 
 SMALL = {"resolution": 64, "num_inference_steps": 2, "num_images": 1}
@@ -28,6 +30,7 @@ def page(request, comfyui, tmp_path_factory):
 def tab(page, browser):  # noqa: F811
     """The tab, opened in a browser."""
     view = browser.new_page(viewport={"width": 1500, "height": 1250})
+    view.set_default_timeout(PATIENCE)
     view.errors = []
     view.on("console", lambda m: m.type == "error" and view.errors.append(f"{m.text} {m.location.get('url', '')}"))
     view.on("pageerror", lambda error: view.errors.append(str(error)))
@@ -38,7 +41,7 @@ def tab(page, browser):  # noqa: F811
 
 def open_tab(view, page, query=""):
     view.goto(f"{page.url}/{query}")
-    view.wait_for_selector("#txt2img_prompt", timeout=60_000)
+    view.wait_for_selector("#txt2img_prompt")
     choose_tab(view, "Forget-Me-Not")
     view.wait_for_selector("#fmn_status", state="visible")
 
@@ -46,6 +49,17 @@ def open_tab(view, page, query=""):
 def choose_tab(view, name):
     """A tab is a button to Gradio 3's eyes, and a tab to 4's."""
     view.get_by_role("tab", name=name).or_(view.get_by_role("button", name=name, exact=True)).first.click()
+
+
+def open_list(view, field, entry):
+    """Opens a field's list, again and again until it has the entry: one that is open does not change."""
+    found = view.locator("[role=option], li").filter(has_text=entry).first
+    started = time.monotonic()
+    while not found.is_visible():
+        assert time.monotonic() - started < STALLED, f"{field} never shows {entry}"
+        view.locator(field).blur()
+        view.locator(field).click()
+        wait_for_frames(view)
 
 
 def own(errors):
@@ -67,9 +81,9 @@ def test_a_concept_is_forgotten_through_the_tab(page, tab, screenshots):  # noqa
     if not with_card:
         tab.locator("#fmn_card input").uncheck()
     tab.locator("#fmn_forget").click()
-    tab.wait_for_selector("#fmn_status .fmn-job", timeout=30_000)
+    tab.wait_for_selector("#fmn_status .fmn-job")
     open_tab(tab, page, "?__theme=dark")  # the browser was closed, and comes back
-    tab.wait_for_selector("#fmn_status .fmn-done, #fmn_status .fmn-failed", timeout=120_000)
+    tab.wait_for_selector("#fmn_status .fmn-done, #fmn_status .fmn-failed")
     tab.screenshot(path=screenshots / f"webui-{page.flavour}-forget.png")
     said = tab.inner_text("#fmn_status")
     assert "<lora:my cat:1>" in said and "of the way to its target" in said
@@ -92,9 +106,7 @@ def test_a_concept_is_forgotten_through_the_tab(page, tab, screenshots):  # noqa
     assert "choose one" in tab.inner_text("#fmn_stack_message")
     choose_tab(tab, "Evaluate")
     tab.locator("#fmn_evaluate_refresh").click()
-    tab.wait_for_timeout(500)
-    tab.locator("#fmn_evaluate_patch input").click()
-    tab.locator("[role=option], li").filter(has_text="my cat").first.wait_for(state="visible")
+    open_list(tab, "#fmn_evaluate_patch input", "my cat")
     tab.screenshot(path=screenshots / f"webui-{page.flavour}-evaluate.png")
     assert own(tab.errors) == []
 

@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from presets import JOBS  # noqa: E402
+from waiting import while_changing  # noqa: E402
 
 from demo.host import CHECKPOINT, comfyui_folder, import_comfyui  # noqa: E402
 from demo.server import ComfyServer  # noqa: E402
@@ -350,10 +351,8 @@ def one_server_kill(work: Path) -> str:
                 graphs, graph = save(server)
                 graphs.queue(graph, "faults")
                 checkpoints = folder / "user/__forget_me_not/checkpoints"
-                end = time.monotonic() + 300
-                while not list(checkpoints.glob("*.checkpoint")):
-                    assert time.monotonic() < end, "no checkpoint was written"
-                    time.sleep(0.1)
+                looks = while_changing(lambda: (any(checkpoints.glob("*.checkpoint")), server.log.stat().st_size))  # noqa: B023
+                assert any(written for written, _ in looks), "no checkpoint was written"
                 server.process.kill()
                 server.process.wait()
             require_whole(folder / "output", killed=True)

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import torch
 from hostile_files import Files, Maker
+from waiting import STALLED
 
 from fmn_core.cli.run_config import inversion_settings, read_concepts, read_config
 from fmn_core.convert.config import ImportConfig
@@ -42,7 +43,7 @@ from fmn_core.training.images import read_images
 ROOT = Path(__file__).resolve().parents[2]
 SLOW, MUCH = 2.0, 400 << 20  # seconds of computing for one answer; bytes of memory over the file's own
 SOLVED = 1e9  # rank cubed, times layers, up to which patches are stacked here: a stack of more takes as long as a real one
-KILLED, MEMORY = 60, 4 << 30  # seconds and bytes after which a child is given up
+KILLED, MEMORY = 60, 4 << 30  # seconds of computing and bytes after which a child is given up
 
 
 def questions(host, path: Path, good: Patch) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -158,7 +159,8 @@ def peak_of(work: Callable[[], object]) -> tuple[object, int, int]:
     if not child:
         try:
             os.close(reading)
-            signal.alarm(KILLED)
+            resource.setrlimit(resource.RLIMIT_CPU, (KILLED, KILLED))  # of its own: others do not take from it
+            signal.alarm(10 * STALLED)  # where it waits for ever
             held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, held + MEMORY))
             with open(writing, "w") as pipe:

@@ -112,6 +112,7 @@ def test_weights_in_half_precision_stay_so_and_adapters_learn_in_full(webui, sd_
     assert [(parameter.dtype, parameter.requires_grad) for parameter in host.unet.parameters()] == before
     assert found.dtype == torch.float32 and host.encode(["a cat"]).prompt_embeds.dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(found.flatten(), expected.flatten(), 0) > 0.99
+    assert not torch.equal(found, expected), "nothing was computed in half precision"
 
 
 def test_the_size_is_the_models_own(sd_model):

@@ -8,16 +8,14 @@ import os
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from waiting import while_changing
 
 ROOT = Path(__file__).resolve().parents[3]
-STALLED = 300  # seconds in which a page that starts, or a job, shows no progress
 VERSIONS = {"webui": "3", "forge": "4"}  # as AUTOMATIC1111's 1.10.1 and Forge pin it
 STANDINS = {"webui": ["tests/webui/a1111"], "forge": ["tests/webui/forge", "tests/webui/a1111"]}
 
@@ -43,16 +41,6 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
-
-
-def while_changing(look: Callable[[], object]) -> Iterator[object]:
-    """What `look` gives, again and again, as long as it has changed within STALLED seconds."""
-    seen, since = None, time.monotonic()
-    while time.monotonic() - since < STALLED:
-        if (now := look()) != seen:
-            seen, since = now, time.monotonic()
-        yield now
-        time.sleep(0.1)
 
 
 class WebuiPage:
