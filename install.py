@@ -71,7 +71,7 @@ def pip_install(*arguments: str) -> None:
 def set_up_other_versions() -> None:
     """Folders in .venv for what must not be among its packages: the webuis' two versions of Gradio, which go before them on
     a process's path, and ComfyUI's newest page."""
-    for name in ("tests/webui_ui/gradio3", "tests/webui_ui/gradio4", "tests/frontend"):
+    for name in ("tests/webui/ui/gradio3", "tests/webui/ui/gradio4", "tests/browser/frontend"):
         requirements, folder = ROOT / f"{name}.txt", VENV / Path(name).name
         stamp, wanted = folder / ".from", hashlib.sha256(requirements.read_bytes()).hexdigest()
         if stamp.exists() and stamp.read_text() == wanted:

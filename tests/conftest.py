@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +16,24 @@ from demo.host import CHECKPOINT, comfyui_folder, import_comfyui
 
 ROOT = Path(__file__).parent.parent
 
+pytest.register_assert_rewrite("host_contract")
+
 settings.register_profile("project", deadline=None)  # an example's time says more of the machine's other work than of it
 settings.load_profile("project")
+
+
+SLOW_FOLDERS = {"browser", "device", "stress"}
+SLOW_FIXTURES = {"server", "run_python"}  # a server, or a process that imports what it needs anew
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks each test with its folder's name, and as slow where its folder or what it starts says so."""
+    for item in items:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        item.add_marker(folder)
+        if folder in SLOW_FOLDERS or SLOW_FIXTURES & set(item.fixturenames):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +56,22 @@ def run_python(comfyui):
         assert done.returncode == 0, done.stdout + done.stderr
 
     return run_python
+
+
+@pytest.fixture
+def command_line(capsys):
+    """command_line(word, ...) -> returncode, stdout, stderr, in this process, which has the test set-up's operators."""
+    from fmn_core.cli.main import main
+
+    def command_line(*words):
+        capsys.readouterr()
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as stop:
+            code = stop.code
+        return SimpleNamespace(returncode=code, **dict(zip(("stdout", "stderr"), capsys.readouterr(), strict=True)))
+
+    return command_line
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import time
 import urllib.request
 
 import numpy as np
 from PIL import Image
+from waiting import while_changing
 
 from demo.server import ComfyServer, ServerError
 from fmn_core.erasure.config import MAIN_FIELDS
@@ -81,20 +81,22 @@ class Graphs:
         with urllib.request.urlopen(request, timeout=120) as response:
             return json.loads(response.read() or b"{}")
 
-    def wait(self, id: str, seconds: float = 600) -> dict:
-        """A finished graph's history; raises ServerError where it takes too long or fails."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
+    def wait(self, id: str) -> dict:
+        """A finished graph's history; raises ServerError where it fails, or the server says no more for long."""
+
+        def look():
             try:
                 found = self.server.get(f"history/{id}").get(id)
             except TimeoutError:  # a busy machine
-                continue
+                found = None
+            return found, self.server.log.stat().st_size
+
+        for found, _ in while_changing(look, stalled=600):
             if found and found["status"]["completed"]:
                 return found
             if found and found["status"]["status_str"] == "error":
                 raise ServerError(json.dumps(found["status"]["messages"][-1])[:2000])
-            time.sleep(0.2)
-        raise ServerError(f"{id} did not end within {seconds:.0f} s")
+        raise ServerError(f"{id} does not end: {self.server.log.read_text()[-2000:]}")
 
     def seen(self, history: dict) -> tuple[str, bytes]:
         """What the node said and the pixels of the picture."""

@@ -4,6 +4,7 @@ bounds, and random ones."""
 from __future__ import annotations
 
 import base64
+import copy
 import json
 import random
 import struct
@@ -11,10 +12,12 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors.torch import save
+
 from fmn_core.files import bounded_json, header
 from fmn_core.patch import bounds as patch_bounds
 from fmn_core.patch.file import read_patch
-from fmn_core.patch.patch import ALPHA, DOWN, UP
+from fmn_core.patch.patch import ALPHA, DOWN, UP, Patch
 from fmn_core.patch.statistics import MOST_ROWS
 from fmn_core.text import bounds as text_bounds
 
@@ -228,3 +231,18 @@ def png(width: int, height: int) -> bytes:
     rows = packer.compress(bytes((width + 7) // 8 + 1) * height) + packer.flush()
     size = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def renamed(name: str, model: str = "emoji") -> Patch:
+    """The demo's patch under another concept's name, as someone could have written it."""
+    patch = read_patch(ROOT / "demo/loras/forget-cat.safetensors")
+    info = copy.deepcopy(patch.info)
+    info["concept"], info["report"]["warnings"], info["base"] = name, [name], info["base"] | {"name": model}
+    info["concepts"][0]["names"] = [name]
+    return Patch(dict(patch), info)
+
+
+def write(patch: Patch, path) -> None:
+    """A patch's file as someone else's program could have written it: `save_patch` refuses some."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(save(dict(patch), {"fmn.patch": json.dumps(patch.info)}))

@@ -1,10 +1,20 @@
-"""Settings for tests that go over the presets."""
+"""Settings for tests that go over the presets, and short trainings of them."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from fmn_core.erasure.config import PRESETS, ForgetConfig, make_config
+from fmn_core.inversion.config import InversionConfig
+
+SMALL = {"num_images": 1, "num_inference_steps": 2, "resolution": 64}
+JOBS = {
+    "paper": make_config("paper", steps=4, rank=2, **SMALL),
+    "paper, whole UNet": make_config("paper", train_layers="whole_unet", rank=1, steps=3, **SMALL),
+    "balanced": make_config("balanced", steps=5, rank=2, **SMALL),
+    "robust": make_config("robust", steps=2, rank=2, attack_rounds=1, **SMALL),
+    "inversion": InversionConfig(steps=6, num_images=1, num_inference_steps=2, resolution=64, learning_rate=1e-2),
+}
 
 
 def config_for(preset: str, **values: object) -> ForgetConfig:
