@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one process a worker; sums in the same order in children too
+
 import pytest
 import torch
 from hypothesis import settings

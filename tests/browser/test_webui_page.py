@@ -113,7 +113,8 @@ def test_a_concept_is_forgotten_through_the_tab(page, tab, screenshots):  # noqa
 
 def test_the_jobs_stay_in_sight_beside_a_long_form(page, tab, screenshots):  # noqa: F811
     tab.set_viewport_size({"width": 1500, "height": 800})
-    tab.get_by_text("Training", exact=True).first.click()
+    tab.locator("#fmn_forget_preset label").filter(has_text="paper").click()
+    tab.get_by_text("Settings", exact=True).first.click()
     tab.locator("#fmn_forget_steps").wait_for(state="visible")
     tab.locator("#fmn_forget").evaluate("button => button.scrollIntoView({block: 'end'})")
     tab.wait_for_function("scrollY > 400")
@@ -139,15 +140,15 @@ def test_the_script_is_beside_the_prompt(page, tab, screenshots):  # noqa: F811
 
 
 def test_the_api_makes_evaluates_and_stacks_patches(page):
-    status, job = page.ask("/fmn/forget", {"concept": "dog", "name": "a dog", "card": False, **SMALL})
+    status, job = page.ask("/fmn/forget", {"concept": "dog", "name": "a dog", "card": False, "resolution": 64})
     assert status == 202 and job["state"] in ("queued", "running")
-    _, second = page.ask("/fmn/forget", {"concept": "rose", "name": "a rose", "card": False, **SMALL})
+    _, second = page.ask("/fmn/forget", {"concept": "rose", "name": "a rose", "card": False, "resolution": 64})
     job = page.finished(job["id"])
     assert job["state"] == "done" and job["files"] == ["a dog.safetensors", "a dog.json"], job
     assert page.finished(second["id"])["state"] == "done"
     assert {"a dog", "a rose"} <= {each["name"] for each in page.ask("/fmn/patches")[1]}
 
-    figures = {"prompts": 1, "steps": 2, "resolution": 64}
+    figures = {"prompts": 1, "num_inference_steps": 2, "resolution": 64}
     _, job = page.ask("/fmn/evaluate", {"patch": "a dog", "save_as": "measured", **figures})
     job = page.finished(job["id"])
     assert job["state"] == "done" and job["figures"]["prompts"]["concept"], job["error"]
@@ -179,7 +180,7 @@ def test_an_interrupt_keeps_what_was_trained(page):
 @pytest.mark.parametrize("path, body, status, said", [
     ("/fmn/forget", {}, 422, "concept is empty"),
     ("/fmn/forget", {"concept": "cat", "stepz": 3}, 422, "no setting"),
-    ("/fmn/forget", {"concept": "cat", "steps": 0}, 422, "use a value"),
+    ("/fmn/forget", {"concept": "cat", "preset": "paper", "steps": 0}, 422, "use a value"),
     ("/fmn/forget", {"concept": ["cat"]}, 422, "a text"),
     ("/fmn/forget", {"concept": "cat", "name": "../../evil"}, 422, "cannot be a patch's name"),
     ("/fmn/forget", {"concept": "cat", "images": ["bm90IGEgcGljdHVyZQ=="]}, 422, "cannot be read"),

@@ -11,11 +11,19 @@ from conftest import ROOT
 README = (ROOT / "README.md").read_text()
 
 
+def headings(path) -> list[str]:
+    """What a page's headings are called in a link."""
+    found = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found]
+
+
 def test_pictures_and_links_of_the_readme_exist():
     links = re.findall(r"\]\((?!http)([^)]+)\)", README)
     assert len(links) > 8
     for link in links:
-        assert (ROOT / link).exists(), link
+        file, _, heading = link.partition("#")
+        assert (ROOT / file).exists(), link
+        assert not heading or heading in headings(ROOT / file), link
 
 
 def test_ruff_is_clean():

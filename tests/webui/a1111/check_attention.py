@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from einops import rearrange
@@ -24,10 +26,10 @@ class Recorded:
     def begin(self, *who):
         self.maps.clear()
 
-    def add(self, layer, q, k, heads, height, width, *, step, columns):
+    def add(self, layer, q, k, heads, size, *, step, columns):
         maps = attention_probabilities(q, k, heads)[..., :columns]
-        assert maps.shape[2] == height * width and step >= 0
-        self.maps.append((layer, maps.clone(), (height, width)))
+        assert maps.shape[2] == math.prod(size) and step >= 0
+        self.maps.append((layer, maps.clone(), size))
 
 
 @pytest.fixture

@@ -7,10 +7,15 @@ from importlib.util import find_spec
 import pytest
 import standin
 import torch
-from modules import processing, shared
+from modules import paths, processing, shared
 
 RESOLUTION = 128
 FORGE = find_spec("backend") is not None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def models_folder(tmp_path_factory):
+    paths.models_path = str(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="session")
