@@ -23,7 +23,7 @@ from benchmarks.quality import model, pictures_of, score, see
 from demo.evaluate import BATCH, GUIDANCE, STEPS, sample
 from demo.vocabulary import OBJECTS, with_article
 from fmn_core.lora.layers import LoRAs
-from fmn_core.text.concept import TEMPLATES
+from fmn_core.text.concept import PROMPT_TEMPLATES
 from fmn_core.training.losses import predicted_x0
 from fmn_core.training.noise import add_noise, draw, noised
 from fmn_core.training.sampling import sample_ddim
@@ -182,7 +182,7 @@ class PictureAdapter(nn.Module):
 def picture_adapter(host, classifier):
     """An adapter that has learned to draw what a picture shows, from the model's own, half of them without a prompt."""
     generator, texts = torch.Generator().manual_seed(0), [with_article(name) for name in OBJECTS]
-    texts = [*texts, *(TEMPLATES[kind].format(name) for kind, (name,) in SHOWN)]
+    texts = [*texts, *(PROMPT_TEMPLATES[kind].format(name) for kind, (name,) in SHOWN)]
     pictures = torch.cat([sample(host, texts, [1000 * turn + i for i in range(len(texts))]) for turn in (1, 2)])
     features, latents = classifier.features(pictures)[0].clone(), host.encode_images(pictures)
     prompts = host.encode([*texts, ""])
@@ -224,7 +224,7 @@ def by_picture(host, classifier):
     rows = {}
     for kind, (name,) in SHOWN:
         patch = by_preset(host, kind, (name,), preset="fast")[0]
-        prompt = TEMPLATES[kind].format(name)
+        prompt = PROMPT_TEMPLATES[kind].format(name)
         shown = sample(host, [prompt] * MANY, range(700_000, 700_000 + MANY))
         latents, features = host.encode_images(shown), classifier.features(shown)[0].clone()
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(6))

@@ -10,7 +10,7 @@ from demo.evaluate import GUIDANCE, STEPS, sample
 from fmn_core.evaluation.recovery import LEARNING_RATE, text_cosine
 from fmn_core.inversion.config import InversionConfig
 from fmn_core.inversion.textual_inversion import invert
-from fmn_core.text.concept import TEMPLATES
+from fmn_core.text.concept import PROMPT_TEMPLATES
 from fmn_core.training.loop import TrainingRun
 from fmn_core.training.sampling import sample_ddim
 
@@ -21,7 +21,7 @@ ATTACKED = ("cat", "rose", "neon", "ada")  # alone: an inversion takes longer th
 @cache
 def anchors(host, kind, name):
     """Latents of pictures that the untouched model makes of the concept, and what words learned there are worth."""
-    prompt = TEMPLATES[kind].replace("{}", name)
+    prompt = PROMPT_TEMPLATES[kind].replace("{}", name)
     return host.encode_images(sample(host, [prompt] * ANCHORS, range(900_000, 900_000 + ANCHORS)))
 
 
@@ -31,7 +31,7 @@ def learned_back(host, weights, kind, names, classifier, steps=300):
     the share of pictures recognised again; None where it is not measured."""
     if len(names) > 1 or names[0] not in ATTACKED:
         return {"m_score": None, "recovery": None}
-    name, template = names[0], TEMPLATES[kind]
+    name, template = names[0], PROMPT_TEMPLATES[kind]
     latents = anchors(host, kind, name)
     settings = InversionConfig(concept_type=kind, init_tokens="<rand-1>|<rand-1>", steps=steps, learning_rate=LEARNING_RATE)
     named, empty = host.encode([template.replace("{}", name)]), host.encode([""])

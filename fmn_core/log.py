@@ -39,11 +39,11 @@ def phase(name: str, **figures: object) -> Iterator[dict[str, object]]:
         figures["failed"] = type(error).__name__
         raise
     finally:
-        text = "".join(f" {key}={plain(value)}" for key, value in figures.items())
+        text = "".join(f" {key}={quoted(value)}" for key, value in figures.items())
         logger.info("%s seconds=%.2f%s", name, time.perf_counter() - start, text)
 
 
-def plain(value: object) -> str:
+def quoted(value: object) -> str:
     """A figure in the log; text in quotes and its control characters as escapes, so that no name can look like another
     line."""
     if isinstance(value, float):

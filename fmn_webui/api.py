@@ -17,7 +17,7 @@ from fmn_core.errors import ForgetError, brief
 from fmn_core.evaluation.config import EvaluationConfig
 from fmn_core.patch.file import read_patch
 
-from .escaping import plain
+from .escaping import json_values
 from .forms import converted, decoded, forget_config, rows_of, settings_of
 from .jobs import Job, JobResult
 from .receiving import RECEIVER, parsed
@@ -30,7 +30,7 @@ class Answer(JSONResponse):
     """JSON that can be sent whatever a file or a user has put into it."""
 
     def render(self, content) -> bytes:
-        return json.dumps(plain(content), ensure_ascii=False, allow_nan=False).encode()
+        return json.dumps(json_values(content), ensure_ascii=False, allow_nan=False).encode()
 
 
 class NoSuchJob(ForgetError):

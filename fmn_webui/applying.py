@@ -68,7 +68,7 @@ def allowed() -> bool:
     return bool(getattr(shared.opts, ALLOW, False))
 
 
-def add_setting() -> None:
+def add_page_setting() -> None:
     """The page's setting, under Settings."""
     label = "Draw pictures without the patches that are missing, damaged or made for another model"
     section = ("forget_me_not", "Forget-Me-Not")

@@ -33,12 +33,12 @@ def sentence(text: str) -> Markup:
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escaped(text)))
 
 
-def plain(value):
+def json_values(value):
     """The value as JSON can hold it: texts that can be encoded, and null for a number that is none."""
     if isinstance(value, dict):
-        return {replace_surrogates(str(key)): plain(each) for key, each in value.items()}
+        return {replace_surrogates(str(key)): json_values(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
+        return [json_values(each) for each in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, bool | int) else replace_surrogates(str(value))

@@ -15,7 +15,7 @@ from fmn_core.erasure.config import PRESETS, ForgetConfig, make_config
 from fmn_core.errors import ForgetError, brief
 from fmn_core.training.images import most_pixels, opened, picture_files, read_pictures
 
-from .limits import MOST_KEPT, MOST_PATCHES, MOST_PICTURES, MOST_READ, MOST_TEXT, TooLarge
+from .limits import MOST_KEPT, MOST_PATCHES, MOST_PICTURES, MOST_READ, MOST_REQUEST_TEXT, TooLarge
 
 
 def settings_of(kind: type, values: dict):
@@ -43,8 +43,8 @@ def converted(name: str, value, default):
     if isinstance(default, bool) and isinstance(value, bool):
         return value
     if isinstance(default, str) and isinstance(value, str):
-        if len(value) > MOST_TEXT:
-            raise TooLarge(f"{name} has {len(value):,} characters, and {MOST_TEXT:,} are the most: make it shorter.")
+        if len(value) > MOST_REQUEST_TEXT:
+            raise TooLarge(f"{name} has {len(value):,} characters, and {MOST_REQUEST_TEXT:,} are the most: make it shorter.")
         require_text(value)
         return value
     if isinstance(default, float) and number:

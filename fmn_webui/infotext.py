@@ -12,7 +12,7 @@ from fmn_core.plots.colormaps import COLOR_MAPS
 
 from .names import NONE
 
-ROWS = 3
+SCRIPT_ROWS = 3
 LAYOUTS = ("overlay", "side_by_side", "contact_sheet")  # of the core's views
 PATCHES, JOINTLY, LAYOUT, WORDS, OPACITY, COLOURS = (
     "FMN patches", "FMN patches jointly", "FMN heat maps", "FMN heat map words", "FMN heat map opacity",
@@ -36,7 +36,7 @@ class ScriptOptions:
     @classmethod
     def of(cls, values: tuple) -> ScriptOptions:
         """From the components' values, in their order; raises ForgetError for what a request got wrong."""
-        names, strengths, rest = values[: 2 * ROWS : 2], values[1 : 2 * ROWS : 2], values[2 * ROWS :]
+        names, strengths, rest = values[: 2 * SCRIPT_ROWS : 2], values[1 : 2 * SCRIPT_ROWS : 2], values[2 * SCRIPT_ROWS :]
         try:
             rows = [(str(n).strip(), float(s)) for n, s in zip(names, strengths, strict=True) if n not in (None, "", NONE)]
             jointly, heat_maps, words, layout, opacity, colours, save = rest
@@ -80,15 +80,15 @@ def merged(rows: list[tuple[str, float]]) -> tuple[tuple[str, float], ...]:
 
 def patch_of(row: int) -> Callable[[dict], str]:
     """What reads a row's patch from an infotext's values: none where the picture was made without."""
-    return lambda params: rows_of(params)[row][0]
+    return lambda params: infotext_rows(params)[row][0]
 
 
 def strength_of(row: int) -> Callable[[dict], float]:
     """What reads a row's strength."""
-    return lambda params: rows_of(params)[row][1]
+    return lambda params: infotext_rows(params)[row][1]
 
 
-def rows_of(params: dict) -> list[tuple[str, float]]:
+def infotext_rows(params: dict) -> list[tuple[str, float]]:
     """(name, strength) of every row of the script; a text that is not what `infotext` writes stands in the first row as it
     is, which is no patch's name, so that it is refused and not passed over."""
     text = str(params.get(PATCHES, "")).strip()
@@ -97,9 +97,9 @@ def rows_of(params: dict) -> list[tuple[str, float]]:
         rows = [(name.strip(), float(strength)) for name, _, strength in parts]
     except ValueError:
         rows = []
-    if len(rows) > ROWS or not all(name and math.isfinite(strength) for name, strength in rows):
+    if len(rows) > SCRIPT_ROWS or not all(name and math.isfinite(strength) for name, strength in rows):
         rows = []
-    return ((rows or ([(text, 1.0)] if text else [])) + ROWS * [(NONE, 1.0)])[:ROWS]
+    return ((rows or ([(text, 1.0)] if text else [])) + SCRIPT_ROWS * [(NONE, 1.0)])[:SCRIPT_ROWS]
 
 
 def restored(key: str, default, read: Callable = str) -> Callable[[dict], object]:

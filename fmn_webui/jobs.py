@@ -14,7 +14,7 @@ from pathlib import Path
 from .limits import MOST_JOBS, MOST_WAITING, Busy
 from .shown import Shown
 
-KEPT = 50  # finished jobs that are remembered
+KEPT_JOBS = 50  # finished jobs that are remembered
 WATCHED = 10.0  # seconds for which somebody who looked is thought to look again; a page in view does so every second
 ENDS = ("done", "stopped", "failed")
 
@@ -113,7 +113,7 @@ class Jobs:
         with self.changed:
             self.require_room(holds)
             over = [old for old in self.jobs if old.over]
-            for old in over[: max(len(over) - KEPT, 0)]:
+            for old in over[: max(len(over) - KEPT_JOBS, 0)]:
                 self.jobs.remove(old)
             self.jobs.append(job)
             if self.thread is None or not self.thread.is_alive():

@@ -7,8 +7,8 @@ from fmn_core.errors import ForgetError
 MOST_BODY = 64 << 20  # bytes of a request: some forty photographs as base64
 MOST_RECEIVED = 2 * MOST_BODY  # of all requests that are being read or worked at
 MOST_REQUESTS = 8  # that are
-MOST_VALUES = 250_000  # commas and brackets of a request, each of which may become an object of Python's
-MOST_TEXT = 100_000  # letters of one text
+MOST_REQUEST_VALUES = 250_000  # commas and brackets of a request, each of which may become an object of Python's
+MOST_REQUEST_TEXT = 100_000  # letters of one text
 MOST_PICTURES = 200  # of a request, masks among them
 MOST_READ = 1_000_000_000  # pixels of these as they come, which take seconds to decode
 MOST_KEPT = 512 << 20  # bytes of these at the size in which a job keeps them

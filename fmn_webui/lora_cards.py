@@ -20,7 +20,7 @@ from fmn_core.training.sampling import sample_pictures
 
 from .webui import picture_of
 
-SIDE = 512  # pixels of a card's halves, at most
+CARD_SIDE = 512  # pixels of a card's halves, at most
 PAPER = "#101418"  # beside them
 STEPS, GUIDANCE = 20, 5.0
 NO_TAGS = str.maketrans("<>", "\u2039\u203a")  # single quotation marks
@@ -85,5 +85,5 @@ def before_and_after(host: DiffusionHost, patch: Patch) -> Image.Image | None:
     if pictures is None:
         return None
     both = picture_of(torch.cat([*pictures], dim=1))
-    both.thumbnail((2 * SIDE, SIDE))
+    both.thumbnail((2 * CARD_SIDE, CARD_SIDE))
     return both

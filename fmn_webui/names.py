@@ -10,17 +10,17 @@ from pathlib import Path
 
 from fmn_core.errors import ForgetError
 from fmn_core.files.names import DEVICES, slug
-from fmn_core.files.names import MOST as BYTES
+from fmn_core.files.names import MOST_PATCH_NAME as BYTES
 from fmn_core.patch.file import is_patch
 
 # A prompt calls a LoRA `<lora:NAME:WEIGHT>`, where `=` is for named weights; lists have commas; Windows refuses the others.
 UNFIT = re.compile(r'[<>:="/\\|?*,\x00-\x1f\x7f]')
 NONE = "None"  # what no patch is chosen by
-MOST = 100  # letters
+MOST_PATCH_NAME = 100  # letters
 UNFINISHED = "-unfinished"
 # Folders in the LoRA folder, of what the script stacked for a generation; the first is hidden on the host's page of LoRAs.
 STACKS = (".forget-me-not-stacks", "forget-me-not-stacks")
-BESIDE = (".json", ".png")  # what a card is read from
+CARD_ENDINGS = (".json", ".png")  # what a card is read from
 
 
 def check_name(name: str) -> str:
@@ -30,13 +30,13 @@ def check_name(name: str) -> str:
     if (
         bad
         or not name
-        or len(name) > MOST
+        or len(name) > MOST_PATCH_NAME
         or len(name.encode()) > BYTES
         or name.split(".")[0].strip().upper() in DEVICES | {"NONE"}
     ):
         raise ForgetError(
-            f"`{name[:MOST]}` cannot be a patch's name: use letters, digits, spaces and hyphens, {MOST} at most, without "
-            "folders, colons and commas."
+            f"`{name[:MOST_PATCH_NAME]}` cannot be a patch's name: use letters, digits, spaces and hyphens, "
+            f"{MOST_PATCH_NAME} at most, without folders, colons and commas."
         )
     return name
 
@@ -49,7 +49,7 @@ def can_be_called(name: str) -> bool:
 def unfinished_name(name: str, concept: str) -> str:
     """What the patch of a stopped training is called: the name that was asked for, or the concept's, and `-unfinished`."""
     stem = check_name(name) if name.strip() else f"forget-{slug(concept)}"
-    return f"{stem[: MOST - len(UNFINISHED)].rstrip()}{UNFINISHED}"
+    return f"{stem[: MOST_PATCH_NAME - len(UNFINISHED)].rstrip()}{UNFINISHED}"
 
 
 def lora_files(folder: Path) -> dict[str, list[Path]]:
@@ -89,7 +89,7 @@ class PatchList:
         return dict(sorted(found.items(), key=lambda one: one[0].lower()))
 
 
-def new_file(folder: Path, name: str, concept: str) -> Path:
+def new_patch_path(folder: Path, name: str, concept: str) -> Path:
     """Where a new patch goes: under its name, which no LoRA may have, or numbered under the concept's.
 
     Raises ForgetError for a name that cannot be or is taken.
@@ -109,7 +109,7 @@ def new_files(folder: Path, name: str, concept: str, numbered: bool = False) -> 
         yield from free_files(folder, name)
     if name.strip():
         try:
-            yield new_file(folder, name, concept)
+            yield new_patch_path(folder, name, concept)
         except ForgetError:  # taken while the patch was made
             pass
     yield from free_files(folder, f"forget-{slug(f'{name} {concept}'.strip())}")
@@ -127,5 +127,5 @@ def free_files(folder: Path, stem: str) -> Iterator[Path]:
 def is_free(folder: Path) -> Callable[[str], bool]:
     """What tells whether no LoRA has a name, nor its card or its `-unet`."""
     taken = {other.lower() for other in lora_files(folder)}
-    taken |= {path.stem.lower() for path in folder.glob("*") if path.suffix in BESIDE}  # of a LoRA that is gone
+    taken |= {path.stem.lower() for path in folder.glob("*") if path.suffix in CARD_ENDINGS}  # of a LoRA that is gone
     return lambda stem: stem.lower() not in taken and f"{stem}-unet".lower() not in taken

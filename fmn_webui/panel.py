@@ -43,5 +43,5 @@ def submitted(submit: Callable[..., Job], *arguments, **named) -> Markup:
     try:
         job = submit(*arguments, **named)
     except Exception as error:  # what nobody foresaw is told like the rest
-        return error_html(webui.tell(error))
+        return error_html(webui.error_sentence(error))
     return markup('<p class="fmn-faint">Queued: {}. It continues when this page is closed.</p>', job.kind)

@@ -27,29 +27,14 @@ def forget_panel() -> Submit:
     settings: dict = {}
     for row in (("mode", "concept_type"), ("target", "preserve")):
         with gr.Row():
-            settings |= {name: component(FIELDS[name], "forget") for name in row}
-    with gr.Accordion("Pictures of the concept", open=False):
-        gr.Markdown(
-            "For all presets but `fast`. Without them the model makes its own. Of several concepts as many each, in the "
-            "order of their lines. A mask is white where the concept is: one for all pictures, or one for each in their "
-            "order."
-        )
-        with gr.Row():
-            files = gr.File(label="Pictures", file_count="multiple", file_types=["image"], elem_id="fmn_pictures")
-            masks = gr.File(label="Masks", file_count="multiple", file_types=["image"], elem_id="fmn_masks")
-        folder = gr.Textbox(
-            "",
-            label="Or a folder on the server",
-            info="Its pictures are used where none are uploaded.",
-            elem_id="fmn_folder",
-            visible=not shared.cmd_opts.hide_ui_dir_config,
-        )
+            settings |= {name: component(FORM_FIELDS[name], "forget") for name in row}
+    files, masks, folder = picture_fields()
     more: dict = {}
     for title, advanced in (("Settings", False), ("Advanced", True)):
         with gr.Accordion(title, open=False, elem_id=f"fmn_{title.lower()}"):
-            names = [name for name, f in FIELDS.items() if f.metadata["advanced"] == advanced and name not in settings]
+            names = [name for name, f in FORM_FIELDS.items() if f.metadata["advanced"] == advanced and name not in settings]
             more |= {
-                name: component(fields_of("fast").get(name, FIELDS[name]), "forget", visible=name in fields_of("fast"))
+                name: component(fields_of("fast").get(name, FORM_FIELDS[name]), "forget", visible=name in fields_of("fast"))
                 for name in names
             }
     preset.change(lambda preset: shown_for(preset, [*more]), [preset], [*more.values()], **QUIET)
@@ -84,12 +69,33 @@ def forget_panel() -> Submit:
     return button, submit, [*inputs.values()], message
 
 
+def picture_fields() -> tuple[gr.File, gr.File, gr.Textbox]:
+    """The fields for pictures, their masks, and a folder of pictures; to be called inside Blocks."""
+    with gr.Accordion("Pictures of the concept", open=False):
+        gr.Markdown(
+            "For all presets but `fast`. Without them the model makes its own. Of several concepts as many each, in the "
+            "order of their lines. A mask is white where the concept is: one for all pictures, or one for each in their "
+            "order."
+        )
+        with gr.Row():
+            files = gr.File(label="Pictures", file_count="multiple", file_types=["image"], elem_id="fmn_pictures")
+            masks = gr.File(label="Masks", file_count="multiple", file_types=["image"], elem_id="fmn_masks")
+        folder = gr.Textbox(
+            "",
+            label="Or a folder on the server",
+            info="Its pictures are used where none are uploaded.",
+            elem_id="fmn_folder",
+            visible=not shared.cmd_opts.hide_ui_dir_config,
+        )
+    return files, masks, folder
+
+
 def fields_of(preset: str) -> dict[str, dataclasses.Field]:
     """The settings that a preset reads, by name."""
     return {f.name: f for f in dataclasses.fields(PRESETS.get(preset, ForgetConfig))}
 
 
-FIELDS = {name: f for preset in PRESETS for name, f in fields_of(preset).items()}
+FORM_FIELDS = {name: f for preset in PRESETS for name, f in fields_of(preset).items()}
 
 
 def shown_for(preset: str, names: Sequence[str]) -> list[dict]:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from fmn_core.config import require_text
 from fmn_core.errors import ForgetError
+from fmn_core.text.bounds import texts_in
 
-from .limits import MOST_BODY, MOST_RECEIVED, MOST_REQUESTS, MOST_VALUES, Busy, TooLarge
+from .limits import MOST_BODY, MOST_RECEIVED, MOST_REQUEST_VALUES, MOST_REQUESTS, Busy, TooLarge
 
 if TYPE_CHECKING:
     from fastapi import Request
 
-MOST_DIGITS = 400  # of a number; more are more than any float
+MOST_REQUEST_DIGITS = 400  # of a number; more are more than any float
 
 
 class NotJSON(ForgetError):
@@ -70,8 +71,8 @@ def busy() -> Busy:
 
 def parsed(body: bytes) -> dict:
     """The JSON object of a body, in which every text is whole and every number is one; raises ForgetError for all else."""
-    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > MOST_VALUES:
-        raise TooLarge(f"The request has more than {MOST_VALUES:,} values: send fewer.")
+    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > MOST_REQUEST_VALUES:
+        raise TooLarge(f"The request has more than {MOST_REQUEST_VALUES:,} values: send fewer.")
     try:
         value = json.loads(body.decode(), parse_constant=no_number, parse_int=whole_number)
         require_text(*texts_in(value))
@@ -89,15 +90,6 @@ def no_number(constant: str):
 
 
 def whole_number(digits: str) -> int:
-    if len(digits) > MOST_DIGITS:
+    if len(digits) > MOST_REQUEST_DIGITS:
         raise ForgetError(f"A number has {len(digits):,} digits: send one that is smaller.")
     return int(digits)
-
-
-def texts_in(value):
-    """All texts in a value of JSON's."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for each in [*value, *value.values()] if isinstance(value, dict) else value:
-            yield from texts_in(each)

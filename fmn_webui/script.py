@@ -14,7 +14,7 @@ from fmn_core.plots.colormaps import COLOR_MAPS
 from . import infotext, webui
 from .applying import Applied, allowed, check_loaded, prepared, refuse, refuse_sampling
 from .heat_maps import hand_over, script_runs, to_images
-from .infotext import LAYOUTS, NONE, ROWS, ScriptOptions
+from .infotext import LAYOUTS, NONE, SCRIPT_ROWS, ScriptOptions
 from .recorder import Recorder
 from .tags import with_params, with_tags
 from .tasks import patches
@@ -74,7 +74,7 @@ class ForgetMeNotScript(scripts.Script):
     def patch_rows(self):
         """Components of the rows, a patch and its strength each, and what restores them."""
         names, controls, fields = [NONE, *patches()], [], []
-        for row in range(ROWS):
+        for row in range(SCRIPT_ROWS):
             with gr.Row():
                 patch = gr.Dropdown(
                     names,
@@ -89,7 +89,7 @@ class ForgetMeNotScript(scripts.Script):
             controls += [patch, strength]
             fields += [(patch, infotext.patch_of(row)), (strength, infotext.strength_of(row))]
         refresh = gr.Button("Refresh the list", elem_id=self.elem_id("refresh"), size="sm")
-        refresh.click(lambda: [gr.update(choices=[NONE, *patches()])] * ROWS, [], controls[::2], queue=False)
+        refresh.click(lambda: [gr.update(choices=[NONE, *patches()])] * SCRIPT_ROWS, [], controls[::2], queue=False)
         return controls, fields
 
     def process(self, p, *values):
@@ -102,7 +102,7 @@ class ForgetMeNotScript(scripts.Script):
             for sentence in sentences:
                 comment(p, sentence)
         except Exception as error:  # the host would log it and draw the concept
-            refuse(p, webui.tell(error))
+            refuse(p, webui.error_sentence(error))
 
     def before_process_batch(self, p, *values, **kwargs):
         prompts = kwargs["prompts"]
@@ -119,7 +119,7 @@ class ForgetMeNotScript(scripts.Script):
             if self.applied.rows:
                 check_loaded(p, self.applied)
         except Exception as error:  # as above
-            sentence = webui.tell(error)
+            sentence = webui.error_sentence(error)
             comment(p, sentence) if allowed() else refuse_sampling(p, sentence)
         if self.options.heat_maps:
             self.recorder.start(p)

@@ -19,10 +19,10 @@ from fmn_core.patch.summary import summary
 
 from . import webui
 from .lora_cards import write_words
-from .names import BESIDE, STACKS
+from .names import CARD_ENDINGS, STACKS
 from .tasks import patches_in
 
-KEPT = 32  # files that stay, those that were used last
+KEPT_FILES = 32  # files that stay, those that were used last
 IN_USE = 3600.0  # seconds for which one may be in use by a generation, in another webui on the same folder too
 
 
@@ -42,7 +42,7 @@ def joint(rows: Sequence[tuple[str, float]]) -> Path:
             pass  # another webui on this folder has made the same
         if not path.with_suffix(".json").exists():
             write_words(patch, path, summary(patch))
-        prune(path)
+        prune_stacks(path)
         webui.refresh_loras()
     return path
 
@@ -65,7 +65,7 @@ def last_used(path: Path) -> float:
     return max(each.stat().st_mtime for each in (path, card) if each is path or card.exists())
 
 
-def prune(own: Path) -> None:
+def prune_stacks(own: Path) -> None:
     """Takes away what was stacked beyond the KEPT files that were used last, with its cards; never `own`, nor what may be in
     use."""
     found, folders = [], [webui.lora_folder() / folder for folder in STACKS]
@@ -74,9 +74,9 @@ def prune(own: Path) -> None:
             found.append((last_used(file), file))
         except OSError:  # another webui was quicker
             continue
-    for at, file in sorted(found, reverse=True)[KEPT:]:
+    for at, file in sorted(found, reverse=True)[KEPT_FILES:]:
         if file != own and time.time() - at > IN_USE:
-            for each in (file, *(file.with_suffix(suffix) for suffix in BESIDE)):
+            for each in (file, *(file.with_suffix(suffix) for suffix in CARD_ENDINGS)):
                 try:
                     each.unlink(missing_ok=True)
                 except OSError:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from .escaping import Markup, joined, markup, plain, sentence
+from .escaping import Markup, joined, json_values, markup, sentence
 from .jobs import Job, JobResult
 from .shown import Shown
 
-SHOWN = 6  # finished jobs
+SHOWN_JOBS = 6  # finished jobs
 STATES = {"done": "Done", "stopped": "Stopped", "failed": "Failed"}
 
 
@@ -20,7 +20,7 @@ def status_html(jobs: Iterable[Job]) -> Markup:
     queued = [job for job in jobs if job.state == "queued"]
     for job in running + queued:
         job.look()
-    over = sorted((job for job in jobs if job.over), key=lambda job: -job.ended)[:SHOWN]
+    over = sorted((job for job in jobs if job.over), key=lambda job: -job.ended)[:SHOWN_JOBS]
     shown = joined([*map(running_html, running), queue_html(queued), *map(finished_html, over)])
     return markup('<div class="fmn-jobs{}">{}</div>', " fmn-busy" if running or queued else "", shown or nothing_html())
 
@@ -70,7 +70,7 @@ def report_html(job: Job) -> Markup:
         '<div class="fmn-report">{}{}<details><summary>Every figure</summary><pre>{}</pre></details></div>',
         picture_html(result.picture, "report"),
         lines_html(result),
-        json.dumps(plain(result.figures), indent=1, ensure_ascii=False),
+        json.dumps(json_values(result.figures), indent=1, ensure_ascii=False),
     )
 
 

@@ -30,10 +30,10 @@ from . import webui
 from .forms import given_pictures
 from .jobs import Job, JobResult, Jobs
 from .lora_cards import before_and_after, write_picture, write_words
-from .names import PatchList, check_name, new_file, new_files, unfinished_name
+from .names import PatchList, check_name, new_files, new_patch_path, unfinished_name
 from .shown import Shown
 
-JOBS = Jobs(webui.host_lock, webui.interrupt, webui.tell)
+JOBS = Jobs(webui.host_lock, webui.interrupt, webui.error_sentence)
 PATCHES = PatchList()
 
 
@@ -96,7 +96,7 @@ def submit_forget(request: ForgetRequest) -> Job:
     concepts = make_concepts(request.concept, request.config.concept_type, request.config.template)
     check_pictures(request.images, request.mask)
     named = joint_name(concepts)
-    new_file(webui.lora_folder(), request.name, named)
+    new_patch_path(webui.lora_folder(), request.name, named)
 
     def work(job: Job) -> JobResult:
         host = webui.host_for(job)
@@ -116,7 +116,7 @@ def submit_forget(request: ForgetRequest) -> Job:
             if not rescued:
                 raise
             if not job.asked_to_stop:
-                raise ForgetError(" ".join([webui.tell(error), *rescued[0].lines[:2]])) from error
+                raise ForgetError(" ".join([webui.error_sentence(error), *rescued[0].lines[:2]])) from error
             rescued[0].stopped = True
             return rescued[0]
         if request.card:
@@ -164,7 +164,7 @@ def submit_evaluate(name: str, settings: EvaluationConfig, images: Tensor | None
     read_patch(find_patch(name))
     check_pictures(images, None)
     if save_as.strip():
-        new_file(webui.lora_folder(), save_as, "")
+        new_patch_path(webui.lora_folder(), save_as, "")
 
     def work(job: Job) -> JobResult:
         host, patch = webui.host_for(job), read_patch(find_patch(name))
@@ -188,7 +188,7 @@ def submit_stack(rows: Sequence[tuple[str, float]], name: str, save: bool) -> Jo
     for _ in patches_in(rows):  # what waits holds none of them
         pass
     if save and name.strip():
-        new_file(webui.lora_folder(), check_name(name), "")
+        new_patch_path(webui.lora_folder(), check_name(name), "")
 
     def work(job: Job) -> JobResult:
         joint = stack([*patches_in(rows)])

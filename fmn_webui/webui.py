@@ -59,7 +59,7 @@ def interrupt() -> None:
     shared.state.interrupt()
 
 
-def tell(error: BaseException) -> str:
+def error_sentence(error: BaseException) -> str:
     """The sentence of an error; what nobody foresaw goes to the console whole."""
     if isinstance(error, ForgetError):
         return str(error)

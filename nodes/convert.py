@@ -8,28 +8,28 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..fmn_core.convert.config import ImportConfig
-from ..fmn_core.convert.exporter import FORMATS, save_as
+from ..fmn_core.convert.exporter import EXPORT_FORMATS, save_as
 from ..fmn_core.convert.importer import import_patch
 from ..fmn_core.files.atomic import save_under_next
 from ..fmn_core.hosts.comfy.model import ComfyHost
 from ..fmn_core.log import displayable
 from ..fmn_core.patch.summary import summary
-from .patch import as_patch, listed, lora_name, new_paths, require_file, written_at
+from .patch import as_patch, listed_files, lora_name, new_paths, require_file, written_at
 from .schema import LoraModel, schema, settings_inputs
 
 FROM_MODEL = "the connected model"
-CHECKPOINT = "checkpoint: "  # before the names of checkpoints, in a list that has LoRAs too
+CHECKPOINT_PREFIX = "checkpoint: "  # before the names of checkpoints, in a list that has LoRAs too
 
 
 def place(name: str) -> tuple[str, str]:
     """The name of a LoRA, or of a checkpoint that CHECKPOINT stands before, and the host's word for its kind."""
-    return name.removeprefix(CHECKPOINT), "checkpoints" if name.startswith(CHECKPOINT) else "loras"
+    return name.removeprefix(CHECKPOINT_PREFIX), "checkpoints" if name.startswith(CHECKPOINT_PREFIX) else "loras"
 
 
 class ImportPatch(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        checkpoints = [CHECKPOINT + name for name in listed("checkpoints")]
+        checkpoints = [CHECKPOINT_PREFIX + name for name in listed_files("checkpoints")]
         return schema(
             node_id="FMN_ImportPatch",
             display_name="Import Forget Patch",
@@ -41,7 +41,7 @@ class ImportPatch(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
                 io.Combo.Input(
                     "file",
-                    options=[*listed(), *checkpoints],
+                    options=[*listed_files(), *checkpoints],
                     tooltip="A LoRA, or weights of a model that has forgotten. Press R to refresh the list.",
                 ),
                 io.String.Input(
@@ -109,7 +109,7 @@ class ExportPatch(io.ComfyNode):
                 LoraModel.Input("lora", tooltip="The patch."),
                 io.Combo.Input(
                     "format",
-                    options=list(FORMATS),
+                    options=list(EXPORT_FORMATS),
                     tooltip="`peft`: a LoRA under the names that diffusers and PEFT use; ComfyUI and the webuis do not read "
                     "it. `diff`: the full change of each layer, many times as large; for ComfyUI and the webuis, not for "
                     "diffusers.",

@@ -32,7 +32,7 @@ def as_patch(lora) -> Patch:
     return lora
 
 
-def listed(kind: str = "loras") -> list[str]:
+def listed_files(kind: str = "loras") -> list[str]:
     """The names of a kind of files that are safe to read."""
     return [name for name in folder_paths.get_filename_list(kind) if name.endswith(".safetensors")]
 
@@ -69,7 +69,7 @@ def patch_input() -> io.Combo.Input:
     """The choice between the files in the host's LoRA folders and what is connected."""
     return io.Combo.Input(
         "patch",
-        options=[FROM_INPUT, *listed()],
+        options=[FROM_INPUT, *listed_files()],
         tooltip="A saved patch, which goes before the one connected to `lora`, or that one. "
         "Press R after saving to refresh the list.",
     )

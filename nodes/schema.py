@@ -21,13 +21,13 @@ def schema(**kwargs) -> io.Schema:
     the page takes it for Markdown or for text."""
     known = {f.name for f in dataclasses.fields(io.Schema)}
     made = io.Schema(category=CATEGORY, **{key: value for key, value in kwargs.items() if key in known})
-    made.description = plain(made.description)
+    made.description = without_marks(made.description)
     for slot in (*made.inputs, *made.outputs):
-        slot.tooltip = slot.tooltip and plain(slot.tooltip)
+        slot.tooltip = slot.tooltip and without_marks(slot.tooltip)
     return made
 
 
-def plain(text: str) -> str:
+def without_marks(text: str) -> str:
     """A text without its marks of code: the newest page draws code dark on dark."""
     return text.replace("`", "")
 

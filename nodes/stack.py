@@ -12,7 +12,7 @@ from ..fmn_core.patch.file import is_patch, read_patch
 from ..fmn_core.patch.stack import stack
 from ..fmn_core.patch.summary import summary
 from ..fmn_core.patch.weighted import WeightedPatch
-from .patch import FROM_INPUT, as_patch, changed_at, listed, require_file
+from .patch import FROM_INPUT, as_patch, changed_at, listed_files, require_file
 from .schema import LoraModel, schema
 
 ROWS = 6
@@ -43,7 +43,7 @@ def row_inputs(row: int, files: list[str]) -> list:
 class StackPatches(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        files = listed()
+        files = listed_files()
         rows = [widget for row in range(1, ROWS + 1) for widget in row_inputs(row, files)]
         return schema(
             node_id="FMN_StackPatches",
@@ -91,8 +91,8 @@ class StackPatches(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_stack=None, **inputs):
-        listed = [name for name, *_ in entries(lora_stack)]
-        return [changed_at(name) for name in (*(inputs.get(f"patch_{row}") for row in range(1, ROWS + 1)), *listed)]
+        stacked = [name for name, *_ in entries(lora_stack)]
+        return [changed_at(name) for name in (*(inputs.get(f"patch_{row}") for row in range(1, ROWS + 1)), *stacked)]
 
     @classmethod
     def execute(cls, model=None, clip=None, lora_stack=None, **inputs) -> io.NodeOutput:

@@ -3,12 +3,12 @@
 from modules import script_callbacks
 
 from fmn_webui.api import add_routes
-from fmn_webui.applying import add_setting
+from fmn_webui.applying import add_page_setting
 from fmn_webui.script import ForgetMeNotScript
 from fmn_webui.tab import make_tab
 
 __all__ = ["ForgetMeNotScript"]  # the host registers the scripts that it finds here
 
-script_callbacks.on_ui_settings(add_setting)
+script_callbacks.on_ui_settings(add_page_setting)
 script_callbacks.on_ui_tabs(make_tab)
 script_callbacks.on_app_started(add_routes)

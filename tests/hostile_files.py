@@ -110,7 +110,7 @@ class Maker:
         yield "statistics", self.patch(schema=1, moments=statistics(30_000))
         yield "texts", self.patch(report={"synonyms": ["w" * 60_000] * 60, "preserve_drift": {"w" * 60_000: 1.0}})
         yield "texts", {"bad.safetensors": with_length(b'{"__metadata__":{"a":"' + b"\\n" * 16_000_000 + b'"}}')}
-        yield "texts", {"bad.safetensors": self.wide(header.MOST_BYTES - 4096)}
+        yield "texts", {"bad.safetensors": self.wide(header.MOST_HEADER_BYTES - 4096)}
         yield "texts", self.patch(json.dumps(self.info)[:-1] + f', "x": "{"x" * 30_000_000}\U0001f408"}}')
         yield "numbers", self.patch(json.dumps(self.info)[:-1] + f', "x": {"9" * 1_000_000}}}')
         yield "numbers", self.patch(json.dumps(self.info)[:-1] + f', "x": 1.{"9" * 10_000_000}}}')

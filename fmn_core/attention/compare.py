@@ -18,7 +18,7 @@ from ..plots.sheet import EDGE, GAP, draw_bar
 from ..text.tokens import columns_of, distinct_words, phrases_of, words_of
 from .heatmap import OTHER, require_recorded, shares, word_heat_maps
 from .recorder import AttentionRecording
-from .visualize import LARGEST, MOST_NUMBERS, MOST_OVERLAID, SMALLEST, require_room
+from .visualize import LARGEST, MOST_NUMBERS, MOST_OVERLAID, SMALLEST, require_few_pictures
 
 TO = "->"
 FIRST, SECOND = "#2471a3", "#d68910"  # the bars
@@ -114,7 +114,7 @@ def compare(
     if counts[0] != counts[1]:
         raise ForgetError(f"One recording is of {counts[0]} pictures and the other of {counts[1]}: sample the same number.")
     wanted = names_of(recordings, words)
-    require_room("comparison", 2 * len(wanted) * counts[0], *size, MOST_OVERLAID)
+    require_few_pictures("comparison", 2 * len(wanted) * counts[0], *size, MOST_OVERLAID)
     work, pairs = Work(len(wanted), tell), []
     for names in wanted:
         work.step()
@@ -175,7 +175,7 @@ def draw_comparison(
                 "samplers that recorded."
             )
     width, height = size_of_sheet(size[0], size[1], len(comparison.pairs))
-    require_room("comparison", count, height, width, MOST_NUMBERS)
+    require_few_pictures("comparison", count, height, width, MOST_NUMBERS)
     fitted, work = (fit(images[0], size), fit(images[1], size)), Work(count * len(comparison.pairs), tell)
     scales = (highest, most)
     return torch.stack([draw_sheet(comparison, fitted, i, scales, settings, work=work) for i in range(count)])

@@ -14,7 +14,7 @@ from ..text.tokens import distinct_words, find_phrase, phrases_of, words_of
 from .recorder import AttentionRecording
 
 OTHER = "<other>"  # columns of the context that are none of the prompt's
-ROUNDING = 1e-4  # of all attention
+ATTENTION_ROUNDING = 1e-4  # of all attention
 
 
 def require_recorded(recording: AttentionRecording) -> None:
@@ -78,7 +78,7 @@ def shares(recording: AttentionRecording) -> dict[str, float]:
     kinds = groups_of(recording.tokens)
     found = {name: mass[columns].sum().item() for name, columns in kinds.items()}
     words = mass.sum().item()
-    return found | ({OTHER: 1 - words} if 0 < words < 1 - ROUNDING else {})
+    return found | ({OTHER: 1 - words} if 0 < words < 1 - ATTENTION_ROUNDING else {})
 
 
 def told_of_others(recording: AttentionRecording) -> str:

@@ -76,11 +76,11 @@ def visualize(
             "connect the pictures of the sampler that recorded."
         )
     height, width = image.shape[1:3]
-    require_room(settings.view, len(phrases) * len(image), height, width, MOST_OVERLAID)
+    require_few_pictures(settings.view, len(phrases) * len(image), height, width, MOST_OVERLAID)
     view = None if settings.view == "overlay" else View(recording, image, phrases, settings)
     work = Work(len(phrases) * (1 + (view.units() if view else len(image))), tell)
     heat = word_heat_maps(recording, phrases, height, width, work=work)
-    brightest = scale(settings, heat)
+    brightest = vmax_of(settings, heat)
     masks = rearrange(heat / brightest, "w b y x -> (w b) y x").clamp_(0, 1)
     if view is None:
         pictures = torch.empty(*masks.shape, 3)
@@ -94,7 +94,7 @@ def visualize(
     return pictures, masks, brightest
 
 
-def require_room(view: str, count: int, height: int, width: int, most: int) -> None:
+def require_few_pictures(view: str, count: int, height: int, width: int, most: int) -> None:
     """Raises ForgetError for more pictures of this size than `most` numbers."""
     if 3 * count * height * width > most:
         raise ForgetError(
@@ -103,7 +103,7 @@ def require_room(view: str, count: int, height: int, width: int, most: int) -> N
         )
 
 
-def scale(settings: ViewConfig, *heats: Tensor) -> float:
+def vmax_of(settings: ViewConfig, *heats: Tensor) -> float:
     """The share that gets the brightest colour: what was asked for, or the highest."""
     return settings.vmax or min(max(max(heat.max().item() for heat in heats), 1e-12), 1.0)
 
@@ -153,7 +153,7 @@ class View:
     ) -> Tensor:
         """`count` sheets, of titles and as many `tiles`; raises ForgetError for more than a host can hold."""
         width, height = sheet_size(tiles, self.height, self.width, columns)
-        require_room(self.settings.view, count, height, width, MOST_NUMBERS)
+        require_few_pictures(self.settings.view, count, height, width, MOST_NUMBERS)
         sheets = torch.empty(count, height, width, 3)
         for one, (title, several) in zip(sheets, titled, strict=True):
             one[:] = sheet(title, several, maximum, self.settings.color_map, columns)
@@ -161,7 +161,7 @@ class View:
 
     def side_by_side(self) -> tuple[Tensor, float]:
         heats = self.maps()
-        maximum = scale(self.settings, heats)
+        maximum = vmax_of(self.settings, heats)
 
         def tiles(i: int, heat: Tensor) -> list[Tile]:
             alone = colorize(heat, self.settings.color_map)
@@ -178,7 +178,7 @@ class View:
 
     def contact_sheets(self) -> tuple[Tensor, float]:
         heat = self.maps()
-        maximum = scale(self.settings, heat)
+        maximum = vmax_of(self.settings, heat)
         title, count = f"'{self.recording.text.strip()}'", len(self.image)
         rows = ((title, self.words_over(heat / maximum, i)) for i in range(count))
         return self.sheets(rows, count, 1 + len(self.phrases), maximum), maximum
@@ -187,7 +187,7 @@ class View:
         self.require_kept("steps")
         frames = self.recording.frames
         heats = [self.maps(frame=i) for i in range(len(frames))]
-        maximum = scale(self.settings, *heats)
+        maximum = vmax_of(self.settings, *heats)
         titles = [f"{steps_of(frame)} of {frames[-1].last + 1}" for frame in frames]
         rows = ((title, self.words_over(heat / maximum, i)) for i in range(len(self.image))
                 for title, heat in zip(titles, heats, strict=True))  # fmt: skip
@@ -211,7 +211,7 @@ class View:
 
     def grids(self, titled: list[tuple[str, Tensor | None]], columns: int = 0) -> tuple[Tensor, float]:
         """A sheet for each phrase and picture, with a tile for each titled map, and gaps for none."""
-        maximum = scale(self.settings, *(heat for _, heat in titled if heat is not None))
+        maximum = vmax_of(self.settings, *(heat for _, heat in titled if heat is not None))
 
         def tiles(word: int, i: int) -> list[Tile]:
             empty = torch.ones_like(self.image[0])

@@ -124,14 +124,14 @@ DEAD = {
 
 def without_effect(root: str, config: dict) -> list[str]:
     """The keys of a config that say other than the original's default, and have no effect here."""
-    changed = [key for key in config if key in DEAD[root] and not same(config[key], DEAD[root][key])]
+    changed = [key for key in config if key in DEAD[root] and not is_default(config[key], DEAD[root][key])]
     at_data = str(config.get("placeholder_token_at_data") or "").partition("|")[2]
     if at_data and at_data == "".join(split_tokens(config.get("placeholder_tokens"))):  # what stands in the prompts here too
         changed = [key for key in changed if key != "placeholder_token_at_data"]
     return changed
 
 
-def same(value: object, default: object) -> bool:
+def is_default(value: object, default: object) -> bool:
     """Whether a value is the default, which a number is in any spelling: YAML takes `2e-6` for a text."""
     if isinstance(default, bool) or isinstance(value, bool) or default is None or value is None:
         return value is default

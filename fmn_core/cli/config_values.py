@@ -12,12 +12,12 @@ from ..inversion.config import InversionConfig
 
 def whole(config: dict, key: str, settings: type[InversionConfig | ResteeringConfig], name: str) -> int:
     """A key's whole number; raises as `number`."""
-    found = number(config, key, settings, name)
+    found = read_number(config, key, settings, name)
     assert isinstance(found, int)
     return found
 
 
-def number(config: dict, key: str, settings: type[InversionConfig | ResteeringConfig], name: str) -> int | float:
+def read_number(config: dict, key: str, settings: type[InversionConfig | ResteeringConfig], name: str) -> int | float:
     """A key's number, which becomes a field of the settings; a missing seed is 0, and YAML takes `2e-6` for a text.
 
     Raises ForgetError, in terms of the key, for what is not a number, and for one that the field's bounds do not allow.

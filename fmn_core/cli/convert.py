@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..convert.config import ImportConfig
-from ..convert.exporter import FORMATS, PER_LEVEL, merge, save_as
+from ..convert.exporter import EXPORT_FORMATS, PER_LEVEL, merge, save_as
 from ..convert.importer import import_patch
 from ..errors import ForgetError
 from ..files.atomic import describe, require_new
@@ -18,7 +18,7 @@ from ..patch.patch import Patch, model_shapes
 from ..patch.summary import summary
 from .model import add_device, add_embeddings, open_host
 
-TARGETS = ("patch", *FORMATS, "checkpoint")
+TARGETS = ("patch", *EXPORT_FORMATS, "checkpoint")
 
 
 def add_convert(commands, add_settings) -> None:

@@ -26,10 +26,10 @@ from ..text.concept import Concept, make_concepts
 from ..training.checkpoint import beside
 from ..training.images import read_folders, read_images
 from .config_keys import DEAD, LIVE, split_tokens, without_effect
-from .config_values import flag, folder_of, number, read_concepts, real, whole
+from .config_values import flag, folder_of, read_concepts, read_number, real, whole
 from .model import cache_folder
 
-MOST_BYTES = 1 << 15  # of a file: the original's have one thousand, a hundred concepts four
+MOST_CONFIG_BYTES = 1 << 15  # of a file: the original's have one thousand, a hundred concepts four
 
 
 def run(file: Path, model: str | None = None, device: str | None = None) -> None:
@@ -76,9 +76,9 @@ class PlainLoader(yaml.SafeLoader):
 def parse_yaml(file: Path) -> object:
     """The value in a file; raises OSError, ValueError, RecursionError or YAMLError for one that is no YAML, or too long."""
     with open(file, "rb") as opened:
-        raw = opened.read(MOST_BYTES + 1)
-    if len(raw) > MOST_BYTES:
-        raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+        raw = opened.read(MOST_CONFIG_BYTES + 1)
+    if len(raw) > MOST_CONFIG_BYTES:
+        raise ValueError(f"it has more than {MOST_CONFIG_BYTES:,} bytes")
     return PlainLoader(raw.decode()).get_single_data()
 
 
@@ -99,7 +99,7 @@ def inversion_settings(config: dict) -> InversionConfig:
         concept_type=template,
         init_tokens="|".join(f"<id-{word}>" if word.isnumeric() else word for word in init_tokens),
         steps=whole(config, "max_train_steps_ti", InversionConfig, "steps"),
-        learning_rate=number(config, "learning_rate_ti", InversionConfig, "learning_rate"),
+        learning_rate=read_number(config, "learning_rate_ti", InversionConfig, "learning_rate"),
         seed=whole(config, "seed", InversionConfig, "seed"),
         batch_size=whole(config, "train_batch_size", InversionConfig, "batch_size"),
         norm_decay=flag(config, "clip_ti_decay"),
@@ -154,7 +154,7 @@ def run_inversion(config: dict, model: str | None, device: str | None) -> None:
     pictures = folder_of(config, "instance_data_dir", "the folder of the pictures, such as data/elon-musk")
     path = folder_of(config, "output_dir", "a folder, such as exps_ti/elon-musk") / f"step_inv_{settings.steps}.safetensors"
     images = read_images(pictures, settings.resolution)
-    host = open_host(config, model, device)
+    host = open_config_host(config, model, device)
 
     def save(inversion: Inversion, path: Path) -> Path:
         return save_embedding(inversion.vectors, path, asdict(settings))
@@ -173,7 +173,7 @@ def run_forgetting(config: dict, model: str | None, device: str | None) -> None:
     embeddings = {name: newest_embedding(name) for name, _ in listed} if flag(config, "use_ti") else {}
     folders = [Path("data", name) for name, _ in listed]
     images, concept_of = (None, None) if flag(config, "no_real_image") else read_folders(folders, settings.resolution)
-    host = open_host(config, model, device)
+    host = open_config_host(config, model, device)
     pictures = max(settings.num_images, len(listed)) if images is None else len(images)
     settings = forgetting_settings(config, pictures, pads_with_end(host))
     say(differences(config, settings))
@@ -239,7 +239,7 @@ def newest_embedding(name: str) -> Path:
     return max(files, key=steps_and_run)
 
 
-def open_host(config: dict, model: str | None, device: str | None) -> DiffusionHost:
+def open_config_host(config: dict, model: str | None, device: str | None) -> DiffusionHost:
     """The model that a config or `model` names; raises ForgetError where there is none."""
     from ..hosts.diffusers.model import DiffusersHost
     from ..hosts.diffusers.pipeline import load_pipeline

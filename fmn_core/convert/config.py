@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import check, setting
-from ..text.concept import TEMPLATES
+from ..text.concept import PROMPT_TEMPLATES
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class ImportConfig:
     concept_type: str = setting(
         "object",
         "What the concept is, for measuring the patch.",
-        choices=tuple(name for name in TEMPLATES if name != "custom"),
+        choices=tuple(name for name in PROMPT_TEMPLATES if name != "custom"),
     )
     rank: int = setting(
         0, "Rank of the patch at most. 0: a LoRA's own, and for all other files the least that keeps `energy`.",

@@ -21,7 +21,7 @@ from ..patch.file import metadata
 from ..patch.patch import ALPHA, DOWN, UP, Patch, check_strength
 
 PER_LEVEL = 3  # of SD1, SD2 and SDXL
-FORMATS = ("peft", "diff")
+EXPORT_FORMATS = ("peft", "diff")
 
 
 def to_peft(tensors: dict[str, Tensor], per_level: int = PER_LEVEL) -> dict[str, Tensor]:
@@ -31,7 +31,7 @@ def to_peft(tensors: dict[str, Tensor], per_level: int = PER_LEVEL) -> dict[str,
     what `blocks_per_level` says of the model, for SDXL's names.
     """
     named = {}
-    for module in modules_of(tensors):
+    for module in layers_of(tensors):
         name = dotted(one_name(module, per_level))
         named[f"unet.{name}.lora_A.weight"] = tensors[module + DOWN]
         named[f"unet.{name}.lora_B.weight"] = tensors[module + UP]
@@ -41,7 +41,7 @@ def to_peft(tensors: dict[str, Tensor], per_level: int = PER_LEVEL) -> dict[str,
 def to_diff(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """The full change of each layer, fp16, under kohya's names, one after the other, since all of them are as large as the
     model's: for ComfyUI and the webuis, not for diffusers or sd-scripts."""
-    for module in modules_of(tensors):
+    for module in layers_of(tensors):
         up, down = tensors[module + UP], tensors[module + DOWN]
         delta = up.float().flatten(1) @ down.float().flatten(1)
         yield f"{module}.diff", delta.reshape(len(up), *down.shape[1:]).half()
@@ -50,11 +50,11 @@ def to_diff(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 def diff_shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Name -> shape of what `to_diff` gives."""
     return {
-        f"{module}.diff": (len(tensors[module + UP]), *tensors[module + DOWN].shape[1:]) for module in modules_of(tensors)
+        f"{module}.diff": (len(tensors[module + UP]), *tensors[module + DOWN].shape[1:]) for module in layers_of(tensors)
     }
 
 
-def modules_of(tensors: Iterable[str]) -> list[str]:
+def layers_of(tensors: Iterable[str]) -> list[str]:
     """Names of the layers in a patch or its rest."""
     return sorted(key.removesuffix(ALPHA) for key in tensors if key.endswith(ALPHA))
 

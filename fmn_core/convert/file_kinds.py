@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-UNET = r"^(?:base_model\.model\.|transformer\.|unet\.|lora_transformer_|lora_unet_+|lycoris_|(?:model\.)?diffusion_model\.)*"
+UNET_PREFIX = (
+    r"^(?:base_model\.model\.|transformer\.|unet\.|lora_transformer_|lora_unet_+|lycoris_|(?:model\.)?diffusion_model\.)*"
+)
 # What a tensor's name tells of its file. The first are no LoRA and no model, whatever else they hold ...
 EXTENSIONS = {
     "a Control-LoRA": r"^lora_controlnet$",
@@ -15,7 +17,7 @@ EXTENSIONS = {
     "a T2I-Adapter": r"^(?:adapter\.)?body\.\d+\.(?:in_conv|block[12]|skep|resnets)\b",
     "a GLIGEN": r"(?:^|[._])(?:fuser[._]|position_net[._])",
     "a motion module or its LoRA": r"(?:^|[._])(?:motion_modules|temporal_transformer)[._]",
-    "for a transformer such as Flux or SD3 and for no UNet": UNET
+    "for a transformer such as Flux or SD3 and for no UNet": UNET_PREFIX
     + r"(?:(?:single_|joint_|double_)?(?:transformer_)?blocks|layers)[._]\d",
 }
 # ... the others may be part of a model.

@@ -26,7 +26,7 @@ class TunedWeights:
 
     def changed(self) -> list[str]:
         """Names of the projections that differ from the base; raises ForgetError where none does, or one does not fit."""
-        names = [name for name, parts in self.cross.items() if "weight" in parts and not same(*self.pair(name))]
+        names = [name for name, parts in self.cross.items() if "weight" in parts and not equal_weights(*self.pair(name))]
         if not names:
             against = self.base.path.name if self.base else "the model"
             raise ForgetError(
@@ -80,16 +80,20 @@ class TunedWeights:
         layer, matrix = self.layers.targets[name]
         module = self.host.cross_attentions()[layer].linear(matrix)
         own = getattr(getattr(module, "base_layer", module), "bias", None)
-        return own is not None and self.weights.shape(key) == tuple(own.shape) and same(self.weights.read(key), own.cpu())
+        return (
+            own is not None
+            and self.weights.shape(key) == tuple(own.shape)
+            and equal_weights(self.weights.read(key), own.cpu())
+        )
 
     def same_in_base(self, name: str, key: str, part: str) -> bool:
         """Whether a tensor is that of the base file."""
         of_base = self.base_keys.get((name, part))
         if self.base is None or of_base is None or self.base.shape(of_base) != self.weights.shape(key):
             return False
-        return same(self.weights.read(key), self.base.read(of_base))
+        return equal_weights(self.weights.read(key), self.base.read(of_base))
 
 
-def same(one: Tensor, other: Tensor) -> bool:
+def equal_weights(one: Tensor, other: Tensor) -> bool:
     """Whether two weights are equal in the coarser of their precisions: rounding is no change."""
     return torch.equal(one.to(other.dtype), other) or torch.equal(one, other.to(one.dtype))

@@ -29,8 +29,8 @@ from .full_weights import TunedWeights
 from .inventory import Contents, Layers
 
 FULL = "full weights"
-LARGEST = 65504.0  # of fp16
-MUCH = 0.3  # relative error: a patch that leaves out more is worth a warning
+LARGEST_FP16 = 65504.0  # of fp16
+LARGE_ERROR = 0.3  # relative error: a patch that leaves out more is worth a warning
 NAMED = 6  # layers that a sentence names before it counts
 
 
@@ -87,7 +87,7 @@ def import_patch(
             **errors(weights, patch, layers, named, delta),
         )
     warnings += unknown
-    if imported.error > MUCH:
+    if imported.error > LARGE_ERROR:
         warnings.append(
             f"The patch leaves out much of what {weights.path.name} changes, {imported.error:.0%}: raise "
             f"`{'rank' if settings.rank else 'energy'}`."
@@ -164,7 +164,7 @@ def take_unet_lora(
                 pair = source.factors(name, parts, shape_of(layers.others[name][1]))
                 require_half(source.weights, {name: pair})
                 factors[name] = pair
-            elif delta(name).norm() < LARGEST:  # read once to see whether it can be
+            elif delta(name).norm() < LARGEST_FP16:  # read once to see whether it can be
                 whole.append(name)
         except ForgetError:
             other[name] = "damaged, or made for another model"
@@ -193,7 +193,7 @@ def take_unet_lora(
         "Biases of": biases,
         "Full weights beside the LoRA, of": full,
     }
-    return unet_lora, [f"{what}, {listed(names)} left out." for what, names in left.items() if names], lost
+    return unet_lora, [f"{what}, {first_names(names)} left out." for what, names in left.items() if names], lost
 
 
 def one_rank(weights: WeightsFile, factors: dict[str, Factors], most: Callable[[str], int]) -> OneRank[str]:
@@ -204,7 +204,7 @@ def one_rank(weights: WeightsFile, factors: dict[str, Factors], most: Callable[[
         raise ForgetError(f"{weights.path.name} cannot be imported: {error}. Bring it to one rank first.") from None
 
 
-def listed(names: Mapping[str, str | None]) -> str:
+def first_names(names: Mapping[str, str | None]) -> str:
     """The first names, each with what is said of it, how many there are beyond, and the verb."""
     first = ", ".join(name[:120] + (f" ({said})" if said else "") for name, said in list(names.items())[:NAMED])
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
@@ -223,7 +223,7 @@ def least_side(shape: tuple[int, ...]) -> int:
 def require_half(weights: WeightsFile, factors: Mapping[str, Factors]) -> None:
     """Raises ForgetError where half precision cannot hold a layer's factors."""
     for name, (up, down) in factors.items():
-        if not max(up.norm() * down.norm(), up.abs().max(), down.abs().max()) < LARGEST:
+        if not max(up.norm() * down.norm(), up.abs().max(), down.abs().max()) < LARGEST_FP16:
             raise ForgetError(
                 f"{weights.path.name} has values at {name} too large for a patch: it is damaged; download it again."
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..errors import ForgetError
 from ..files.safetensors import WeightsFile
 from ..host import MATRICES, DiffusionHost
-from ..lora.keys import OUTSIDE, blocks_per_level, flatten, of_text_encoder, one_name, split_key
+from ..lora.keys import OUTSIDE_BLOCKS, blocks_per_level, flatten, of_text_encoder, one_name, split_key
 from ..patch.patch import model_shapes
 
 
@@ -20,7 +20,7 @@ class Layers:
         self.others = {self.name(key): (key, module) for key, module in others.items()}
         for module_name, module in host.unet.named_modules():
             name = self.name(module_name)
-            if name in OUTSIDE.values():  # no block's, so none that the host's training knows
+            if name in OUTSIDE_BLOCKS.values():  # no block's, so none that the host's training knows
                 self.others[name] = f"lora_unet_{flatten(module_name) if host.family == 'sdxl' else name}", module
         self.targets = {
             self.name(host.lora_key(layer, matrix)): (layer, matrix)

@@ -17,7 +17,7 @@ from ..lora.decompose import Factors
 from ..lora.keys import flatten
 from .lycoris import LOHA, LOKR, loha, lokr
 
-MOST_BYTES = 1 << 22  # of what PEFT writes beside its tensors
+MOST_PEFT_BYTES = 1 << 22  # of what PEFT writes beside its tensors
 FORMS = {"LoRA": {"down", "up", "mid"}, "difference": {"diff"}, "LoHa": LOHA, "LoKr": LOKR}
 FACTORS = FORMS["LoRA"] | {"alpha", "up_b", "diff_b"}  # of a layer that is in its factors already, and perhaps a bias
 KNOWN = set().union(*FORMS.values(), FACTORS, {"weight", "bias"})
@@ -134,8 +134,8 @@ def peft_config(weights: WeightsFile) -> dict:
     stored: str | bytes | None = weights.metadata.get("lora_adapter_metadata")
     try:
         if stored is None and weights.path.stem == "adapter_model" and beside.is_file():
-            if beside.stat().st_size > MOST_BYTES:
-                raise ValueError(f"{beside.name} has more than {MOST_BYTES:,} bytes")
+            if beside.stat().st_size > MOST_PEFT_BYTES:
+                raise ValueError(f"{beside.name} has more than {MOST_PEFT_BYTES:,} bytes")
             stored = beside.read_bytes()
         settings = parse_json(stored or "{}")
         if not isinstance(settings, dict):

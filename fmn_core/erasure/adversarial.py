@@ -56,7 +56,7 @@ def forget_robust(run: TrainingRun) -> tuple[Patch, list[float]]:
             probe = training.make_probe()
             results = {"before": probe(0.0), "fast": probe(1.0)}
             checkpointing = training.checkpointing(shape[0], steps)
-        state = training_state(lora, config.learning_rate, generator)
+        state = new_attack_state(lora, config.learning_rate, generator)
         losses, errors = state.losses, state.figures["errors"]
         loop, finite = TrainingLoop(run, Descent(checkpointing, state), steps), True
         run.checkpoint.resume(state, lambda: training.unfinished_patch(losses, steps))
@@ -76,7 +76,7 @@ def forget_robust(run: TrainingRun) -> tuple[Patch, list[float]]:
             return training.finish(results, 1.0, losses, warnings, learned_word_errors=rounds), losses
 
 
-def training_state(lora: CrossAttentionLoRA, learning_rate: float, generator: torch.Generator) -> State:
+def new_attack_state(lora: CrossAttentionLoRA, learning_rate: float, generator: torch.Generator) -> State:
     """The state of a training that has not begun: `words` learned in attacks, an encoder's after another's, and the `errors`
     of the noise estimates with them."""
     parameters = [*lora.parameters()]

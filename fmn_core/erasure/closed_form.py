@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..errors import ForgetError
 from ..host import DiffusionHost
-from ..log import logger, plain
+from ..log import logger, quoted
+from ..lora.decompose import LayerFactors
 from ..lora.layers import CrossAttentionLoRA
 from ..patch.patch import Patch, make_patch
 from ..patch.report import PatchReport
@@ -28,8 +29,6 @@ from .unrelated import NotFinite, latents_shape, unrelated_drift, unrelated_prom
 EXACT = 0.02  # of the largest singular value of the start and empty embeddings: directions above it do not move at all
 ERASED = 0.8  # how much of the way from the concept to its target an edit is scaled to go
 MOST_SCALE = 2.0
-
-Factors = dict[tuple[str, str], tuple[Tensor, Tensor]]  # (layer, matrix) -> (up [out, r], down [r, D])
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def forget_fast(run: TrainingRun) -> tuple[Patch, list[float]]:
     return make_patch(host, factors, run.concepts, config.plain(), report, statistics=edit.statistics), [1.0, left]
 
 
-def with_unrelated_drift(host: DiffusionHost, edit: LinearEdit, factors: Factors) -> PatchReport:
+def with_unrelated_drift(host: DiffusionHost, edit: LinearEdit, factors: LayerFactors) -> PatchReport:
     """The report with a look at unrelated prompts: without it where the UNet cannot be asked, which an edit does not
     need."""
     try:
@@ -68,13 +67,13 @@ def with_unrelated_drift(host: DiffusionHost, edit: LinearEdit, factors: Factors
     except NotFinite:
         raise
     except (ForgetError, RuntimeError) as error:  # no memory, a UNet elsewhere or in parts: the edit did not need it
-        logger.warning("forget.unseen why=%s", plain(str(error)))
+        logger.warning("forget.unseen why=%s", quoted(str(error)))
         return edit.report
     warnings = edit.report.warnings + unrelated_warnings(drift, trained=False)
     return edit.report.updated(unrelated_drift=drift, warnings=warnings)
 
 
-def edit_factors(host: DiffusionHost, edit: LinearEdit, matrices: tuple[str, ...]) -> Factors:
+def edit_factors(host: DiffusionHost, edit: LinearEdit, matrices: tuple[str, ...]) -> LayerFactors:
     """Every K and V reads the edited context, W (x + M x) = W x + (W up) (down x)."""
     return {
         (layer, matrix): (host.weight(layer, matrix).detach().cpu().double() @ edit.up, edit.down)

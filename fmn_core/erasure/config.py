@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol
 
 from ..config import check, setting
 from ..errors import ForgetError, brief
-from ..text.concept import TEMPLATES
+from ..text.concept import PROMPT_TEMPLATES
 
 CONCEPT_HELP = (
     "The name of what to forget, as a prompt would call it; other names of the same after commas. One concept a line: "
@@ -32,7 +32,7 @@ class ForgetConfig:
 
     concept_type: str = setting(
         "object", "What the concept is; it picks the prompts that call for it. `custom` uses a template of your own.",
-        choices=tuple(TEMPLATES),
+        choices=tuple(PROMPT_TEMPLATES),
     )  # fmt: skip
     mode: str = setting(
         "remove",

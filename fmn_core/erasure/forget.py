@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import ForgetError
 from ..host import DiffusionHost
 from ..inversion.embedding import require_embeddings
-from ..log import logger, phase, plain
+from ..log import logger, phase, quoted
 from ..patch.patch import Patch
 from ..text.concept import Concept, make_concepts
 from ..training.checkpoint import Checkpoint
@@ -59,20 +59,20 @@ def forget(
         phase("forget", preset=config.preset, concepts=len(concepts), **seed) as info,
     ):
         if isinstance(config, TrainingConfig):
-            patch, losses = train(run)
+            patch, losses = train_preset(run)
             info["repeatable"] = host.device.type == "cpu"  # a GPU's backward adds up in any order
         else:
             patch, losses = forget_fast(run)
         info |= {"steps": len(losses), "loss": float(losses[-1]), "modules": len(patch.modules), "rank": patch.rank}
     warnings = patch.info["report"]["warnings"]
     for warning in warnings:
-        logger.warning("forget.warning %s", plain(warning))
+        logger.warning("forget.warning %s", quoted(warning))
     if config.strict and warnings:
         raise ForgetError(" ".join(warnings))
     return patch, losses
 
 
-def train(run: TrainingRun) -> tuple[Patch, list[float]]:
+def train_preset(run: TrainingRun) -> tuple[Patch, list[float]]:
     """Forgets by a preset that trains, from the state of an earlier run with the same inputs, if there is one."""
     host, config = run.host, run.config
     settings = replace(config, strict=False).plain()  # it decides on the finished patch alone

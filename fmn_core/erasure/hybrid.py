@@ -32,7 +32,7 @@ from .unrelated import unrelated_drift, unrelated_warnings
 
 ATTENTION, PRESERVE = 0.1, 1.0  # weights beside the noise's, which is 1
 PROBES = 8  # fixed noisy latents on which a training is measured
-LITTLE = 0.5  # of the way left between the concept and its target: more is worth a warning
+LARGE_DISTANCE = 0.5  # of the way left between the concept and its target: more is worth a warning
 
 
 @dataclass(frozen=True)
@@ -207,12 +207,12 @@ def hybrid_warnings(after: ProbeResult, stopped_early: bool, concepts: int) -> l
     """A sentence for each figure that says the training of so many concepts did little, or harms; `stopped_early`: it ended
     before its steps were up, since they no longer helped."""
     found = []
-    if after.target_error > LITTLE:
+    if after.target_error > LARGE_DISTANCE:
         found.append(
             f"Little effect: the noise estimate for the concept is still {after.target_error:.0%} as far from its target as "
             f"without the patch. {'Raise `learning_rate` or `rank`.' if stopped_early else 'Give it more `steps`.'}"
         )
-    if after.preserve_error > LITTLE:
+    if after.preserve_error > LARGE_DISTANCE:
         found.append(
             f"Near words suffer: their noise estimates move by {after.preserve_error:.0%} of what the concept's has to. Put "
             f"what matters into `preserve`{', or forget fewer concepts at once' if concepts > 1 else ''}."

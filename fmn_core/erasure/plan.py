@@ -11,7 +11,7 @@ from ..errors import ForgetError
 from ..text.concept import Concept, split_names
 from ..text.features import VocabularyIndex
 from ..text.name_words import hold_words
-from ..text.templates import KEEP_TEMPLATES, NEAR_TEMPLATES, PROBES, TEMPLATES, fill
+from ..text.templates import CHECK_PROMPTS, KEEP_TEMPLATES, NEAR_TEMPLATES, TEMPLATES, fill
 from .config import ForgetConfig
 
 NEIGHBOURS = 16
@@ -121,7 +121,7 @@ def plan_erasure(
         type=kind,
         mode=config.mode,
         templates=templates[:share],
-        probes=PROBES[kind][: share // 2],
+        probes=CHECK_PROMPTS[kind][: share // 2],
         prompts=templates if custom else NEAR_TEMPLATES[kind],
         names=names,
         synonyms=[word for words in synonyms.values() for word in words],

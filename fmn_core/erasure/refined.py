@@ -40,12 +40,12 @@ def forget_balanced(run: TrainingRun) -> tuple[Patch, list[float]]:
             training = HybridTraining(run, edit, lora, prompts, images, generator)
             probe = training.make_probe()
             results = {"before": probe(0.0), "fast": probe(1.0)}
-            state = training_state(training, results["fast"].total)
+            state = new_refining_state(training, results["fast"].total)
             losses = state.losses
             bar.skip(run.checkpoint.resume(state, lambda: training.unfinished_patch(losses, config.steps)))
             descent = Descent(training.checkpointing(rows, config.steps), state)
             with phase("forget.train", preset="balanced") as info:
-                finite = train(training, TrainingLoop(run, descent, config.steps), probe)
+                finite = train_ups(training, TrainingLoop(run, descent, config.steps), probe)
                 info["steps"] = len(losses)
             tried = {strength: probe(strength) for strength in STRENGTHS}
             strength = min(tried, key=lambda strength: tried[strength].total)
@@ -54,7 +54,7 @@ def forget_balanced(run: TrainingRun) -> tuple[Patch, list[float]]:
             return training.finish(results, strength, losses, warnings), losses
 
 
-def training_state(training: HybridTraining, first: float) -> State:
+def new_refining_state(training: HybridTraining, first: float) -> State:
     """The state of a training of the ups that has not begun: `totals` of the probe so far, `best` ups so far."""
     ups = [training.lora.adapter(*target).up for target in training.lora.targets]
     optimizer = torch.optim.AdamW(ups, lr=training.run.config.learning_rate, weight_decay=0)
@@ -62,7 +62,7 @@ def training_state(training: HybridTraining, first: float) -> State:
     return State(ups, optimizer, training.generator, figures={"totals": [first]}, tensors={"best": best})
 
 
-def train(training: HybridTraining, loop: TrainingLoop, probe: Callable[[float], ProbeResult]) -> bool:
+def train_ups(training: HybridTraining, loop: TrainingLoop, probe: Callable[[float], ProbeResult]) -> bool:
     """Trains the ups until the steps are up or the probe has not fallen for a while, and leaves the best of them.
 
     Resumes a state; returns whether every loss was finite.

@@ -32,7 +32,7 @@ from .hybrid import PROBES
 from .training_data import TrainingImages, given_images
 from .unrelated import unrelated_drift, unrelated_prompts, unrelated_warnings
 
-LITTLE = 0.9  # of the attention left: a patch that takes less away is worth a warning
+LARGE_ATTENTION = 0.9  # of the attention left: a patch that takes less away is worth a warning
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ class Resteering:
 def mass_warnings(mass: dict[str, float]) -> list[str]:
     """A sentence where the attention to the concept says that the patch does nothing."""
     after = mass.get("with_unet_lora", mass["after"])
-    if after <= LITTLE * mass["before"]:
+    if after <= LARGE_ATTENTION * mass["before"]:
         return []
     return [
         f"Little effect: the attention to the concept went from {mass['before']:.4f} to {after:.4f}. Raise the learning "

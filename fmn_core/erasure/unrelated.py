@@ -10,23 +10,23 @@ import torch
 from ..errors import ForgetError
 from ..host import DiffusionHost, Prompts
 from ..text.concept import find_tokens
-from ..text.vocabulary import CAPTIONS
+from ..text.vocabulary import SCENES
 from ..training.losses import predicted_x0
 from ..training.noise import noise_drift, noised
 
 PROMPTS = 4
-SIDE = 16  # of the latents: small, since `fast` takes seconds in all; it is what the demo model was made for
+LATENT_SIDE = 16  # of the latents: small, since `fast` takes seconds in all; it is what the demo model was made for
 LEVEL = 0.7  # of the schedule, from clean to noise, at which they are compared
 # Of the estimates' energy: more is worth a warning. On the demo model patches that keep other pictures lie well below,
 # and those that draw them as something else above it; of other models nothing is known.
-MUCH = 0.02
+LARGE_DRIFT = 0.02
 
 
 def unrelated_prompts(host: DiffusionHost, names: Iterable[str]) -> Prompts:
     """A few encoded captions in which none of the names occurs."""
     phrases = [host.tokenize(name) for name in names]
-    free = [caption for caption in CAPTIONS if not any(find_tokens(host.tokenize(caption), phrase) for phrase in phrases)]
-    captions = free or CAPTIONS
+    free = [caption for caption in SCENES if not any(find_tokens(host.tokenize(caption), phrase) for phrase in phrases)]
+    captions = free or SCENES
     return host.encode([*captions[:: -(-len(captions) // PROMPTS)]])
 
 
@@ -37,7 +37,7 @@ class NotFinite(ForgetError):
 def latents_shape(host: DiffusionHost) -> tuple[int, ...]:
     """[B, C, h, w] of the latents that are looked at."""
     channels, *sides = host.latent_shape()
-    return PROMPTS, channels, *(min(side, SIDE) for side in sides)
+    return PROMPTS, channels, *(min(side, LATENT_SIDE) for side in sides)
 
 
 @torch.no_grad()
@@ -78,7 +78,7 @@ def unrelated_warnings(drift: float | None, trained: bool = True) -> list[str]:
             "The model's own noise estimates are not finite, so that what unrelated prompts suffer is not known: load it in "
             "fp32 or bf16."
         ]
-    if drift <= MUCH:
+    if drift <= LARGE_DRIFT:
         return []
     lower = "the learning rate or the steps" if trained else "the rank"
     return [

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import ForgetError
 from ..host import DiffusionHost
 from ..inversion.embedding import require_embeddings
+from ..lora.decompose import LayerFactors
 from ..patch.apply import applied, patch_factors
 from ..patch.patch import Patch, check_fits, model_shapes
 from ..text.features import VocabularyIndex
@@ -19,7 +20,6 @@ from ..training.sampling import AT_ONCE, sample_pictures, sampling_calls
 from .config import EvaluationConfig
 from .findings import findings
 from .metrics import (
-    Factors,
     adversarial_token,
     attention_to,
     clip_scores,
@@ -195,7 +195,7 @@ def grouped(values: dict[str, float]) -> dict:
     return {"mean": sum(values.values()) / len(values), "each": ordered}
 
 
-def drift_by_group(host: DiffusionHost, factors: Factors, embeds: dict[str, dict[str, Tensor]]) -> dict:
+def drift_by_group(host: DiffusionHost, factors: LayerFactors, embeds: dict[str, dict[str, Tensor]]) -> dict:
     """kv_drift of every group that has words."""
     flat = {(group, word): own for group, words in embeds.items() for word, own in words.items()}
     drift = kv_drift(host, factors, flat)

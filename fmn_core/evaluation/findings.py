@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-LITTLE = 0.3  # less of what the concept's prompts do changed,
-MUCH = 0.1  # or more of what another prompt does,
+SMALL_DIFFERENCE = 0.3  # less of what the concept's prompts do changed,
+LARGE_CHANGE = 0.1  # or more of what another prompt does,
 EMPTY = 0.01  # or more of the empty prompt's noise estimate, is worth a warning
 RECOVERED = 0.5  # and so is this much of the concept brought back by learned words
-TITLES = {"near": "near words", "kept": "kept words", "unrelated": "unrelated prompts"}
+GROUP_NAMES = {"near": "near words", "kept": "kept words", "unrelated": "unrelated prompts"}
 
 
 def findings(report: dict, preserved: Collection[str] = ()) -> dict:
@@ -24,10 +24,10 @@ def warnings(report: dict, preserved: Collection[str] = ()) -> list[str]:
         f"Little effect: what prompts of `{name}` do changes by {portion(part)}. Forget it again with another preset, or "
         "apply the patch more strongly."
         for name, part in report["prompt_drift"]["concept"]["each"].items()
-        if part < LITTLE
+        if part < SMALL_DIFFERENCE
     ]
-    for group, title in TITLES.items():
-        harmed = {word: part for word, part in each(report, "prompt_drift", group).items() if part > MUCH}
+    for group, title in GROUP_NAMES.items():
+        harmed = {word: part for word, part in each(report, "prompt_drift", group).items() if part > LARGE_CHANGE}
         if harmed:
             words = ", ".join(f"`{word}` {portion(part)}" for word, part in harmed.items())
             advice = remedy(group, harmed, preserved)
@@ -59,17 +59,20 @@ def effects(report: dict) -> list[str]:
     lines.append(f"Attention to it: {mass['before']:.4f} before, {mass['after']:.4f} after.")
     kept = [
         f"{title} {portion(report['prompt_drift'][group]['mean'])} (`{word}` most, {portion(part)})"
-        for group, title in TITLES.items()
+        for group, title in GROUP_NAMES.items()
         for word, part in [*each(report, "prompt_drift", group).items()][:1]
     ]
     lines.append(f"The rest, on the same scale: {', '.join(kept)}.")
     if "classifier" in report:
         before, after = (report["classifier"][when] for when in ("before", "after"))
-        shares = [f"{key.upper()} {percent(after[key])} ({percent(before[key])} before)" for key in ("ua", "ira", "cra")]
+        shares = [
+            f"{key.upper()} {whole_percent(after[key])} ({whole_percent(before[key])} before)"
+            for key in ("ua", "ira", "cra")
+        ]
         lines.append(f"Recognised: {', '.join(shares)}, H {after['h']:.2f}.")
     if "clip" in report:
         scores = [
-            f"{TITLES.get(group, group)} {before['score']:.3f} to {report['clip']['after'][group]['score']:.3f}"
+            f"{GROUP_NAMES.get(group, group)} {before['score']:.3f} to {report['clip']['after'][group]['score']:.3f}"
             for group, before in report["clip"]["before"].items()
         ]
         lines.append(f"CLIP scores: {', '.join(scores)}.")
@@ -87,7 +90,7 @@ def portion(part: float) -> str:
     return f"{part:,.0%}" if part >= 0.1 else f"{part:.1%}"
 
 
-def percent(share: float | None) -> str:
+def whole_percent(share: float | None) -> str:
     return "unknown" if share is None else f"{share:.0%}"
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..attention.capture import capture_attention_maps, concept_mass, layer_size
 from ..host import DiffusionHost, Prompts
+from ..lora.decompose import LayerFactors
 from ..training.noise import energy, noised
 from ..training.sampling import AT_ONCE
 
@@ -22,7 +23,6 @@ NOISE_LEVELS = (0.2, 0.4, 0.6, 0.8)  # of the schedule, from clean to noise, at 
 RIDGE = 1e-3  # of sum W^T W's mean eigenvalue: the attacker's lambda, small, since a larger one weakens the attack
 
 Group = TypeVar("Group")
-Factors = dict[tuple[str, str], tuple[Tensor, Tensor]]  # (layer, matrix) -> (up [out, r], down [r, in])
 
 
 def noise_at_levels(host: DiffusionHost, latents: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,7 +77,7 @@ def attention_to(
 
 
 @torch.no_grad()
-def kv_drift(host: DiffusionHost, factors: Factors, embeds: dict[Group, Tensor]) -> dict[Group, float]:
+def kv_drift(host: DiffusionHost, factors: LayerFactors, embeds: dict[Group, Tensor]) -> dict[Group, float]:
     """K/V drift |dW c| / |W c|, a mean over the embeddings [N, D] of each group, over layers, and over K and V: exact,
     from the patch's factors and the model's weights, without the UNet."""
     every = torch.cat([own.float() for own in embeds.values()])
@@ -97,7 +97,7 @@ def kv_targets(host: DiffusionHost) -> list[tuple[str, str]]:
 
 
 @torch.no_grad()
-def adversarial_token(host: DiffusionHost, factors: Factors, embeds: Tensor, ridge: float = RIDGE) -> dict[str, float]:
+def adversarial_token(host: DiffusionHost, factors: LayerFactors, embeds: Tensor, ridge: float = RIDGE) -> dict[str, float]:
     """How much of the concept's K/V response the best embedding gets back through the patch.
 
     RECE's closed form (Gong et al., arXiv 2407.12383), c' = (sum W'^T W' + lambda I)^-1 (sum W'^T W) c over all

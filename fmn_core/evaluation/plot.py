@@ -14,9 +14,9 @@ from .evaluate import Evaluation
 
 TILE, GAP, MARGIN, LABEL, HEADING = 144, 6, 24, 92, 56  # pixels
 HIGHEST = 4000
-MOST = {"concept": 4, "near": 3, "kept": 4, "unrelated": 3}  # prompts of a group that are shown
-TITLES = {"concept": "forgotten", "near": "near", "kept": "to be kept", "unrelated": "unrelated", "empty": "empty prompt"}
-COLOURS = {"concept": "#c0392b", "near": "#d68910", "kept": "#1e8449", "unrelated": "#2471a3", "empty": "#7f8c8d"}
+PROMPTS_SHOWN = {"concept": 4, "near": 3, "kept": 4, "unrelated": 3}  # prompts of a group that are shown
+GROUP_TITLES = dict(concept="forgotten", near="near", kept="to be kept", unrelated="unrelated", empty="empty prompt")
+GROUP_COLOURS = {"concept": "#c0392b", "near": "#d68910", "kept": "#1e8449", "unrelated": "#2471a3", "empty": "#7f8c8d"}
 CHARTS = (
     ("prompt_drift", "change of what the prompt does"),
     ("kv_drift", "change of keys and values"),
@@ -56,7 +56,7 @@ def shown_columns(evaluation: Evaluation) -> list[tuple[str, str, int]]:
     drawn = [probe for probe in evaluation.probes if probe.group != "empty"]
     found: list[tuple[str, str, int]] = []
     for index, probe in enumerate(drawn):
-        if sum(group == probe.group for group, _, _ in found) < MOST[probe.group]:
+        if sum(group == probe.group for group, _, _ in found) < PROMPTS_SHOWN[probe.group]:
             found.append((probe.group, probe.prompt, index * repeats))
     return found
 
@@ -68,7 +68,7 @@ def draw_grid(canvas: Image.Image, pen: ImageDraw.ImageDraw, evaluation: Evaluat
     for place, (group, prompt, _) in enumerate(columns):
         if group != last:
             x += 3 * GAP if last else 0
-            pen.text((x, y), TITLES[group], COLOURS[group], font(16))
+            pen.text((x, y), GROUP_TITLES[group], GROUP_COLOURS[group], font(16))
             last = group
         for line, text in enumerate(textwrap.wrap(prompt, 22)[:2]):
             pen.text((x, y + 24 + 14 * line), text, INK, font(12))
@@ -122,9 +122,9 @@ def draw_charts(pen: ImageDraw.ImageDraw, report: dict, left: int, right: int, y
         longest = max(group["mean"] for group in groups.values()) or 1.0
         for row, (group, figures) in enumerate(groups.items()):
             top = y + 26 + row * (BAR + 4)
-            pen.text((x, top + 2), TITLES[group], INK, font(12))
+            pen.text((x, top + 2), GROUP_TITLES[group], INK, font(12))
             length = figures["mean"] / longest * (wide - 170)
-            pen.rectangle((x + 88, top, x + 88 + max(length, 1), top + BAR - 1), fill=COLOURS[group])
+            pen.rectangle((x + 88, top, x + 88 + max(length, 1), top + BAR - 1), fill=GROUP_COLOURS[group])
             pen.text((x + 94 + length, top + 2), f"{figures['mean']:.3g}", INK, font(12))
             bottom = max(bottom, top + BAR)
         x += wide
@@ -134,7 +134,7 @@ def draw_charts(pen: ImageDraw.ImageDraw, report: dict, left: int, right: int, y
 def draw_words(pen: ImageDraw.ImageDraw, report: dict, left: int, right: int, y: int) -> int:
     """The summary, its warnings in red; returns where it ends."""
     for line in report["summary"].splitlines():
-        colour = COLOURS["concept"] if line in report["warnings"] else INK
+        colour = GROUP_COLOURS["concept"] if line in report["warnings"] else INK
         for part in wrapped(pen, line, right - left):
             pen.text((left, y), part, colour, font(14))
             y += 19

@@ -15,7 +15,7 @@ from ..text import vocabulary as words
 from ..text.concept import concept_masks, find_tokens, split_names
 from ..text.features import VocabularyIndex
 from ..text.name_words import words_inside
-from ..text.templates import NEAR_TEMPLATES, PROBES, WORDS, fill, plain_prompt
+from ..text.templates import CHECK_PROMPTS, NEAR_TEMPLATES, WORDS, fill, plain_prompt
 
 GROUPS = ("concept", "near", "kept", "unrelated", "empty")
 
@@ -61,7 +61,7 @@ def subjects_of(patch: Patch, preserve: str = "") -> Subjects:
     for word in more:
         if word.lower() in forgotten:
             raise ForgetError(f"`{word}` is what the patch forgets: take it off `preserve`.")
-    known = PROBES.get(kind)
+    known = CHECK_PROMPTS.get(kind)
     own = (NEAR_TEMPLATES[kind][0], *known) if known else templates
     return Subjects(names, tuple(dict.fromkeys(kept + more)), kind if known else "object", own)
 
@@ -79,7 +79,7 @@ def find_probes(
     near = [*words_inside(vocabulary, subjects.every, subjects.kind), *vocabulary.neighbours(likeness, most + len(known))]
     near = [word for word in dict.fromkeys(near) if word not in known][:most]
     sought = [host.tokenize(name) for name in subjects.every]
-    captions = [caption for caption in words.CAPTIONS if not mentions(host, caption, sought)]
+    captions = [caption for caption in words.SCENES if not mentions(host, caption, sought)]
     probes = []
     share = -(-most // len(subjects.names))
     for name, names in subjects.names.items():

@@ -11,7 +11,7 @@ from ..inversion.config import InversionConfig
 from ..inversion.textual_inversion import invert
 from ..patch.apply import applied
 from ..patch.patch import Patch
-from ..text.concept import TEMPLATES
+from ..text.concept import PROMPT_TEMPLATES
 from ..training.images import prepare_pictures
 from ..training.loop import TrainingRun
 from ..training.sampling import sample_pictures, sampling_calls
@@ -21,7 +21,7 @@ from .prompts import Subjects
 
 ANCHORS = 8  # pictures the model makes of the concept: words are learned from one half and judged on the other
 LEARNING_RATE = 5e-3  # that of Circumventing Concept Erasure (Pham et al., arXiv 2308.01508)
-SHOWN = 4  # pictures drawn with the learned words
+SHOWN_PICTURES = 4  # pictures drawn with the learned words
 
 
 def recover(
@@ -37,7 +37,7 @@ def recover(
     2308.01508), 1 where the patch takes nothing away.
     """
     name = next(iter(subjects.names))
-    template = TEMPLATES[subjects.kind]
+    template = PROMPT_TEMPLATES[subjects.kind]
     inverting = InversionConfig(
         concept_type=subjects.kind,
         init_tokens="|".join(["<rand-1>"] * settings.inversion_vectors),
@@ -51,20 +51,20 @@ def recover(
     before = invert(TrainingRun(host, inverting), learned).vectors
     with applied(host, patch, settings.strength):
         after = invert(TrainingRun(host, inverting), learned).vectors
-    with host.training((SHOWN, *latents.shape[1:]), text=True), torch.no_grad():
+    with host.training((SHOWN_PICTURES, *latents.shape[1:]), text=True), torch.no_grad():
         with_before, with_after = (host.encode_with_embeddings(template, v) for v in (before, after))
         scores = [text_cosine(words, prompts) for words in (with_before, with_after)]
         losses = {"base, name": denoising_loss(host, judged, prompts, settings.seed)}
         losses["base, learned"] = denoising_loss(host, judged, with_before, settings.seed)
         generator = torch.Generator().manual_seed(settings.seed)
-        noise = torch.randn(SHOWN, *latents.shape[1:], generator=generator).to(host.device)
+        noise = torch.randn(SHOWN_PICTURES, *latents.shape[1:], generator=generator).to(host.device)
         with applied(host, patch, settings.strength):
             losses["patched, name"] = denoising_loss(host, judged, prompts, settings.seed)
             losses["patched, learned"] = denoising_loss(host, judged, with_after, settings.seed)
             drawn = sample_pictures(
                 host,
                 noise,
-                with_after[[0] * SHOWN],
+                with_after[[0] * SHOWN_PICTURES],
                 empty,
                 steps=settings.num_inference_steps,
                 guidance=settings.guidance_scale,
@@ -83,7 +83,7 @@ def recover(
 def recover_calls(settings: EvaluationConfig, images: Tensor | None) -> int:
     """How many steps `recover` tells the host of."""
     steps = settings.num_inference_steps
-    pictures = sampling_calls(SHOWN, steps) + (sampling_calls(ANCHORS, steps) if images is None else 0)
+    pictures = sampling_calls(SHOWN_PICTURES, steps) + (sampling_calls(ANCHORS, steps) if images is None else 0)
     return pictures + 2 * settings.inversion_steps
 
 
@@ -98,7 +98,7 @@ def anchors(
         return host.encode_images(fitted)
     generator = torch.Generator().manual_seed(settings.seed)
     noise = torch.randn(ANCHORS, channels, height, width, generator=generator).to(host.device)
-    with host.training((SHOWN, channels, height, width)):
+    with host.training((SHOWN_PICTURES, channels, height, width)):
         return sample_pictures(
             host, noise, prompts[[0] * ANCHORS], empty, steps=settings.num_inference_steps, guidance=settings.guidance_scale
         )

@@ -22,7 +22,9 @@ def parse_json(raw: bytes | str) -> object:
     """
     require_bounded_json(raw.encode("utf-8", "surrogatepass") if isinstance(raw, str) else raw)
     text = raw if isinstance(raw, str) else raw.decode()
-    value = json.loads(text, parse_int=lambda digits: number(int, digits), parse_float=lambda digits: number(float, digits))
+    value = json.loads(
+        text, parse_int=lambda digits: parse_number(int, digits), parse_float=lambda digits: parse_number(float, digits)
+    )
     return replace_surrogates(value) if "\\u" in text else value
 
 
@@ -42,7 +44,7 @@ def require_bounded_json(raw: bytes) -> None:
         raise ValueError(f"its lists and objects are nested more than {MOST_DEPTH} deep")
 
 
-def number(kind: type, digits: str) -> int | float:
+def parse_number(kind: type, digits: str) -> int | float:
     """A number; raises ValueError for one of more digits than any has."""
     if len(digits) > MOST_DIGITS:
         raise ValueError(f"it holds a number of {len(digits):,} digits")

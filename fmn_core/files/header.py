@@ -14,11 +14,11 @@ from torch import Tensor
 
 from .bounded_json import parse_json, require_bounded_json
 
-MOST_BYTES = 1 << 25  # of a header: a hundred stacked patches of SDXL have 18 million, others' training notes one or two
+MOST_HEADER_BYTES = 1 << 25  # a hundred stacked patches of SDXL have 18 million, others' training notes one or two
 MOST_TENSORS = 1 << 15  # the state of a training of all of SDXL has 8 thousand, its checkpoint 2,515, a LoRA 3 thousand
-MOST_LETTERS = 512  # of a tensor's name: the longest have 120
+MOST_KEY_LETTERS = 512  # of a tensor's name: the longest have 120
 MOST_SIDES = 8  # of a tensor: a convolution has 4
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what breaks a line, or does worse to a terminal
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what breaks a line, or does worse to a terminal
 LENGTH = struct.Struct("<Q")
 
 
@@ -83,8 +83,8 @@ def require_bounded_header(raw: bytes) -> None:
 
 def require_length(length: int) -> None:
     """Raises ValueError for a header of more bytes than any file has."""
-    if length > MOST_BYTES:
-        raise ValueError(f"its header has {length:,} bytes, and {MOST_BYTES:,} are the most")
+    if length > MOST_HEADER_BYTES:
+        raise ValueError(f"its header has {length:,} bytes, and {MOST_HEADER_BYTES:,} are the most")
 
 
 def size_of(file: BinaryIO) -> int:
@@ -94,9 +94,11 @@ def size_of(file: BinaryIO) -> int:
 
 def read_entry(name: str, entry: object) -> Entry:
     """What a header says of a tensor; raises ValueError where that is none."""
-    if len(name) > MOST_LETTERS:
-        raise ValueError(f"it holds a name of {len(name):,} characters, {name[:60]} ..., and {MOST_LETTERS} are the most")
-    if CONTROL.search(name):
+    if len(name) > MOST_KEY_LETTERS:
+        raise ValueError(
+            f"it holds a name of {len(name):,} characters, {name[:60]} ..., and {MOST_KEY_LETTERS} are the most"
+        )
+    if UNPRINTABLE.search(name):
         raise ValueError(f"it holds a name with control characters, {ascii(name[:60])}")
     fields = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
@@ -114,7 +116,7 @@ def whole_numbers(value: object) -> TypeGuard[list[int]]:
 
 def one_line(text: str) -> str:
     """The text, with spaces in the place of control characters."""
-    return CONTROL.sub(" ", text)
+    return UNPRINTABLE.sub(" ", text)
 
 
 def tensor_hash(tensors: dict[str, Tensor]) -> str:

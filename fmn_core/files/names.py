@@ -12,7 +12,7 @@ from ..errors import ForgetError
 DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(10))}
 FORBIDDEN = set('<>:"|?*')  # Windows; a colon also names a drive or a hidden stream
 LOOK_ALIKES = set("\u2044\u2215\u29f8\u2571\u29f5\u2216\u29f9\u2572")  # of slashes: no separators, and none should look so
-MOST = 180  # bytes of UTF-8 in one name: of the 255 of most file systems, with room for a number and an ending
+MOST_NAME_BYTES = 180  # bytes of UTF-8 in one name: of the 255 of most file systems, with room for a number and an ending
 
 
 def slug(name: str) -> str:
@@ -54,6 +54,6 @@ def folder_and_name(prefix: str, root: object) -> str:
             raise ForgetError(f"{start} is the name of a device on Windows: choose another name.")
         if part != part.strip() or part.endswith("."):
             raise ForgetError(f"{start} has a space or a dot at the edge of a name, which Windows drops: take it off.")
-        if len(part.encode()) > MOST:
+        if len(part.encode()) > MOST_NAME_BYTES:
             raise ForgetError(f"{start} cannot be used: File name too long. Choose another name.")
     return "/".join([*folders, name])

@@ -51,7 +51,7 @@ def made(patch: Patch) -> list[str]:
     ][:MOST_LISTED]
     preset, by = preset_of(settings), f"Forget-Me-Not {info.get('version', '')}".strip()
     if "patches" in info:
-        return [*lines, f"It was stacked by {by} of {parts_of(patch)}."]
+        return [*lines, f"It was stacked by {by} of {stacked_patches(patch)}."]
     if preset in PRESETS:
         start = f"It was made by the preset {preset} of {by}"
     elif preset:
@@ -68,7 +68,7 @@ def made(patch: Patch) -> list[str]:
     return lines
 
 
-def parts_of(patch: Patch) -> str:
+def stacked_patches(patch: Patch) -> str:
     """The patches that a stacked one was made of, with their strengths."""
     try:
         parts = stored_parts(patch.info)

@@ -15,8 +15,8 @@ from ..patch.patch import DOWN, UP, Patch, check_fits, fingerprint, model_shapes
 from ..patch.report import PatchReport
 
 # A layer's kohya name begins with diffusers' name of its block or, in SDXL, with sgm's.
-BLOCK = re.compile(r"^lora_unet_(down|mid|up|input|middle|output)_")
-BLOCKS = {"down": "down", "input": "down", "mid": "mid", "middle": "mid", "up": "up", "output": "up", "": "other"}
+BLOCK_PREFIX = re.compile(r"^lora_unet_(down|mid|up|input|middle|output)_")
+BLOCK_NAMES = {"down": "down", "input": "down", "mid": "mid", "middle": "mid", "up": "up", "output": "up", "": "other"}
 ORDER = ("down", "mid", "up", "other")
 SHOWN_FIRST = ("to_k", "to_v", "to_q", "to_out")  # K and V are what every preset changes
 
@@ -121,11 +121,11 @@ def changes_of(patch: Patch, weights: dict[str, float]) -> list[Change]:
     found = []
     for module in patch.modules:
         layer, matrix = module.rsplit("_attn2_", 1)
-        block_name = BLOCK.match(layer)
+        block_name = BLOCK_PREFIX.match(layer)
         *block, depth = map(int, re.findall(r"\d+", layer) or [0])
         norm = delta_norm(patch[module + UP], patch[module + DOWN])
         relative = norm / max(weights[module], 1e-12) if weights else None
-        unet_block = BLOCKS[block_name[1] if block_name else ""]
+        unet_block = BLOCK_NAMES[block_name[1] if block_name else ""]
         found.append(Change(module, unet_block, tuple(block), depth, matrix.removesuffix("_0"), norm, relative))
     return sorted(found, key=lambda c: (ORDER.index(c.unet_block), c.block, c.depth, SHOWN_FIRST.index(c.matrix)))
 

@@ -11,10 +11,10 @@ from itertools import groupby
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..evaluation.plot import BAR, COLOURS, GAP, HIGHEST, MARGIN, TITLES
+from ..evaluation.plot import BAR, GAP, GROUP_COLOURS, GROUP_TITLES, HIGHEST, MARGIN
 from ..patch.report import PatchReport
 from ..patch.summary import report_lines
-from ..plots.canvas import FAINT, INK, MOST_LETTERS, PAPER, as_tensor, font, shortened, wrapped
+from ..plots.canvas import FAINT, INK, MOST_LINE_LETTERS, PAPER, as_tensor, font, shortened, wrapped
 from .describe import LETTERS, SHOWN, base, file_facts, made, purpose
 from .inspect import Inspection
 
@@ -49,13 +49,13 @@ def draw_inspection(inspection: Inspection) -> Tensor:
 
 def draw_head(pen: ImageDraw.ImageDraw, inspection: Inspection) -> int:
     """What the patch forgets, what is wrong with it in red, and how it was made; returns where that ends."""
-    title = textwrap.shorten(purpose(inspection.patch), MOST_LETTERS, placeholder=" ...")
+    title = textwrap.shorten(purpose(inspection.patch), MOST_LINE_LETTERS, placeholder=" ...")
     y = draw_lines(pen, [title[0].upper() + title[1:]], MARGIN, 24, INK)
-    y = draw_lines(pen, inspection.warnings, y + GAP, 14, COLOURS["concept"])
+    y = draw_lines(pen, inspection.warnings, y + GAP, 14, GROUP_COLOURS["concept"])
     made_for, fit = base(inspection)[0], inspection.fit
     y = draw_lines(pen, [*made(inspection.patch), *file_facts(inspection), made_for], y + GAP, 13, FAINT)
     if fit and fit.fits:
-        y = draw_lines(pen, [fit.sentence], y, 13, COLOURS["kept" if fit.same else "near"])
+        y = draw_lines(pen, [fit.sentence], y, 13, GROUP_COLOURS["kept" if fit.same else "near"])
     return y
 
 
@@ -78,7 +78,7 @@ def draw_changes(pen: ImageDraw.ImageDraw, inspection: Inspection, y: int) -> in
     draw_legend(pen, [matrix for matrix in LETTERS if any(c.matrix == matrix for c in changes)], y + 2)
     top, left = y + 34, MARGIN + AXIS
     highest = max(change.amount for change in changes)
-    ticks = scale(highest)
+    ticks = axis_ticks(highest)
     for tick in ticks:
         height = top + CHART_HEIGHT * (1 - tick / ticks[-1])
         pen.line((left, height, WIDTH - MARGIN, height), LINE)
@@ -140,7 +140,7 @@ def draw_legend(pen: ImageDraw.ImageDraw, matrices: list[str], y: int) -> None:
         x -= 38
 
 
-def scale(highest: float) -> list[float]:
+def axis_ticks(highest: float) -> list[float]:
     """Four to six round numbers in equal steps, from 0 to `highest` or the next."""
     highest = highest or 1.0
     unit = 10 ** math.floor(math.log10(highest / 4))
@@ -150,7 +150,7 @@ def scale(highest: float) -> list[float]:
 
 def panels_of(report: PatchReport) -> list[Panel]:
     """The figures of a patch's own report, erased concepts and near words on one scale."""
-    found, (red, amber, green, blue) = [], (COLOURS[key] for key in ("concept", "near", "kept", "unrelated"))
+    found, (red, amber, green, blue) = [], (GROUP_COLOURS[key] for key in ("concept", "near", "kept", "unrelated"))
     erasure, drift = report.erasure, report.preserve_drift
     full = max([1.0, *erasure.values(), *drift.values()])
     if erasure:
@@ -176,7 +176,7 @@ def panels_of(report: PatchReport) -> list[Panel]:
         found.append(Panel("What the others change, simply added and jointly", rows, 1.0, "{:.0%}".format))
     measured = report.evaluation.get("prompt_drift", {})
     if measured:
-        rows = [(TITLES[group], measured[group], COLOURS[group]) for group in TITLES if group in measured]
+        rows = [(GROUP_TITLES[group], measured[group], GROUP_COLOURS[group]) for group in GROUP_TITLES if group in measured]
         found.append(Panel("Measured change of prompts", rows, max(1.0, *measured.values()), "{:.1%}".format))
     return found
 
@@ -205,6 +205,6 @@ def draw_panels(pen: ImageDraw.ImageDraw, panels: list[Panel], y: int) -> int:
 def sentences(inspection: Inspection) -> list[str]:
     """The patch's own report in words, less its warnings, which stand at the top."""
     lines = [line for line in report_lines(inspection.report) if line not in inspection.warnings]
-    return [textwrap.shorten(line[:MOST_OF_A_LINE], 2 * MOST_LETTERS, placeholder=" ...") for line in lines] or [
+    return [textwrap.shorten(line[:MOST_OF_A_LINE], 2 * MOST_LINE_LETTERS, placeholder=" ...") for line in lines] or [
         "It holds no figures of its own."
     ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..config import check, setting
 from ..errors import ForgetError
-from ..text.concept import TEMPLATES
+from ..text.concept import PROMPT_TEMPLATES
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class InversionConfig:
 
     concept_type: str = setting(
         "object", "What the pictures show; it picks the prompt that the words are learned in. `custom` uses the template.",
-        choices=tuple(TEMPLATES),
+        choices=tuple(PROMPT_TEMPLATES),
     )  # fmt: skip
     init_tokens: str = setting(
         "<rand-1>|<rand-1>",

@@ -17,7 +17,7 @@ from ..files.safetensors import UNREADABLE, read_small
 from ..host import DiffusionHost, TokenEmbeddings
 
 ONE_ENCODER = "emb_params"  # the key of SD1 and SD2; SDXL's are the encoders' own names
-MOST_BYTES = 1 << 26  # of a file: 64 words of SDXL's take less than a million
+MOST_EMBEDDING_BYTES = 1 << 26  # of a file: 64 words of SDXL's take less than a million
 PLACEHOLDER = re.compile(r"<s(\d+)>")  # the original's files have one tensor for each of its tokens
 
 
@@ -40,7 +40,7 @@ def read_embedding(path: Path, encoders: dict[str, int]) -> TokenEmbeddings:
     Raises ForgetError for a file that is damaged or for another model.
     """
     try:
-        stored, _ = read_small(path, MOST_BYTES)
+        stored, _ = read_small(path, MOST_EMBEDDING_BYTES)
     except FileNotFoundError:
         raise ForgetError(f"There is no embedding {path}: learn it with `invert`, or correct the path.") from None
     except UNREADABLE as error:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import ForgetError
 from ..host import DiffusionHost, TokenEmbeddings
-from ..log import logger, phase, plain
+from ..log import logger, phase, quoted
 from ..text.concept import make_concepts
 from ..text.vocabulary import NOUNS
 from ..training.checkpoint import Checkpoint
@@ -28,7 +28,7 @@ from .embedding import require_embeddings
 
 WEIGHT_DECAY = 0.1  # the original's weight_decay_ti
 NORM_PULL = 0.1  # of the way to a word's norm, each step (the original: min(1, 100 * learning rate), 0.1 at its default)
-OUTSIDE = 0.05  # what counts outside a mask, beside 1 inside
+OUTSIDE_WEIGHT = 0.05  # what counts outside a mask, beside 1 inside
 MOST_VECTORS = 64  # with a template's words, what fits into the 77 columns of a prompt
 PROBES = 8  # fixed noisy latents, for the error before and after: single steps depend on their timesteps
 RANDOM = re.compile(r"<rand-(\d*\.?\d+)>")
@@ -86,7 +86,7 @@ def invert_pictures(
             inversion = invert(run, latents)
         checkpoint.done()
         for warning in inversion.warnings:
-            logger.warning("invert.warning %s", plain(warning))
+            logger.warning("invert.warning %s", quoted(warning))
         info |= {"steps": len(inversion.losses), "before": inversion.before, "after": inversion.after}
     return inversion
 
@@ -220,5 +220,5 @@ def pull_norms(vectors: TokenEmbeddings, norms: dict[str, Tensor], share: float)
 
 def error_weight(mask: Tensor, latents: Tensor) -> Tensor:
     """A mask [P, H, W] as weights of the squared error [P, 1, h, w]: a little outside, 1 in the mean."""
-    weight = F.interpolate(mask[:, None].to(latents), latents.shape[-2:], mode="area") + OUTSIDE
+    weight = F.interpolate(mask[:, None].to(latents), latents.shape[-2:], mode="area") + OUTSIDE_WEIGHT
     return weight / weight.mean(dim=(1, 2, 3), keepdim=True)

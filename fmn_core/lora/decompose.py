@@ -12,6 +12,7 @@ from torch import Tensor
 from .layers import balanced
 
 Factors = tuple[Tensor, Tensor]  # up [out, r], down [r, in]
+LayerFactors = dict[tuple[str, str], Factors]  # by layer and matrix
 Name = TypeVar("Name")
 MOST_PADDING, ROOM = 8, 1 << 24  # times the numbers, and numbers beside: LoRAs of several ranks come to 2 or 4 times
 

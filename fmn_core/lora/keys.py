@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 # What follows the layer's name in a file, by what the tensor is. PEFT may put its adapter's name in, which holds no dot.
 ADAPTER = r"(?:\.[^.]+)?"
-ENDINGS = {
+KEY_ENDINGS = {
     # kohya; PEFT; diffusers, old and new
     "down": rf"\.lora_down\.weight|\.lora_A(?:{ADAPTER}\.weight)?|[._]lora(?:_linear_layer)?\.down\.weight",
     "up": rf"\.lora_up\.weight|\.lora_B(?:{ADAPTER}\.weight)?|[._]lora(?:_linear_layer)?\.up\.weight",
@@ -20,13 +20,13 @@ ENDINGS = {
     "weight": r"\.weight",
     "bias": r"\.bias",
 }
-ENDING = re.compile("|".join(f"(?P<{part}>{ending})" for part, ending in ENDINGS.items()))
+KEY_ENDING = re.compile("|".join(f"(?P<{part}>{ending})" for part, ending in KEY_ENDINGS.items()))
 DOTS = 6  # as many parts as stand behind a layer's name at most
 PREFIX = re.compile(
     r"^(base_model\.model\.|unet\.|lora_unet_|lycoris_|oft_unet_|model\.diffusion_model\.|diffusion_model\.)+"
 )
 TEXT = re.compile(r"^(base_model\.model\.)?(lora_te\d?_|text_encoders?[._\d]|text_model\.|cond_stage_model\.|conditioner\.)")
-OUTSIDE = {  # ldm: diffusers, of layers in no block
+OUTSIDE_BLOCKS = {  # ldm: diffusers, of layers in no block
     "input_blocks_0_0": "conv_in", "out_2": "conv_out",
     "time_embed_0": "time_embedding_linear_1", "time_embed_2": "time_embedding_linear_2",
     "label_emb_0_0": "add_embedding_linear_1", "label_emb_0_2": "add_embedding_linear_2",
@@ -35,7 +35,7 @@ LDM = re.compile(r"^(?:(input|output)_blocks_(\d{1,4})|middle_block)_(\d{1,4})_(
 RESIDUAL_BLOCK = {  # ldm: diffusers
     "in_layers_2": "conv1", "emb_layers_1": "time_emb_proj", "out_layers_3": "conv2", "skip_connection": "conv_shortcut",
 }  # fmt: skip
-WORDS = re.compile(
+PATH_PARTS = re.compile(
     r"\d+|(?:down|up|transformer)_blocks|mid_block|attentions|resnets|(?:down|up)samplers|attn[12]|to_(?:q|k|v|out)|"
     r"conv_in|conv_out|(?:time|add)_embedding|linear_[12]|"
     r"proj_in|proj_out|proj|ff|net|conv_shortcut|conv[12]?|time_emb_proj"
@@ -57,7 +57,7 @@ def split_key(key: str, is_layer: Callable[[str], bool] = lambda name: False) ->
 
 def known_part(ending: str) -> str | None:
     """What the tensors of an ending are."""
-    found = ENDING.fullmatch(ending)
+    found = KEY_ENDING.fullmatch(ending)
     return found and (found["factor"] or found.lastgroup)
 
 
@@ -88,8 +88,8 @@ def one_name(name: str, per_level: int) -> str:
     """
     flat = flatten(name)
     found = LDM.match(flat)
-    if flat in OUTSIDE or not found:
-        return OUTSIDE.get(flat, flat)
+    if flat in OUTSIDE_BLOCKS or not found:
+        return OUTSIDE_BLOCKS.get(flat, flat)
     place, number, part, tail = found[1], int(found[2] or 0), int(found[3]), found[4]
     if place is None:
         start, index = "mid_block", part // 2
@@ -109,7 +109,7 @@ def one_name(name: str, per_level: int) -> str:
 
 def dotted(name: str) -> str:
     """diffusers' own name of a layer from that of `one_name`; raises KeyError for what is no layer of a UNet."""
-    words = WORDS.findall(name)
+    words = PATH_PARTS.findall(name)
     if "_".join(words) != name:
         raise KeyError(name)
     return ".".join(words)

@@ -11,9 +11,9 @@ from .report import PatchReport
 from .statistics import TextStatistics
 from .weighted import WeightedPatch, concat_factors, forgotten_names, kept_words, modules_of, reads_text
 
-MUCH = 0.3  # of what a concept's own patch does to its words, done by another's, is worth a warning
+LARGE_INTERFERENCE = 0.3  # of what a concept's own patch does to its words, done by another's, is worth a warning
 MUCH_CHANGE = 1.0  # as much change of what is kept as of the concepts is worth a warning
-SHOWN = 10  # pairs in a report
+SHOWN_PAIRS = 10  # pairs in a report
 
 
 def conflicts(patches: Sequence[WeightedPatch]) -> list[dict]:
@@ -114,13 +114,13 @@ def conflict_warnings(patches: Sequence[WeightedPatch]) -> list[str]:
 
 def conflict_lines(report: PatchReport) -> list[str]:
     """The report of a stacked patch in a few lines: what the patches do to one another, and what the solution leaves."""
-    much = [pair for pair in report.interference if pair["interference"] > MUCH]
+    much = [pair for pair in report.interference if pair["interference"] > LARGE_INTERFERENCE]
     lines = [
         f"The patch of `{pair['other']}` changes `{pair['concept']}` by {pair['interference']:.0%} of what its own does."
-        for pair in much[:SHOWN]
+        for pair in much[:SHOWN_PAIRS]
     ]
-    if len(much) > SHOWN:
-        lines.append(f"So do {len(much) - SHOWN} more pairs.")
+    if len(much) > SHOWN_PAIRS:
+        lines.append(f"So do {len(much) - SHOWN_PAIRS} more pairs.")
     if (report.collateral_change or 0) > MUCH_CHANGE:
         lines.insert(
             0,

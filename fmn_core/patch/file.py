@@ -19,7 +19,7 @@ from .bounds import require_brief, require_room
 from .patch import Patch, check_patch, shapes_of
 from .schema import FAMILIES, upgraded
 
-MOST_BYTES = 1 << 30  # of a file: SDXL's at rank 128 has 202 million, a hundred concepts of rank 4 stacked 380 million
+MOST_PATCH_BYTES = 1 << 30  # of a file: SDXL's at rank 128 has 202 million, a hundred concepts of rank 4 stacked 380 million
 
 
 def metadata(patch: Patch, name: str, digest: str) -> dict[str, str]:
@@ -62,8 +62,8 @@ def serialize(patch: Patch, name: str) -> bytes:
         require_bounded_json(stored.encode())
         raw = with_sorted_header(save(dict(patch), metadata(patch, name, tensor_hash(patch)) | {"fmn.patch": stored}))
         require_bounded_header(raw)
-        if len(raw) > MOST_BYTES:
-            raise ValueError(f"it has {len(raw):,} bytes, and {MOST_BYTES:,} are the most")
+        if len(raw) > MOST_PATCH_BYTES:
+            raise ValueError(f"it has {len(raw):,} bytes, and {MOST_PATCH_BYTES:,} are the most")
     except ValueError as error:
         raise ForgetError(
             f"The patch cannot be saved, {error}: forget or stack fewer concepts at once, or with a lower rank."
@@ -116,7 +116,7 @@ def read_patch(path: Path) -> Patch:
         with open(path, "rb") as file:
             if b'"fmn.patch"' not in read_raw_header(file):
                 raise ForgetError(f"{path.name} is not a forget patch: use the host's Load LoRA for ordinary LoRA files.")
-        tensors, keys = read_small(path, MOST_BYTES)
+        tensors, keys = read_small(path, MOST_PATCH_BYTES)
         info = upgraded(parse_json(keys.pop("fmn.patch")))
         patch = Patch(dict(sorted(tensors.items())), info if isinstance(info, dict) else {})
     except FileNotFoundError:

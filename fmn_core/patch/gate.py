@@ -10,7 +10,7 @@ from .patch import Patch
 from .statistics import TextStatistics
 from .weighted import WeightedPatch, stored_parts
 
-CLEAR = 1e-9  # of the largest: directions below are rounding
+SMALLEST_DIRECTION = 1e-9  # of the largest: directions below are rounding
 OPEN = 0.6  # prompts that name the concept come to .85 and more, others to less than .4
 
 
@@ -47,5 +47,5 @@ def discriminants(statistics: TextStatistics, count: int) -> tuple[Tensor, Tenso
     solved = (keys - keys @ kept.T @ torch.linalg.solve(small, kept)) / tail  # keys A^-1 (Woodbury)
     values, vectors = torch.linalg.eigh(solved @ keys.T)
     values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
-    there = values > CLEAR * values[0]
+    there = values > SMALLEST_DIRECTION * values[0]
     return values[there], (vectors[:, there] / values[there].sqrt()).T @ solved

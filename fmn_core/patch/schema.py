@@ -16,7 +16,7 @@ FAMILIES = {
 }
 
 SCHEMA = 2
-FIELDS = {"concept": str, "settings": dict, "report": dict, "version": str}  # of every patch
+PATCH_FIELDS = {"concept": str, "settings": dict, "report": dict, "version": str}  # of every patch
 
 # Version 1 -> version 2.
 KEYS = {"moments": "statistics", "members": "patches"}
@@ -119,7 +119,7 @@ def check_info(info: object, name: str) -> None:
     bounded(name, require_brief, info)
     base = info.get("base")
     model = isinstance(base, dict) and str(base.get("family")) in FAMILIES and isinstance(base.get("name"), str)
-    if not model or not all(isinstance(info.get(key), kind) for key, kind in FIELDS.items()):
+    if not model or not all(isinstance(info.get(key), kind) for key, kind in PATCH_FIELDS.items()):
         raise ForgetError(f"{name} does not say what it forgets or for which model: it is damaged; copy it again.")
     concepts = info.get("concepts")
     if concepts is not None and not (isinstance(concepts, list) and all(map(is_concept, concepts))):

@@ -41,7 +41,7 @@ from .weighted import (
 )
 
 OWN = 3.0  # more brings each patch's own response nearer, and moves what is kept further
-CLEAR = 1e-10  # of the largest eigenvalue of the system, its rows at one size: what is below is the same row again
+SMALLEST_EIGENVALUE = 1e-10  # of the largest of the system, its rows at one size: what is below is the same row again
 MOST_CONDITION = 3e3  # beyond it half precision no longer tells the parts of a stack apart
 MOST_WORK = 1 << 38  # cube of the rank, times layers: all of SD1's at the highest rank; a hundred concepts in SDXL have 9e9
 ALIKE = "Two of the stacked patches are nearly the same, so that they cannot be told apart"
@@ -122,7 +122,8 @@ def in_order(patches: Sequence[WeightedPatch]) -> list[WeightedPatch]:
         for part, own in (unstack(patch) if "patches" in patch.info else [WeightedPatch(patch)])
     ]
     known = [
-        (weighted.name, identity(weighted.patch), abs(weighted.strength), weighted.strength, weighted) for weighted in apart
+        (weighted.name, patch_identity(weighted.patch), abs(weighted.strength), weighted.strength, weighted)
+        for weighted in apart
     ]
     found: dict[str, WeightedPatch] = {}
     for _, copy_of, _, _, weighted in sorted(known, key=lambda one: one[:-1]):
@@ -144,7 +145,7 @@ def in_order(patches: Sequence[WeightedPatch]) -> list[WeightedPatch]:
     return list(found.values())
 
 
-def identity(patch: Patch) -> str:
+def patch_identity(patch: Patch) -> str:
     """The same for copies of a patch, one from a stack and an evaluated one included: all that it says of how it was made
     and what came of it."""
     report = {key: value for key, value in patch.info["report"].items() if key != "evaluation"}
@@ -201,7 +202,7 @@ def joint_solution(down: Tensor, ranks: Sequence[int], statistics: Sequence[Text
     parts = torch.arange(len(Z)).split(list(ranks))
     wanted = torch.cat([(G + kept)[rows] for G, rows in zip(own, parts, strict=True)])
     try:
-        solved = torch.linalg.pinv(sum(own) + kept, hermitian=True, rtol=CLEAR)
+        solved = torch.linalg.pinv(sum(own) + kept, hermitian=True, rtol=SMALLEST_EIGENVALUE)
     except torch.linalg.LinAlgError:
         raise ForgetError(
             "What the patches remember of their words cannot be solved for together: one of them is damaged; leave it out."
@@ -218,7 +219,7 @@ def condition_number(mixed: Tensor) -> float:
     """The ratio of the largest singular value to the smallest that is not rounding: what half precision loses, taken
     apart."""
     values = torch.linalg.svdvals(mixed)
-    there = values[values > CLEAR * values[0]]
+    there = values[values > SMALLEST_EIGENVALUE * values[0]]
     return (there[0] / there[-1]).item() if len(there) else 1.0
 
 

@@ -16,7 +16,7 @@ from .bounds import MOST_SIDE
 KEYS, MOST_KEYS = 16, 64  # leading directions of a concept's columns, and of those of many: 98 % of what they are
 SMALLEST, LARGEST = 1e-12, 1e12  # that a scale or the tail may be
 MOST_ROWS = 2 * MOST_KEYS  # that are read
-KEPT = 16  # leading directions of what is kept; the others count as alike
+KEPT_DIRECTIONS = 16  # leading directions of what is kept; the others count as alike
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class TextStatistics:
     def of(cls, concept: Tensor, kept: Tensor, count: int) -> TextStatistics:
         """From second moments [D, D] of so many concepts, and of what is kept."""
         keys, _ = leading(concept, min(KEYS * count, MOST_KEYS))
-        kept, tail = leading(kept, KEPT)
+        kept, tail = leading(kept, KEPT_DIRECTIONS)
         return cls(keys, kept, max(tail, 2 * SMALLEST))
 
     def encoded(self) -> dict:

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 INK, FAINT, PAPER = "#1c2833", "#808b96", "#ffffff"
-MOST_LETTERS = 200  # of a line that is cut
+MOST_LINE_LETTERS = 200  # of a line that is cut
 MOST_MEASURED = 1000  # letters that can stand in a line: the narrowest are 2 pixels wide
 
 
@@ -59,7 +59,7 @@ def shortened(pen: ImageDraw.ImageDraw, text: str, width: float, size: int) -> s
     chosen = font(size, not text.isascii())
     if len(text) <= MOST_MEASURED and pen.textlength(text, chosen) <= width:
         return text
-    text = text[:MOST_LETTERS]
+    text = text[:MOST_LINE_LETTERS]
     while text and pen.textlength(text + "...", chosen) > width:
         text = text[:-1]
     return text and text + "..."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..config import MOST_TEXT
-from ..files.header import CONTROL
+from ..files.header import UNPRINTABLE
 
 MOST_CONCEPTS, MOST_NAMES = 1024, 256  # in a patch, and of a concept with its templates: a hundred, and a dozen
 MOST_LETTERS = 1000  # of a name; tokenizers read some 300
@@ -32,7 +32,7 @@ def require_names(names: Iterable[object], most: int) -> None:
     for name in (name for name in names if isinstance(name, str)):
         if len(name) > most:
             raise ValueError(f"it holds a name of {len(name):,} characters, and {most:,} are the most")
-        if CONTROL.search(name):
+        if UNPRINTABLE.search(name):
             raise ValueError(f"it holds a name with control characters, {ascii(name[:60])}")
 
 

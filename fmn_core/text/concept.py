@@ -15,7 +15,7 @@ from ..host import DiffusionHost, Prompts, Token, tile
 from .bounds import require_brief_texts
 
 # The original's templates (configs/attn.yaml, `concept_type`); identities used the object's there.
-TEMPLATES = {
+PROMPT_TEMPLATES = {
     "object": "a photo of {}",
     "style": "a photo in the style of {}",
     "identity": "a photo of {}",
@@ -48,9 +48,11 @@ def make_concepts(text: str, type: str = "object", template: str = "") -> tuple[
     For `custom`, `template` has one prompt a line with `{}` for the name. Raises ForgetError for an empty text, an
     unknown type, a template without `{}`, a name that comes twice, and more or longer ones than a patch can remember.
     """
-    if type not in TEMPLATES:
-        raise ForgetError(f"The concept type `{type}` is unknown: choose one of {', '.join(TEMPLATES)}.")
-    templates = [line.strip() for line in template.splitlines() if line.strip()] if type == "custom" else [TEMPLATES[type]]
+    if type not in PROMPT_TEMPLATES:
+        raise ForgetError(f"The concept type `{type}` is unknown: choose one of {', '.join(PROMPT_TEMPLATES)}.")
+    templates = (
+        [line.strip() for line in template.splitlines() if line.strip()] if type == "custom" else [PROMPT_TEMPLATES[type]]
+    )
     if not templates:
         raise ForgetError("The type `custom` needs a template: one prompt a line, with {} where the concept stands.")
     for line in templates:

@@ -17,9 +17,9 @@ from ..files.atomic import write_over
 from ..files.safetensors import UNREADABLE, read_small
 from ..log import logger
 
-MOST_BYTES = 256 << 20  # of a file: SDXL's has 56 million
+MOST_STORE_BYTES = 256 << 20  # of a file: SDXL's has 56 million
 MOST_FILES = 4  # of so many text encoders
-ENDING = ".features"  # safetensors inside; hosts list what ends so, in any folder, as a model
+STORE_ENDING = ".features"  # safetensors inside; hosts list what ends so, in any folder, as a model
 
 
 def load_embeds(folder: Path, encoder: str, texts: Sequence[str]) -> list[Tensor] | None:
@@ -28,7 +28,7 @@ def load_embeds(folder: Path, encoder: str, texts: Sequence[str]) -> list[Tensor
     if not path.exists():
         return None
     try:
-        tensors, _ = read_small(path, MOST_BYTES)
+        tensors, _ = read_small(path, MOST_STORE_BYTES)
         lengths, embeds = tensors["lengths"].tolist(), tensors["embeds"]
         if len(lengths) != len(texts) or min(lengths) < 1 or not embeds.isfinite().all():
             raise ValueError("it is of other prompts, or damaged")
@@ -45,7 +45,7 @@ def save_embeds(folder: Path, encoder: str, texts: Sequence[str], embeds: Sequen
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_over(save({"lengths": lengths, "embeds": torch.cat(list(embeds))}), file_for(folder, encoder, texts))
-        files = sorted(folder.glob(f"*{ENDING}"), key=lambda file: file.stat().st_mtime, reverse=True)
+        files = sorted(folder.glob(f"*{STORE_ENDING}"), key=lambda file: file.stat().st_mtime, reverse=True)
         for file in files[MOST_FILES:]:
             file.unlink(missing_ok=True)
     except (OSError, ForgetError) as error:
@@ -54,4 +54,4 @@ def save_embeds(folder: Path, encoder: str, texts: Sequence[str], embeds: Sequen
 
 def file_for(folder: Path, encoder: str, texts: Sequence[str]) -> Path:
     """The file of an encoder's embeddings of these prompts."""
-    return folder / f"{hashlib.sha256(json.dumps([encoder, *texts]).encode()).hexdigest()}{ENDING}"
+    return folder / f"{hashlib.sha256(json.dumps([encoder, *texts]).encode()).hexdigest()}{STORE_ENDING}"

@@ -35,7 +35,7 @@ NEAR_TEMPLATES = {  # for what is near and has to stay; the first is the plaines
 KEEP_TEMPLATES = {  # for what the user lists, which may be of any kind
     type: (*several, "{}", "a {}", "a picture of a {}", "{} style") for type, several in NEAR_TEMPLATES.items()
 }
-PROBES = {  # prompts that an edit is checked on, and not made from
+CHECK_PROMPTS = {  # prompts that an edit is checked on, and not made from
     "object": (
         "an emoji of a {}", "a {} in woodcut style", "three {} on a table", "a picture of a {} and a tree", "my old {}",
     ),
@@ -46,8 +46,8 @@ WORDS = {"object": words.NOUNS + words.PHRASES, "identity": words.NAMES, "style"
 NEUTRAL = {type: several[5 :: len(several) // 12] for type, several in WORDS.items()}  # spread over the list
 # Every noun beside another and in a style too, since an edit that keeps each word apart may still harm them together.
 CAPTIONS = (
-    words.CAPTIONS
-    + tuple(f"a {word} picture" for word in words.COLOURS + words.ADJECTIVES)
+    words.SCENES
+    + tuple(f"a {word} picture" for word in words.COLOUR_WORDS + words.ADJECTIVES)
     + tuple(
         f"a {words.STYLES[7 * i % len(words.STYLES)]} {noun} and a {other}"
         for i, (noun, other) in enumerate(zip(words.NOUNS[::2], words.NOUNS[1::2], strict=True))

@@ -46,9 +46,9 @@ FUNCTION_WORDS = frozenset(
     which while who whose with within without you your
     """.split()
 )
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray")
+COLOUR_WORDS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray")
 ADJECTIVES = ("big", "small", "old", "new", "happy", "sad", "beautiful", "wooden", "golden", "shiny")
-CAPTIONS = (
+SCENES = (
     "a photo of a busy street at night",
     "a bowl of fruit on a wooden table",
     "two people walking on the beach",

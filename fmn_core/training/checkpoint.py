@@ -24,7 +24,7 @@ from ..errors import ForgetError
 from ..files.atomic import remove_left_over, save_under_next, write_over
 from ..files.safetensors import UNREADABLE, read_small
 from ..host import DiffusionHost
-from ..log import logger, plain
+from ..log import logger, quoted
 from .state import State
 
 BESIDE = ".forget-me-not"  # the folder of checkpoints beside a file that is to be made
@@ -59,7 +59,7 @@ class Checkpoint(Generic[Result]):
         try:
             known = [[text, known_words(host, text)] for text in texts], host.identity(), arithmetic(host.device)
         except (RuntimeError, TypeError, AttributeError) as error:  # weights of a kind that does not show its values
-            logger.warning("checkpoint.off why=%s", plain(error))
+            logger.warning("checkpoint.off why=%s", quoted(error))
             return
         self.file = self.folder / f"{digest(__version__, known, inputs)}{ENDING}"
 
@@ -76,7 +76,7 @@ class Checkpoint(Generic[Result]):
             kept, _ = read_small(self.file, most)
             state.load(kept)
         except UNREADABLE as error:
-            logger.warning("checkpoint.unusable file=%s why=%s", self.file.name, plain(error))
+            logger.warning("checkpoint.unusable file=%s why=%s", self.file.name, quoted(error))
             state.load(first)
             return 0
         state.set_mark()
@@ -100,9 +100,9 @@ class Checkpoint(Generic[Result]):
         assert self.state is not None
         try:
             write_over(save(self.state.stored(), {"fmn.checkpoint": __version__}), self.file)
-            prune(self.file.parent, self.file)
+            prune_checkpoints(self.file.parent, self.file)
         except ForgetError as error:
-            logger.warning("checkpoint.unwritten why=%s", plain(error))
+            logger.warning("checkpoint.unwritten why=%s", quoted(error))
         self.written = time.monotonic()
 
     def done(self) -> None:
@@ -126,9 +126,9 @@ class Checkpoint(Generic[Result]):
                 self.write()
             if self.rescue and self.unfinished and len(state.losses) > self.resumed:
                 where = self.rescue(self.unfinished())
-                logger.warning("checkpoint.rescued step=%d file=%s", len(state.losses), plain(where))
+                logger.warning("checkpoint.rescued step=%d file=%s", len(state.losses), quoted(where))
         except Exception as second:  # the first is what the user has to see
-            logger.warning("checkpoint.lost why=%s after=%s", plain(second), type(error).__name__)
+            logger.warning("checkpoint.lost why=%s after=%s", quoted(second), type(error).__name__)
 
     def remove(self) -> None:
         """Takes the file away, and the folder where it was the last."""
@@ -140,7 +140,7 @@ class Checkpoint(Generic[Result]):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         except OSError as error:
-            logger.warning("checkpoint.left file=%s why=%s", plain(self.file), plain(error))
+            logger.warning("checkpoint.left file=%s why=%s", quoted(self.file), quoted(error))
 
 
 def beside(path: Path, save: Callable[[Result, Path], object]) -> Checkpoint[Result]:
@@ -174,7 +174,7 @@ def known_words(host: DiffusionHost, text: str) -> object:
         return [token.id for token in host.tokenize(text)]
 
 
-def prune(folder: Path, own: Path) -> None:
+def prune_checkpoints(folder: Path, own: Path) -> None:
     """Takes away checkpoints that are old or too many, one's own excepted, and what killed processes left half-written."""
     remove_left_over(folder)
     others = []

@@ -14,7 +14,7 @@ from ..attention.capture import RUNNING, can_recompute, recomputed_call
 
 # What residual blocks, self-attention and feed-forward layers add to what they pass on, in the ldm's names and diffusers'.
 BRANCH = re.compile(r"\.(attn1|ff|out_layers\.3|conv2)$")
-BLOCKS = ({"attn1", "attn2", "ff"}, {"in_layers", "out_layers"}, {"conv1", "conv2", "norm1"})  # parts that tell a block
+BLOCK_PARTS = ({"attn1", "attn2", "ff"}, {"in_layers", "out_layers"}, {"conv1", "conv2", "norm1"})  # parts that tell a block
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def detach(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
 
 def blocks_of(unet: nn.Module) -> dict[str, nn.Module]:
     """Name -> residual block or transformer block of a UNet."""
-    return {name: m for name, m in unet.named_modules() if any(parts <= m._modules.keys() for parts in BLOCKS)}
+    return {name: m for name, m in unet.named_modules() if any(parts <= m._modules.keys() for parts in BLOCK_PARTS)}
 
 
 def recomputable(unet: nn.Module) -> dict[str, nn.Module]:

@@ -19,10 +19,10 @@ from ..errors import ForgetError, brief
 from ..host import DiffusionHost
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # Pillow has others, of which EPS calls another program
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # Pillow has others, of which EPS calls another program
 MOST_PIXELS = 64_000_000  # of a picture; more is no photograph
 THINNEST = 64  # times as long as wide: what is thinner cannot be shrunk, and shows nothing
-LARGEST = 1024  # the side of what the models here were made for, at most
+LARGEST_SIDE = 1024  # the side of what the models here were made for, at most
 ORIENTATION = 0x0112  # EXIF's tag
 SPARE = 2  # a side of this many times the training's is kept: `fit_pictures` then makes the size
 DECODING = threading.Lock()  # a picture takes half a gigabyte while it is decoded, so one at a time
@@ -90,17 +90,17 @@ def read_pictures(
 
 def most_pixels(resolution: int) -> int:
     """How many pixels of a picture training at this resolution can use."""
-    return (SPARE * (resolution or LARGEST)) ** 2
+    return (SPARE * (resolution or LARGEST_SIDE)) ** 2
 
 
 def opened(source: Path | bytes) -> Image.Image:
     """A picture of which only the head is read by now; raises ForgetError for what is none, or too large."""
     try:
-        picture = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS)
+        picture = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=IMAGE_FORMATS)
     except UnidentifiedImageError as error:
-        raise unreadable(source, "it is of no such kind") from error
+        raise unreadable_image(source, "it is of no such kind") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise unreadable(source, error) from error
+        raise unreadable_image(source, error) from error
     if picture.width * picture.height > MOST_PIXELS:
         raise ForgetError(
             f"{name_of(source)} has {picture.width} x {picture.height} pixels, and {MOST_PIXELS:,} are the most: make it "
@@ -129,10 +129,10 @@ def read_picture(source: Path | bytes, mode: str, most: int) -> tuple[Image.Imag
             turned = plain.getexif().get(ORIENTATION, 1) > 4  # by a quarter, one way or the other
             return ImageOps.exif_transpose(plain), full[::-1] if turned else full
         except (OSError, ValueError, SyntaxError) as error:
-            raise unreadable(source, error) from error
+            raise unreadable_image(source, error) from error
 
 
-def unreadable(source: Path | bytes, reason: object) -> ForgetError:
+def unreadable_image(source: Path | bytes, reason: object) -> ForgetError:
     return ForgetError(f"{name_of(source)} cannot be read as a picture ({brief(reason)}): give a whole PNG, JPEG or WebP.")
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..host import DiffusionHost, Prompts
-from ..log import logger, plain
+from ..log import logger, quoted
 from .gradient import blocks_of, recomputable, recomputed
 
 T = TypeVar("T")
@@ -110,7 +110,7 @@ class AdaptiveCheckpointing:
         way = RECOMPUTED if on else backprop
         info: dict[str, object] = {"held_gb": rows * estimate.held[way] / 2**30, "free_gb": free / 2**30}
         info |= {"estimated_seconds": forwards * estimate.seconds * FORWARDS[way], "backprop": way}
-        logger.info("forget.estimate%s", "".join(f" {key}={plain(value)}" for key, value in info.items()))
+        logger.info("forget.estimate%s", "".join(f" {key}={quoted(value)}" for key, value in info.items()))
         return cls(host, on)
 
     def take(self, step: Callable[[], T], generator: torch.Generator) -> T:
@@ -123,7 +123,7 @@ class AdaptiveCheckpointing:
         except RuntimeError as error:
             if self.on or not self.host.recomputes or not ran_out(error):
                 raise
-            logger.warning("forget.memory %s", plain(f"{error} Continuing with gradient checkpointing."))
+            logger.warning("forget.memory %s", quoted(f"{error} Continuing with gradient checkpointing."))
         self.on = True  # the exception is gone, and with it the graph that its frames held
         generator.set_state(before)
         if torch.cuda.is_available():

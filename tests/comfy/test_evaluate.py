@@ -250,7 +250,7 @@ def test_learned_words_bring_back_what_a_patch_takes_from_the_name(patch, loaded
     from fmn_core.hosts.comfy.model import ComfyHost
 
     monkeypatch.setattr(recovery, "ANCHORS", 4)
-    monkeypatch.setattr(recovery, "SHOWN", 1)
+    monkeypatch.setattr(recovery, "SHOWN_PICTURES", 1)
     settings = EvaluationConfig(num_inference_steps=8, inversion_steps=30)
     figures, _ = recover(ComfyHost(*loaded), patch, subjects_of(patch), settings)
     losses = figures["losses"]

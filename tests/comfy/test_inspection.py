@@ -23,7 +23,7 @@ from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
 from fmn_core.inspection.describe import LETTERS, layer_label, text_of
 from fmn_core.inspection.inspect import Change, delta_norm, inspect_patch
-from fmn_core.inspection.plot import draw_inspection, scale
+from fmn_core.inspection.plot import axis_ticks, draw_inspection
 from fmn_core.patch.file import read_patch, save_patch
 from fmn_core.patch.patch import ALPHA, DOWN, UP, Patch
 from fmn_core.patch.stack import stack
@@ -178,7 +178,7 @@ def test_a_stack_names_its_parts_and_what_they_do_to_one_another(host):
 
 @given(st.floats(1e-6, 1e4))
 def test_the_scale_reaches_the_highest_bar_in_a_few_round_steps(highest):
-    found = scale(highest)
+    found = axis_ticks(highest)
     assert found[0] == 0 and found[-2] < highest <= found[-1] * (1 + 1e-6) and 4 <= len(found) <= 6
     assert f"{found[1]:.1e}"[:3] in ("1.0", "2.0", "2.5", "5.0")
 

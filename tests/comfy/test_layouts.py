@@ -14,7 +14,7 @@ from fmn_core.convert.config import ImportConfig
 from fmn_core.convert.importer import import_patch
 from fmn_core.convert.inventory import Layers
 from fmn_core.errors import ForgetError
-from fmn_core.lora.keys import OUTSIDE, dotted
+from fmn_core.lora.keys import OUTSIDE_BLOCKS, dotted
 from fmn_core.patch.patch import model_shapes
 
 DRAWN = {
@@ -261,7 +261,7 @@ def test_the_layers_outside_of_the_blocks_have_the_names_that_programs_know(embe
         (DiffusersHost(xl_pipeline, progress_bar=False), outside | {"add_embedding_linear_1", "add_embedding_linear_2"}),
     ):  # fmt: skip
         others = Layers(host).others
-        assert {name for name in others if name in OUTSIDE.values()} == wanted
+        assert {name for name in others if name in OUTSIDE_BLOCKS.values()} == wanted
         for name in wanted:
             key, module = others[name]
             if host is embedded:
@@ -272,4 +272,4 @@ def test_the_layers_outside_of_the_blocks_have_the_names_that_programs_know(embe
 
 def test_the_names_outside_of_the_blocks_are_those_of_comfyui(comfy):
     names = {tuple(name.removesuffix(".weight").replace(".", "_") for name in pair) for pair in comfy.utils.UNET_MAP_BASIC}
-    assert {*OUTSIDE.items()} < names
+    assert {*OUTSIDE_BLOCKS.items()} < names

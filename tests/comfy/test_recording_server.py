@@ -106,7 +106,7 @@ def test_recordings_of_samplers_that_are_gone_are_dropped(comfy):
     """Those of the job at hand stay, and of earlier ones those whose samplers would sample the same again."""
     from fmn_core.attention.frames import Origin
     from fmn_core.attention.recorder import AttentionRecording
-    from fmn_core.hosts.comfy.graph import digest, drop_stale
+    from fmn_core.hosts.comfy.graph import drop_stale, inputs_of
 
     def prompt(seed):
         first = {"class_type": "KSampler", "inputs": {"seed": seed}}
@@ -114,7 +114,7 @@ def test_recordings_of_samplers_that_are_gone_are_dropped(comfy):
 
     recording = AttentionRecording("a cat", ())
     for job, sampler, seed in (("one", "gone", 0), ("one", "second", 0), ("two", "first", 1), ("two", "made by a node", 1)):
-        recording.begin(Origin(job, sampler, digest(prompt(seed), sampler)))
+        recording.begin(Origin(job, sampler, inputs_of(prompt(seed), sampler)))
     assert [*recording.earlier] == ["gone", "second", "first"]
     drop_stale(recording, prompt(1))
     assert [*recording.earlier] == ["first"]
@@ -127,7 +127,7 @@ def test_pictures_of_several_samplers_and_of_a_changed_one_are_refused(comfy):
     from fmn_core.attention.frames import Origin
     from fmn_core.attention.recorder import AttentionRecording
     from fmn_core.errors import ForgetError
-    from fmn_core.hosts.comfy.graph import digest, recording_of
+    from fmn_core.hosts.comfy.graph import inputs_of, recording_of
 
     prompt = {
         "one": {"class_type": "KSampler", "inputs": {"seed": 1}},
@@ -137,7 +137,7 @@ def test_pictures_of_several_samplers_and_of_a_changed_one_are_refused(comfy):
     }
     recording = AttentionRecording("a cat", ())
     for sampler in ("one", "two"):
-        recording.begin(Origin("job", sampler, digest(prompt, sampler)))
+        recording.begin(Origin("job", sampler, inputs_of(prompt, sampler)))
     with pytest.raises(ForgetError, match="come from KSampler #one and KSampler #two"):
         recording_of(recording, prompt, "look", "image")
     prompt["look"]["inputs"]["image"] = ["one", 0]

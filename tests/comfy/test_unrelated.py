@@ -11,7 +11,7 @@ from presets import config_for
 
 from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
-from fmn_core.erasure.unrelated import MUCH, unrelated_drift, unrelated_prompts, unrelated_warnings
+from fmn_core.erasure.unrelated import LARGE_DRIFT, unrelated_drift, unrelated_prompts, unrelated_warnings
 from fmn_core.errors import ForgetError
 from fmn_core.patch.apply import applied
 from fmn_core.patch.patch import Patch
@@ -41,7 +41,7 @@ def test_every_preset_tells_how_far_unrelated_prompts_move(host, short, preset):
     drift = patch.info["report"]["unrelated_drift"]
     assert drift == pytest.approx(drift_of(host, applied(host, patch)), rel=0.05), "the file's, but for its precision"
     assert drift > 1e-6
-    assert drift < MUCH and f"Noise estimates of unrelated prompts change by {drift:.2%}." in summary(patch)
+    assert drift < LARGE_DRIFT and f"Noise estimates of unrelated prompts change by {drift:.2%}." in summary(patch)
     assert not any("suffer" in warning for warning in patch.info["report"]["warnings"])
 
 
@@ -52,7 +52,7 @@ def test_a_training_that_destroys_the_model_says_so(host, layers):
     )
     patch, _ = forget(host, "cat", settings)
     report = patch.info["report"]
-    assert report["unrelated_drift"] > MUCH
+    assert report["unrelated_drift"] > LARGE_DRIFT
     assert any("Unrelated prompts suffer" in warning for warning in report["warnings"])
     with pytest.raises(ForgetError, match="Unrelated prompts suffer"):
         forget(host, "cat", replace(settings, strict=True))
@@ -123,4 +123,4 @@ def test_no_prompt_names_the_concept(host):
 
 
 def test_what_is_little_gets_no_warning():
-    assert not unrelated_warnings(MUCH) and "change by 3%" in unrelated_warnings(0.03)[0]
+    assert not unrelated_warnings(LARGE_DRIFT) and "change by 3%" in unrelated_warnings(0.03)[0]

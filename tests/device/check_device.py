@@ -66,7 +66,7 @@ def few_steps(set) -> None:
     """`set(module, name, value)` for what the presets do beyond their settings' steps."""
     for module, name, value in (
         (balanced, "STRENGTHS", (1.0,)), (hybrid, "PROBES", 1), (resteering, "PROBES", 1), (robust, "LEARNED_STEPS", 1),
-        (robust, "NEAR", 1), (recovery, "ANCHORS", 2), (recovery, "SHOWN", 1),
+        (robust, "NEAR", 1), (recovery, "ANCHORS", 2), (recovery, "SHOWN_PICTURES", 1),
     ):  # fmt: skip
         set(module, name, value)
 

@@ -231,7 +231,7 @@ def test_running_out_of_memory_gets_a_sentence(run, monkeypatch):
     def allocate(*args):
         return torch.empty(1 << 60, dtype=torch.uint8)
 
-    monkeypatch.setattr(configs, "open_host", allocate)
+    monkeypatch.setattr(configs, "open_config_host", allocate)
     code, _, error = run({"Ti": TI})
     assert code == 1 and error.count("There is not enough memory on the device: lower") == 1 and "Traceback" not in error
     monkeypatch.undo()

@@ -32,7 +32,7 @@ def read(pipeline, tmp_path, monkeypatch):
 
 
 def files_in(folder):
-    return sorted(folder.glob(f"*{feature_store.ENDING}"))
+    return sorted(folder.glob(f"*{feature_store.STORE_ENDING}"))
 
 
 def test_a_later_process_reads_none_of_the_common_prompts_and_has_the_same(read, tmp_path):

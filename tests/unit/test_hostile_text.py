@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmn_core.errors import ForgetError
-from fmn_core.log import CONTROL, displayable, plain, replace_surrogates
+from fmn_core.log import CONTROL, displayable, quoted, replace_surrogates
 
 ANY_TEXT = st.text(st.characters(), max_size=40)  # surrogates too
 
@@ -30,14 +30,14 @@ def test_ordinary_text_is_shown_as_it_is(text):
 
 @given(ANY_TEXT)
 def test_a_text_in_the_log_is_one_line_in_quotes(text):
-    told = plain(text)
+    told = quoted(text)
     told.encode()
     assert len(told.splitlines()) == 1 and not CONTROL.search(told)
     assert told[0] == told[-1] == '"' and len(re.findall(r'(?<!\\)(?:\\\\)*"', told)) == 2
 
 
 def test_letters_of_every_language_are_letters_in_the_log():
-    assert [plain(name) for name in ("猫", "кошка", "two\nlines", 1.0, 7)] == ['"猫"', '"кошка"', '"two\\nlines"', "1", "7"]
+    assert [quoted(name) for name in ("猫", "кошка", "two\nlines", 1.0, 7)] == ['"猫"', '"кошка"', '"two\\nlines"', "1", "7"]
 
 
 @given(st.recursive(ANY_TEXT | st.floats(allow_nan=False) | st.none(), lambda inner: st.lists(inner, max_size=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -46,3 +47,35 @@ def test_the_pack_runs_nothing_and_calls_nobody():
     loaded = (path for folder in ("nodes", "fmn_core", "fmn_webui", "scripts") for path in (ROOT / folder).rglob("*.py"))
     for path in (ROOT / "__init__.py", *loaded):
         assert not banned.search(path.read_text()), path
+
+
+PACK = [path for folder in ("nodes", "fmn_core", "fmn_webui", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]
+SAME = {  # by hosts, or by panels, what does the same in each
+    "PLACES", "PROBES", "ROWS", "T", "TENSORS", "TEXT_MODEL", "cache_folder", "job_of", "pictures_for", "record_attention",
+    "token_embeddings", "tokens_of",
+}  # fmt: skip
+HOOKS = {"ask", "run"}  # called by the host, in its order
+
+
+def test_what_is_read_in_a_sitting_stays_so():
+    for path in PACK:
+        source = path.read_text()
+        assert source.count("\n") <= 300, path
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                positional = [arg.arg for arg in (*node.args.posonlyargs, *node.args.args) if arg.arg not in ("self", "cls")]
+                assert node.end_lineno - node.lineno < 60, (path, node.name)
+                assert len(positional) <= 5 or node.name in HOOKS, (path, node.name)
+
+
+def test_no_two_files_give_one_name_two_meanings():
+    found: dict[str, set] = {}
+    for path in PACK:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found.setdefault(node.name, set()).add(path)
+            for target in node.targets if isinstance(node, ast.Assign) else ():
+                if isinstance(target, ast.Name) and not target.id.startswith("__"):
+                    found.setdefault(target.id, set()).add(path)
+    several = {name: paths for name, paths in found.items() if len(paths) > 1}
+    assert several.keys() <= SAME, {name: several[name] for name in several.keys() - SAME}

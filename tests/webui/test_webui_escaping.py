@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmn_core.log import replace_surrogates
-from fmn_webui.escaping import Markup, joined, markup, plain, sentence
+from fmn_webui.escaping import Markup, joined, json_values, markup, sentence
 from fmn_webui.jobs import ENDS, Job, JobResult
 from fmn_webui.status import error_html, report_html, status_html
 
@@ -95,7 +95,7 @@ def test_sentences_are_text_wherever_they_go(text):
 @given(st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXTS), lambda inner: st.one_of(
     st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=3)), max_leaves=8))  # fmt: skip
 def test_whatever_is_answered_can_be_sent(value):
-    json.loads(json.dumps(plain(value), ensure_ascii=False, allow_nan=False).encode())
+    json.loads(json.dumps(json_values(value), ensure_ascii=False, allow_nan=False).encode())
 
 
 @given(TEXTS)

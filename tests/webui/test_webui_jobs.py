@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fmn_webui.jobs import KEPT, Job, JobResult, Jobs
+from fmn_webui.jobs import KEPT_JOBS, Job, JobResult, Jobs
 from fmn_webui.limits import MOST_JOBS, MOST_WAITING, Busy
 from fmn_webui.shown import Shown
 from fmn_webui.status import report_html, status_html
@@ -164,9 +164,9 @@ def test_a_picture_is_encoded_once_for_all_pages_and_anew_when_it_changes(jobs, 
 def test_old_jobs_are_forgotten_and_unfinished_ones_never(jobs, host):
     with host.lock:
         waiting = jobs.submit("forget", "it", lambda job: JobResult([]))
-        for _ in range(KEPT + 5):
+        for _ in range(KEPT_JOBS + 5):
             jobs.interrupt(jobs.submit("forget", "other", lambda job: JobResult([])).id)
-        assert jobs.find(waiting.id) and len([*jobs]) <= KEPT + 2
+        assert jobs.find(waiting.id) and len([*jobs]) <= KEPT_JOBS + 2
     assert over(jobs, waiting) == ["done"]
     assert jobs.find("nonsense") is None and jobs.interrupt("nonsense") is None
 

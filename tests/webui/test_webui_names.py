@@ -19,25 +19,27 @@ from fmn_core.errors import ForgetError
 from fmn_core.evaluation.config import EvaluationConfig
 from fmn_webui import forms, infotext, names
 from fmn_webui.forms import converted, decoded, folder_pictures, forget_config, given_pictures, rows_of, settings_of
-from fmn_webui.infotext import ROWS, ScriptOptions
-from fmn_webui.limits import MOST_PATCHES, MOST_PICTURES, MOST_TEXT, TooLarge
-from fmn_webui.names import MOST, STACKS, PatchList, can_be_called, check_name, new_file, unfinished_name
-from fmn_webui.receiving import MOST_DIGITS, MOST_VALUES, parsed
+from fmn_webui.infotext import SCRIPT_ROWS, ScriptOptions
+from fmn_webui.limits import MOST_PATCHES, MOST_PICTURES, MOST_REQUEST_TEXT, TooLarge
+from fmn_webui.names import MOST_PATCH_NAME, STACKS, PatchList, can_be_called, check_name, new_patch_path, unfinished_name
+from fmn_webui.receiving import MOST_REQUEST_DIGITS, MOST_VALUES, parsed
 from fmn_webui.tags import unet_weight, with_params, with_tags
 
 BAD = [
     "../evil", "a/b", "a\\b", "/etc/passwd", "C:evil", "..", ".hidden", "x.", "nul", "COM1.x", "a:b", "a,b", "<lora>", "a=b",
-    "a\0b", "a\nb", "a\u202eb", "x" * (MOST + 1), "None", "a|b", "?", "~/../../x", "..\\..\\x",
+    "a\0b", "a\nb", "a\u202eb", "x" * (MOST_PATCH_NAME + 1), "None", "a|b", "?", "~/../../x", "..\\..\\x",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_no_name_leaves_the_lora_folder(tmp_path, name):
     with pytest.raises(ForgetError, match="cannot be a patch's name"):
-        new_file(tmp_path, name, "cat")
+        new_patch_path(tmp_path, name, "cat")
 
 
-@pytest.mark.parametrize("name", ["", "mine", "mine.safetensors", "a" * MOST, "a" * (MOST - len("-unfinished")) + " b"])
+@pytest.mark.parametrize(
+    "name", ["", "mine", "mine.safetensors", "a" * MOST_PATCH_NAME, "a" * (MOST_PATCH_NAME - len("-unfinished")) + " b"]
+)
 def test_what_a_stopped_training_is_called_can_be_a_patchs_name(name):
     made = unfinished_name(name, "cat")
     assert check_name(made) == made and made.endswith("-unfinished") and ".safetensors" not in made
@@ -57,7 +59,7 @@ def test_a_name_that_is_taken_is_one_file_in_the_folder(name):
 @settings(max_examples=50, deadline=None)
 @given(st.text(max_size=40))
 def test_a_concept_of_any_letters_makes_a_name(concept):
-    path = new_file(Path("/nowhere"), "", concept)
+    path = new_patch_path(Path("/nowhere"), "", concept)
     assert path.parent == Path("/nowhere") and check_name(path.stem) == path.stem
 
 
@@ -66,10 +68,10 @@ def test_names_in_use_anywhere_in_the_folder_are_not_taken_over(tmp_path):
     (tmp_path / "below/Forget-Cat.safetensors").write_bytes(b"")
     (tmp_path / "left.json").write_text("{}")
     (tmp_path / "whole-unet.safetensors").write_bytes(b"")
-    assert new_file(tmp_path, "", "cat").name == "forget-cat-2.safetensors"
+    assert new_patch_path(tmp_path, "", "cat").name == "forget-cat-2.safetensors"
     for name in ("forget-cat", "left", "whole", "forget-cat.safetensors"):
         with pytest.raises(ForgetError, match="never overwritten"):
-            new_file(tmp_path, name, "")
+            new_patch_path(tmp_path, name, "")
 
 
 def test_only_patches_are_listed(tmp_path):
@@ -128,7 +130,7 @@ def test_tags_taken_apart_are_summed_too():
 
 
 def values(patches=(), *rest):
-    rows = [*patches, *[(infotext.NONE, 1.0)] * ROWS][:ROWS]
+    rows = [*patches, *[(infotext.NONE, 1.0)] * SCRIPT_ROWS][:SCRIPT_ROWS]
     return (*(value for row in rows for value in row), *(rest or (True, False, "", "overlay", 0.6, "inferno", False)))
 
 
@@ -138,8 +140,8 @@ def test_what_goes_into_an_infotext_comes_back_from_it():
     )
     assert wanted.patches == (("forget-cat", 1.0), ("b", 0.75))
     params = wanted.infotext()
-    assert [infotext.patch_of(row)(params) for row in range(ROWS)] == ["forget-cat", "b", infotext.NONE]
-    assert [infotext.strength_of(row)(params) for row in range(ROWS)] == [1.0, 0.75, 1.0]
+    assert [infotext.patch_of(row)(params) for row in range(SCRIPT_ROWS)] == ["forget-cat", "b", infotext.NONE]
+    assert [infotext.strength_of(row)(params) for row in range(SCRIPT_ROWS)] == [1.0, 0.75, 1.0]
     assert params[infotext.WORDS] == "cat, hat" and infotext.restored(infotext.OPACITY, 0.6, float)(params) == 0.4
     assert infotext.restored(infotext.OPACITY, 0.6, float)({infotext.OPACITY: "much"}) == 0.6
     assert ScriptOptions.of(values()).infotext() == {} and infotext.patch_of(0)({infotext.PATCHES: "x: much"}) == "x: much"
@@ -260,7 +262,7 @@ def test_more_pictures_than_a_request_may_have_are_not_decoded():
 @pytest.mark.parametrize("rows", [
     3, "x", ["x"], ["xy"], [["x"]], [["x", "much"]], [["x", math.inf]], [["x", math.nan]], [None], [["x", 10**4000]],
     [[3, 1]], [["x", True]], [["x", None]], [["cat\ud800", 1]], {"x": 1}, [["x", 1.0]] * (MOST_PATCHES + 1),
-    [["x" * (MOST_TEXT + 1), 1]],
+    [["x" * (MOST_REQUEST_TEXT + 1), 1]],
 ])  # fmt: skip
 def test_what_is_no_row_is_told(rows):
     with pytest.raises(ForgetError):
@@ -268,9 +270,9 @@ def test_what_is_no_row_is_told(rows):
 
 
 def test_texts_are_no_longer_than_a_page_and_whole():
-    assert converted("concept", "x" * MOST_TEXT, "") == "x" * MOST_TEXT
+    assert converted("concept", "x" * MOST_REQUEST_TEXT, "") == "x" * MOST_REQUEST_TEXT
     with pytest.raises(TooLarge, match="100,000 are the most"):
-        converted("concept", "x" * (MOST_TEXT + 1), "")
+        converted("concept", "x" * (MOST_REQUEST_TEXT + 1), "")
     with pytest.raises(ForgetError, match="invalid Unicode"):
         converted("concept", "cat\ud800", "")
 
@@ -278,7 +280,7 @@ def test_texts_are_no_longer_than_a_page_and_whole():
 BODIES = [
     b"", b"[]", b"3", b"{", b"\xff{}", b"{\"a\": NaN}", b"{\"a\": [-Infinity]}", b'{"a": "cat\\ud800"}',
     b'{"cat\\udc00": 1}',
-    b'{"a": ' + (MOST_DIGITS + 1) * b"9" + b"}", 100_000 * b"[", b'{"a": ' + 100_000 * b"[" + 100_000 * b"]" + b"}",
+    b'{"a": ' + (MOST_REQUEST_DIGITS + 1) * b"9" + b"}", 100_000 * b"[", b'{"a": ' + 100_000 * b"[" + 100_000 * b"]" + b"}",
     b"[" + MOST_VALUES * b"0," + b"0]", '{"a": 1}'.encode("utf-16"),
 ]  # fmt: skip
 
@@ -300,7 +302,7 @@ def test_any_body_is_taken_whole_or_refused(body):
 
 
 def test_what_an_infotext_says_of_patches_is_never_passed_over():
-    rows = [(infotext.patch_of(row), infotext.strength_of(row)) for row in range(ROWS)]
+    rows = [(infotext.patch_of(row), infotext.strength_of(row)) for row in range(SCRIPT_ROWS)]
 
     def read(text):
         return [(patch({infotext.PATCHES: text}), strength({infotext.PATCHES: text})) for patch, strength in rows]
@@ -311,12 +313,12 @@ def test_what_an_infotext_says_of_patches_is_never_passed_over():
         assert read(unread) == [(unread, 1.0), nothing, nothing]
 
 
-@given(st.lists(st.tuples(st.text(min_size=1, max_size=12), st.floats(-2, 2)), max_size=ROWS))
+@given(st.lists(st.tuples(st.text(min_size=1, max_size=12), st.floats(-2, 2)), max_size=SCRIPT_ROWS))
 def test_patches_that_can_be_called_come_back_from_an_infotext(wished):
     wished = [(name.strip(), strength) for name, strength in wished if can_be_called(name.strip()) and name.strip()]
     wanted = ScriptOptions.of(values(wished))
     params = wanted.infotext()
-    found = [(infotext.patch_of(row)(params), infotext.strength_of(row)(params)) for row in range(ROWS)]
+    found = [(infotext.patch_of(row)(params), infotext.strength_of(row)(params)) for row in range(SCRIPT_ROWS)]
     assert [(name, f"{strength:g}") for name, strength in found if name != infotext.NONE] == [
         (name, f"{strength:g}") for name, strength in wanted.patches
     ]

@@ -24,7 +24,7 @@ from .model import require_family, tokenize
 KEY = "forget_me_not.recording"
 ASKED_FOR = ("positive", "middle")  # what a guider calls the prompts that it goes towards
 Rows = slice | list[int]
-Part = tuple[list[int], tuple | None]  # rows of a batch, and their area of the picture
+BatchPart = tuple[list[int], tuple | None]  # rows of a batch, and their area of the picture
 
 
 def record_attention(model, clip, text: str, settings: RecordingConfig | None = None, conditioning=None):
@@ -62,7 +62,7 @@ class Forward:
 
     context: Tensor
     latents: tuple[int, int]
-    parts: list[Part]
+    parts: list[BatchPart]
     extra: dict
 
     def size_of_layer(self, pixels: int) -> tuple[int, int]:
@@ -174,7 +174,7 @@ class Watch:
             self.step = max(int((schedule >= now * 0.9999).sum()) - 1, 0)
         return self.span[1] <= now <= self.span[0]
 
-    def parts_of(self, context: Tensor, kinds: list[int], numbers: list | None, shape: Sequence[int]) -> Iterator[Part]:
+    def parts_of(self, context: Tensor, kinds: list[int], numbers: list | None, shape: Sequence[int]) -> Iterator[BatchPart]:
         """The rows of every condition that asks for the prompt, and its area; none where nobody says where the part is."""
         chunk = len(context) // len(kinds)
         for i, kind in enumerate(kinds):

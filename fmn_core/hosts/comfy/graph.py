@@ -15,7 +15,7 @@ from ...errors import ForgetError
 def executing() -> Origin | None:
     """The node that executes, and what leads to it; None outside a graph."""
     who = get_executing_context()
-    return who and Origin(who.prompt_id, who.node_id, digest(running(who.prompt_id), who.node_id))
+    return who and Origin(who.prompt_id, who.node_id, inputs_of(running(who.prompt_id), who.node_id))
 
 
 def running(job: str) -> dict:
@@ -33,7 +33,7 @@ def drop_stale(recording: AttentionRecording, prompt: dict) -> None:
     assert recording.origin is not None
     for sampler, earlier in [*recording.earlier.items()]:
         assert earlier.origin is not None
-        same = sampler in prompt and earlier.origin.digest == digest(prompt, sampler)
+        same = sampler in prompt and earlier.origin.digest == inputs_of(prompt, sampler)
         if earlier.origin.job != recording.origin.job and not same:
             del recording.earlier[sampler]
 
@@ -53,7 +53,7 @@ def is_link(value) -> bool:
     return isinstance(value, list) and len(value) == 2 and isinstance(value[1], int)
 
 
-def digest(prompt: dict, node: str) -> str | None:
+def inputs_of(prompt: dict, node: str) -> str | None:
     """What leads to a node, with every value; None for a node that another one has made."""
     parts = [(id, prompt[id]["class_type"], prompt[id]["inputs"]) for id in sorted(upstream(prompt, node))]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest() if parts else None
@@ -105,7 +105,7 @@ def recording_of(
         raise ForgetError(f"The pictures at `{input}` come from {several}: connect those of one.")
     sampler = last[0]
     found, made_of = recorded[sampler]
-    if made_of != digest(prompt, sampler):
+    if made_of != inputs_of(prompt, sampler):
         raise ForgetError(
             f"The pictures at `{input}` come from the cache, and the recording holds a later sampling: sample again, with "
             "another seed."

@@ -38,7 +38,7 @@ from .beside import attached_throughout
 from .identity import identity
 from .previews import previews_seen
 from .text import ShortClip, require_clip, tokenize
-from .training import as_host, differentiable_attention, require_loaded
+from .training import as_host, attention_with_backward, require_loaded
 from .weights import differentiable_products, read_weight, require_differentiable, require_readable, settle_dtypes
 
 
@@ -178,7 +178,7 @@ class ComfyHost(DiffusionHost):
             **self.patcher.model_options["transformer_options"],
             "cond_or_uncond": [0],
             "sigmas": sigma,
-            "optimized_attention_override": differentiable_attention,
+            "optimized_attention_override": attention_with_backward,
         }
         x0 = self.base.apply_model(x, sigma, transformer_options=options, **conditions)
         return (x - x0) / scale

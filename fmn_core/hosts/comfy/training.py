@@ -27,6 +27,6 @@ def require_loaded(patchers: list) -> None:
             )
 
 
-def differentiable_attention(func, *args, **kwargs):
+def attention_with_backward(func, *args, **kwargs):
     """The host's PyTorch attention in place of backends that have no backward (sage, flash, int8)."""
     return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)

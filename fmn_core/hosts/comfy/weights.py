@@ -17,9 +17,9 @@ from ...errors import ForgetError, brief
 from ...host import weight_of
 
 FULL_PRECISION = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-PROBES = 4  # inputs that a weight is checked with
-ROUNDING = 0.3  # of the output, at most, by which layers that round their inputs to 4 bits differ from their weight
-REMEDY = "load the checkpoint in fp16, bf16, fp8 or GGUF"
+CHECKED_INPUTS = 4  # inputs that a weight is checked with
+INPUT_ROUNDING = 0.3  # of the output, at most, by which layers that round their inputs to 4 bits differ from their weight
+READABLE_KINDS = "load the checkpoint in fp16, bf16, fp8 or GGUF"
 
 
 def is_full_precision(weight: Tensor) -> bool:
@@ -55,7 +55,7 @@ def read_weight(patcher, key: str) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
             return dequantized(weight, get_key_weight(patcher.model, key)[2])
     except Exception as error:  # every pack that quantises has errors of its own
-        raise unreadable(patcher.model, key, brief(error)) from error
+        raise unreadable_weight(patcher.model, key, brief(error)) from error
 
 
 def dequantized(weight: Tensor, convert) -> Tensor:
@@ -82,7 +82,7 @@ def require_readable(patcher, keys: Iterable[str]) -> None:
     for key in keys:
         layer = comfy.utils.get_attr(patcher.model, key.rpartition(".")[0])
         if not isinstance(getattr(layer, "weight", None), Tensor):  # nunchaku's layers hold parts of it, under other names
-            raise unreadable(patcher.model, key, "the layer has no such weight")
+            raise unreadable_weight(patcher.model, key, "the layer has no such weight")
         stored = stored_weight(patcher, key)
         if not is_full_precision(stored):
             patched = key in patcher.backup or getattr(stored, "patches", None) or getattr(layer, "weight_function", None)
@@ -98,18 +98,18 @@ def require_equal(patcher, key: str) -> None:
     """Raises ForgetError unless a layer without LoRAs computes with the weight that is read, on random inputs."""
     weight, layer = read_weight(patcher, key), comfy.utils.get_attr(patcher.model, key.rpartition(".")[0])
     if weight.ndim != 2:
-        raise unreadable(patcher.model, key, f"it has the shape {[*weight.shape]}")
-    x = torch.randn(PROBES, weight.shape[1], generator=torch.Generator().manual_seed(0))
+        raise unreadable_weight(patcher.model, key, f"it has the shape {[*weight.shape]}")
+    x = torch.randn(CHECKED_INPUTS, weight.shape[1], generator=torch.Generator().manual_seed(0))
     settle_dtypes(patcher.model)
     try:
         with torch.inference_mode():  # as the host runs it: ComfyUI 0.3.75's quantised layers compute in no other
             inputs = torch.cat([x, torch.zeros_like(x[:1])]).to(layer.weight.device, compute_dtype(patcher.model))
             *outputs, bias = layer(inputs).float().cpu()
     except Exception as error:
-        raise unreadable(patcher.model, key, brief(error)) from error
+        raise unreadable_weight(patcher.model, key, brief(error)) from error
     expected = x @ weight.T
-    if not (torch.stack(outputs) - bias - expected).norm() <= ROUNDING * expected.norm():
-        raise unreadable(patcher.model, key, "what is read differs from what the layer computes")
+    if not (torch.stack(outputs) - bias - expected).norm() <= INPUT_ROUNDING * expected.norm():
+        raise unreadable_weight(patcher.model, key, "what is read differs from what the layer computes")
 
 
 def compute_dtype(model) -> torch.dtype:
@@ -161,7 +161,9 @@ def require_differentiable(unet: nn.Module) -> None:
     weights = [(layer, weight_of(layer)) for layer in layers]
     quantized = {form_of(weight): (layer, weight) for layer, weight in weights if not is_full_precision(weight)}
     for form, (layer, weight) in quantized.items():
-        reason = f"This form of quantisation ({form}) has no gradient to train with: use the preset `fast`, or {REMEDY}."
+        reason = (
+            f"This form of quantisation ({form}) has no gradient to train with: use the preset `fast`, or {READABLE_KINDS}."
+        )
         x = torch.randn(1, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight.device)
         at = torch.zeros_like(x, requires_grad=True)
         try:
@@ -172,7 +174,7 @@ def require_differentiable(unet: nn.Module) -> None:
         except RuntimeError as error:
             raise ForgetError(f"{reason} ({brief(error)})") from error
         size = gradient.norm() * x.norm()
-        if not ((gradient * x).sum() - added).abs() <= ROUNDING * size:
+        if not ((gradient * x).sum() - added).abs() <= INPUT_ROUNDING * size:
             raise ForgetError(reason)
 
 
@@ -183,12 +185,12 @@ def form_of(weight: Tensor) -> str:
     return str(getattr(kind, "__name__", None) or getattr(kind, "name", kind))
 
 
-def unreadable(model, key: str, reason: str) -> ForgetError:
+def unreadable_weight(model, key: str, reason: str) -> ForgetError:
     """What to raise where a weight cannot be read."""
     layer = comfy.utils.get_attr(model, key.rpartition(".")[0])
     weight = getattr(layer, "weight", None)
     form = form_of(weight) if isinstance(weight, Tensor) else type(layer).__name__
     return ForgetError(
         f"The weights of this {type(model.model_config).__name__} are kept in a form that cannot be read "
-        f"({form}, {key}: {reason}): {REMEDY}."
+        f"({form}, {key}: {reason}): {READABLE_KINDS}."
     )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 
-BLOCK = re.compile(r"^(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\.")
+ATTENTION_PATH = re.compile(r"^(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\.")
 
 
 def sgm_name(layer: str, layers_per_block: int) -> str:
     """A cross-attention layer's name in sgm's UNet."""
-    place = BLOCK.match(layer)
+    place = ATTENTION_PATH.match(layer)
     assert place is not None
     direction, block, index = place.groups()
     per_block = layers_per_block + 1
@@ -19,4 +19,4 @@ def sgm_name(layer: str, layers_per_block: int) -> str:
         sgm = f"output_blocks.{per_block * int(block) + int(index)}.1."
     else:
         sgm = f"middle_block.{2 * int(index) + 1}."
-    return BLOCK.sub(sgm, layer)
+    return ATTENTION_PATH.sub(sgm, layer)

@@ -28,7 +28,7 @@ def record_attention(p, text: str) -> tuple[AttentionRecording, Callable[[], Non
     recording.begin()
     with host.precision():
         embedding, _ = host.conditioning(text)  # with the LoRAs that this picture's prompt is encoded with
-    rows = Rows(embedding, p.batch_size)
+    rows = PromptRows(embedding, p.batch_size)
     if isinstance(host, ForgeHost):
         return recording, record_in_forge(host, recording, rows)
     return recording, record_in_webui(host, recording, rows)
@@ -49,7 +49,7 @@ def prompts_of(p, prompt: str) -> list[list[str]]:
     return [[*dict.fromkeys(" ".join(text.split()) for _, text in schedules[index])] for index, _ in parts]
 
 
-class Rows:
+class PromptRows:
     """Which rows of a batch have the recorded prompt for their context: a forward gives all layers one context, so they
     are found once."""
 
@@ -72,7 +72,7 @@ class Rows:
         return self.found
 
 
-def record_in_webui(host: WebuiBase, recording: AttentionRecording, rows: Rows) -> Callable[[], None]:
+def record_in_webui(host: WebuiBase, recording: AttentionRecording, rows: PromptRows) -> Callable[[], None]:
     """Watches the outputs of to_q and to_k, whatever the attention in between; returns what ends it."""
     from modules import devices, shared
 
@@ -111,7 +111,7 @@ def record_in_webui(host: WebuiBase, recording: AttentionRecording, rows: Rows) 
     return stack.close
 
 
-def record_in_forge(host: ForgeHost, recording: AttentionRecording, rows: Rows) -> Callable[[], None]:
+def record_in_forge(host: ForgeHost, recording: AttentionRecording, rows: PromptRows) -> Callable[[], None]:
     """Watches by a patch on a clone of the UNet's patcher, which Forge itself drops before the next sampling; returns
     what ends it."""
     from modules import shared

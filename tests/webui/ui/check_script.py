@@ -133,7 +133,7 @@ def test_a_stacked_file_is_hidden_where_the_host_loads_such_and_never_there_twic
 
 def test_stacked_files_stay_that_were_used_last_and_no_others_but_those_in_use(script, loras, monkeypatch):
     monkeypatch.setitem(vars(networks), "list_available_networks", lambda: None)
-    monkeypatch.setattr(stacks, "KEPT", 2)
+    monkeypatch.setattr(stacks, "KEPT_FILES", 2)
 
     def rows(strength):
         return [("cat", 1.0), ("dog", strength)]
