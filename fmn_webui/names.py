@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fmn_core.errors import ForgetError
-from fmn_core.files.names import DEVICES, slug
-from fmn_core.files.names import MOST_PATCH_NAME as BYTES
+from fmn_core.files.names import DEVICES, MOST_NAME_BYTES, slug
 from fmn_core.patch.file import is_patch
 
 # A prompt calls a LoRA `<lora:NAME:WEIGHT>`, where `=` is for named weights; lists have commas; Windows refuses the others.
@@ -31,7 +30,7 @@ def check_name(name: str) -> str:
         bad
         or not name
         or len(name) > MOST_PATCH_NAME
-        or len(name.encode()) > BYTES
+        or len(name.encode()) > MOST_NAME_BYTES
         or name.split(".")[0].strip().upper() in DEVICES | {"NONE"}
     ):
         raise ForgetError(

@@ -15,7 +15,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from fmn_core.cli.run_config import number, read_config
+from fmn_core.cli.config_values import read_number
+from fmn_core.cli.run_config import read_config
 from fmn_core.convert.exporter import save_as, to_diff, to_peft
 from fmn_core.erasure.config import ResteeringConfig, make_config
 from fmn_core.errors import ForgetError
@@ -291,7 +292,7 @@ def test_a_config_that_would_take_much_is_refused(tmp_path, text, why):
 
 def test_a_number_without_an_end_is_no_number_of_steps():
     with pytest.raises(ForgetError, match="write a number"):
-        number({"max_train_steps": float("inf")}, "max_train_steps", ResteeringConfig, "steps")
+        read_number({"max_train_steps": float("inf")}, "max_train_steps", ResteeringConfig, "steps")
 
 
 def test_a_header_is_bounded_before_it_is_read(tmp_path):

@@ -22,7 +22,7 @@ from fmn_webui.forms import converted, decoded, folder_pictures, forget_config, 
 from fmn_webui.infotext import SCRIPT_ROWS, ScriptOptions
 from fmn_webui.limits import MOST_PATCHES, MOST_PICTURES, MOST_REQUEST_TEXT, TooLarge
 from fmn_webui.names import MOST_PATCH_NAME, STACKS, PatchList, can_be_called, check_name, new_patch_path, unfinished_name
-from fmn_webui.receiving import MOST_REQUEST_DIGITS, MOST_VALUES, parsed
+from fmn_webui.receiving import MOST_REQUEST_DIGITS, MOST_REQUEST_VALUES, parsed
 from fmn_webui.tags import unet_weight, with_params, with_tags
 
 BAD = [
@@ -281,7 +281,7 @@ BODIES = [
     b"", b"[]", b"3", b"{", b"\xff{}", b"{\"a\": NaN}", b"{\"a\": [-Infinity]}", b'{"a": "cat\\ud800"}',
     b'{"cat\\udc00": 1}',
     b'{"a": ' + (MOST_REQUEST_DIGITS + 1) * b"9" + b"}", 100_000 * b"[", b'{"a": ' + 100_000 * b"[" + 100_000 * b"]" + b"}",
-    b"[" + MOST_VALUES * b"0," + b"0]", '{"a": 1}'.encode("utf-16"),
+    b"[" + MOST_REQUEST_VALUES * b"0," + b"0]", '{"a": 1}'.encode("utf-16"),
 ]  # fmt: skip
 
 
