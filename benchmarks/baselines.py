@@ -15,7 +15,8 @@ from demo.vocabulary import OBJECTS, PEOPLE, STYLES
 from fmn_core.attention.capture import capture_attention_maps
 from fmn_core.host import linear_name
 from fmn_core.lora.layers import LoRAs
-from fmn_core.text.concept import concept_mask, make_concepts
+from fmn_core.text.concept import make_concepts
+from fmn_core.text.tokens import concept_mask
 from fmn_core.training.losses import predicted_x0
 from fmn_core.training.noise import add_noise, draw
 from fmn_core.training.sampling import sample_ddim

@@ -1,4 +1,4 @@
-"""What each command does."""
+"""The commands: the options of each, and what it does."""
 
 from __future__ import annotations
 
@@ -28,9 +28,26 @@ from ..patch.weighted import WeightedPatch
 from ..text.concept import make_concepts
 from ..training.checkpoint import beside
 from ..training.images import read_folders, read_images
-from .model import open_host
+from .model import add_device, add_embeddings, add_model, open_host
 from .run_config import run
-from .settings import take_config, take_settings
+from .settings import add_preset_settings, add_settings, take_config, take_settings
+
+
+def add_forget(parsers) -> None:
+    command = parsers.add_parser("forget", help="make a patch that forgets concepts, in a diffusers model")
+    add_model(command)
+    command.add_argument("--concept", action="append", help="its names, separated by commas; once for each concept")
+    add_embeddings(command, "a file of learned words: in --concept <NAME> stands for them, or leave that out")
+    command.add_argument(
+        "--images",
+        type=Path,
+        action="append",
+        help="a folder of pictures that show it, for all presets but `fast`; once for each concept, in their order",
+    )
+    command.add_argument("--output", type=Path, help="the file to write; an existing file is never overwritten")
+    add_device(command)
+    add_preset_settings(command)
+    command.set_defaults(run=run_forget)
 
 
 def run_forget(options: argparse.Namespace) -> None:
@@ -67,6 +84,19 @@ def pictures_for(options: argparse.Namespace, config: ForgetConfig) -> tuple[Ten
     return read_folders(options.images, config.resolution)
 
 
+def add_invert(parsers) -> None:
+    command = parsers.add_parser("invert", help="learn words that call for what pictures show (textual inversion)")
+    add_model(command)
+    pictures = command.add_mutually_exclusive_group(required=True)
+    pictures.add_argument("--images", type=Path, help="a folder of pictures")
+    pictures.add_argument("--concept", default="", help="or what the model makes pictures of itself")
+    command.add_argument("--output", type=Path, required=True, help="the embedding's file, e.g. my-cat.safetensors")
+    add_embeddings(command, "a file of learned words that --concept or --template calls by <NAME>")
+    add_device(command)
+    add_settings(command, InversionConfig)
+    command.set_defaults(run=run_invert)
+
+
 def run_invert(options: argparse.Namespace) -> None:
     settings = take_settings(options, InversionConfig)
     require_new(options.output)
@@ -82,8 +112,31 @@ def run_invert(options: argparse.Namespace) -> None:
     say(inversion.summary, describe(options.output))
 
 
+def add_run_config(parsers) -> None:
+    command = parsers.add_parser("run-config", help="do what an attn.yaml or ti.yaml of the original Forget-Me-Not says")
+    command.add_argument("file", type=Path)
+    command.add_argument("--model", help="in place of the file's pretrained_model_name_or_path")
+    add_device(command)
+    command.set_defaults(run=run_config)
+
+
 def run_config(options: argparse.Namespace) -> None:
     run(options.file, options.model, options.device)
+
+
+def add_evaluate(parsers) -> None:
+    command = parsers.add_parser("evaluate", help="measure what a patch forgets and what it harms, in a diffusers model")
+    command.add_argument("file", type=Path, help="the patch")
+    add_model(command)
+    command.add_argument("--json", type=Path, help="write every figure there")
+    command.add_argument("--picture", type=Path, help="draw the report there, as .png or .jpg")
+    command.add_argument("--output", type=Path, help="write the patch there, with the report in it")
+    command.add_argument("--clip", metavar="FOLDER", help="a transformers CLIPModel, for CLIP scores")
+    command.add_argument("--images", type=Path, help="a folder of pictures of the concept, for `--inversion`")
+    add_embeddings(command, "a file of learned words that the patch forgets or keeps by")
+    add_device(command)
+    add_settings(command, EvaluationConfig)
+    command.set_defaults(run=run_evaluate)
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
@@ -120,6 +173,15 @@ def save_picture(picture, path: Path) -> None:
     write_new(data.getvalue(), path)
 
 
+def add_stack(parsers) -> None:
+    command = parsers.add_parser("stack", help="make one patch of several, in which each does what it does alone")
+    command.add_argument("files", nargs="+", metavar="FILE[=STRENGTH]", help="patches; strength 1 where none is given")
+    command.add_argument(
+        "--output", type=Path, required=True, help="the file to write; an existing file is never overwritten"
+    )
+    command.set_defaults(run=run_stack)
+
+
 def run_stack(options: argparse.Namespace) -> None:
     require_new(options.output)
     patch = stack([read_member(text) for text in options.files])
@@ -140,6 +202,13 @@ def read_member(text: str) -> WeightedPatch:
     return WeightedPatch(read_patch(Path(name)), value)
 
 
+def add_unstack(parsers) -> None:
+    command = parsers.add_parser("unstack", help="take a stacked patch apart again")
+    command.add_argument("file", type=Path)
+    command.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the patches go")
+    command.set_defaults(run=run_unstack)
+
+
 def run_unstack(options: argparse.Namespace) -> None:
     parts = unstack(read_patch(options.file))
     names = distinct([f"forget-{slug(part.name)}" for part in parts])
@@ -147,6 +216,18 @@ def run_unstack(options: argparse.Namespace) -> None:
     for part, path in zip(parts, paths, strict=True):
         save_patch(part.patch, path)
         say(f"{describe(path)}, strength {part.strength:g}")
+
+
+def add_inspect(parsers) -> None:
+    command = parsers.add_parser(
+        "inspect", help="what a patch forgets, how it was made, its own report, and what it changes"
+    )
+    command.add_argument("file", type=Path)
+    command.add_argument("--model", help="a diffusers model, or a .safetensors checkpoint: does the patch fit it?")
+    command.add_argument("--picture", type=Path, help="draw the report there, as .png or .jpg")
+    command.add_argument("--json", action="store_true", help="every figure, and all that the patch says of itself")
+    add_device(command)
+    command.set_defaults(run=run_inspect)
 
 
 def run_inspect(options: argparse.Namespace) -> None:
@@ -163,6 +244,11 @@ def run_inspect(options: argparse.Namespace) -> None:
     if options.picture:
         save_picture(draw_inspection(inspection), options.picture)
     say(json.dumps(inspection.plain(), indent=1) if options.json else text_of(inspection))
+
+
+def add_doctor(parsers) -> None:
+    command = parsers.add_parser("doctor", help="versions, devices, folders, and a self-test of ten seconds")
+    command.set_defaults(run=run_doctor)
 
 
 def run_doctor(options: argparse.Namespace) -> None:

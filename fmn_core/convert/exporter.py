@@ -17,7 +17,7 @@ from ..files.header import read_header
 from ..files.safetensors import open_weights
 from ..files.streamed import write_half
 from ..lora.keys import blocks_per_level, dotted, of_text_encoder, one_name, split_key
-from ..patch.file import metadata
+from ..patch.metadata import metadata
 from ..patch.patch import ALPHA, DOWN, UP, Patch, check_strength
 
 PER_LEVEL = 3  # of SD1, SD2 and SDXL

@@ -19,8 +19,8 @@ from ..inversion.textual_inversion import invert
 from ..log import phase
 from ..lora.layers import CrossAttentionLoRA
 from ..patch.patch import Patch
-from ..text.concept import find_tokens
 from ..text.templates import placeholder_texts
+from ..text.tokens import find_tokens
 from ..training.loop import Descent, TrainingLoop, TrainingRun, diverged, settled
 from ..training.sampling import sampling_calls
 from ..training.state import State

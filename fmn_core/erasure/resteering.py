@@ -16,7 +16,8 @@ from ..lora.layers import CrossAttentionLoRA, LoRAs
 from ..patch.patch import Patch, lora_tensors, make_patch
 from ..patch.report import PatchReport
 from ..patch.statistics import TextStatistics
-from ..text.concept import Concept, concept_masks, round_robin
+from ..text.concept import Concept, round_robin
+from ..text.tokens import concept_masks
 from ..training.gradient import gradient_path
 from ..training.images import region_of
 from ..training.loop import Descent, Differentiate, Preview, Step, TrainingLoop, TrainingRun, diverged, settled, unfinished

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..errors import ForgetError
 from ..patch.statistics import TextStatistics
-from ..text.concept import find_tokens
 from ..text.features import TokenSpan, VocabularyIndex, pair_spans
 from ..text.name_words import own_span
 from ..text.templates import KEEP_TEMPLATES, NEAR_TEMPLATES, fill
+from ..text.tokens import find_tokens
 from .plan import ErasurePlan
 from .solve import second_moment
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..host import DiffusionHost, Prompts, tile
 from ..log import phase
-from ..text.concept import concept_masks, round_robin
+from ..text.concept import round_robin
 from ..text.templates import NEAR_TEMPLATES, fill
+from ..text.tokens import concept_masks
 from ..training.images import concept_pictures
 from ..training.loop import TrainingRun
 from ..training.noise import draw

@@ -9,7 +9,7 @@ import torch
 
 from ..errors import ForgetError
 from ..host import DiffusionHost, Prompts
-from ..text.concept import find_tokens
+from ..text.tokens import find_tokens
 from ..text.vocabulary import SCENES
 from ..training.losses import predicted_x0
 from ..training.noise import noise_drift, noised

@@ -12,10 +12,11 @@ from ..host import DiffusionHost, Prompts
 from ..patch.patch import Patch
 from ..patch.weighted import kept_words, moved_concepts
 from ..text import vocabulary as words
-from ..text.concept import concept_masks, find_tokens, split_names
+from ..text.concept import split_names
 from ..text.features import VocabularyIndex
 from ..text.name_words import words_inside
 from ..text.templates import CHECK_PROMPTS, NEAR_TEMPLATES, WORDS, fill, plain_prompt
+from ..text.tokens import concept_masks, find_tokens
 
 GROUPS = ("concept", "near", "kept", "unrelated", "empty")
 

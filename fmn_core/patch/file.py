@@ -14,42 +14,12 @@ from ..files.atomic import write_all_new
 from ..files.bounded_json import parse_json, require_bounded_json
 from ..files.header import read_header, read_raw_header, require_bounded_header, tensor_hash, with_sorted_header
 from ..files.safetensors import UNREADABLE, read_small
-from ..log import replace_surrogates
 from .bounds import require_brief, require_room
+from .metadata import metadata
 from .patch import Patch, check_patch, shapes_of
-from .schema import FAMILIES, upgraded
+from .schema import upgraded
 
 MOST_PATCH_BYTES = 1 << 30  # of a file: SDXL's at rank 128 has 202 million, a hundred concepts of rank 4 stacked 380 million
-
-
-def metadata(patch: Patch, name: str, digest: str) -> dict[str, str]:
-    """What goes into a file beside a patch's tensors, or its UNet LoRA's, of this sha256: keys that kohya's tools, the
-    webuis and model managers read. No date: the same patch gives the same file."""
-    info, base = patch.info, patch.info["base"]
-    version, architecture = FAMILIES[base["family"]]
-    written = ("seed",) if info["settings"].get("preset") == "fast" else ("seed", "steps", "learning_rate")
-    values = info["settings"] | {key: info["report"][key] for key in ("steps",) if key in info["report"]}
-    training = {f"ss_{key}": str(values[key]) for key in written if key in values}
-    title = f"Forget {info['concept']}"
-    keys = {
-        "ss_base_model_version": version,
-        "ss_v2": str(base["family"].startswith("sd2")),
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(patch.rank),
-        "ss_network_alpha": str(float(patch.rank)),
-        "ss_output_name": name,
-        **training,
-        "ss_training_comment": f"{title}: a patch of Forget-Me-Not {info['version']}",
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": architecture,
-        "modelspec.implementation": "diffusers",
-        "modelspec.title": title,
-        "modelspec.description": f"Makes the model forget `{info['concept']}`. Hides it from prompts, deletes nothing.",
-        "modelspec.usage_hint": "Apply at strength 1; no trigger word.",
-        "modelspec.hash_sha256": "0x" + digest,
-        "sshs_model_hash": digest,
-    }
-    return replace_surrogates(keys)
 
 
 def serialize(patch: Patch, name: str) -> bytes:

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from ..config import require_text
 from ..errors import ForgetError
-from ..host import DiffusionHost, Prompts, Token, tile
 from .bounds import require_brief_texts
 
 # The original's templates (configs/attn.yaml, `concept_type`); identities used the object's there.
@@ -103,52 +98,3 @@ def round_robin(lists: list[list[int]], count: int) -> list[int]:
         turn, which = divmod(i, len(lists))
         found.append(lists[which][turn % len(lists[which])])
     return found
-
-
-def find_tokens(tokens: tuple[Token, ...], phrase: tuple[Token, ...]) -> list[list[int]]:
-    """The token indices of every mention of `phrase` in `tokens`, a list each; special tokens are passed over.
-
-    Reading on past special tokens finds a phrase that the tokenizer has split between two chunks of 77.
-    """
-    indices = [index for index, token in enumerate(tokens) if token.kind == "word"]
-    ids = [tokens[index].id for index in indices]
-    wanted = [token.id for token in phrase if token.kind == "word"]
-    starts = range(len(ids) - len(wanted) + 1) if wanted else ()
-    return [indices[start : start + len(wanted)] for start in starts if ids[start : start + len(wanted)] == wanted]
-
-
-def concept_mask(host: DiffusionHost, name: str, prompt: str, tokens: str) -> Tensor:
-    """Boolean mask [T] of the tokens of `prompt` that count as a concept's.
-
-    `tokens`: `concept` (the name's own tokens, every mention), `concept_and_end` (and the end token, once) or
-    `concept_onward` (every later token too: a causal text encoder leaks the concept into all of them).
-    Raises ForgetError where the tokenizer cuts the name off.
-    """
-    found = host.tokenize(prompt)
-    mentions = find_tokens(found, host.tokenize(name))
-    if not mentions:
-        raise ForgetError(
-            f"No token of the prompt `{prompt}` stands for `{name}`: the tokenizer cuts it off, joins it to a neighbour or "
-            "drops it. Use a shorter name in words, with spaces around {} in the template."
-        )
-    mask = torch.zeros(len(found), dtype=torch.bool)
-    for mention in mentions:
-        mask[mention] = True
-    if tokens == "concept_and_end":
-        ends = [index for index, token in enumerate(found) if token.kind == "end"]
-        mask[next(end for end in ends if end > mentions[-1][-1])] = True
-    elif tokens == "concept_onward":
-        mask[mentions[0][0] :] = True
-        mask &= torch.tensor([token.kind != "start" for token in found])
-    elif tokens != "concept":
-        raise ForgetError(
-            f"`{tokens}` is not a choice of penalized tokens: use `concept`, `concept_and_end` or `concept_onward`."
-        )
-    return mask
-
-
-def concept_masks(host: DiffusionHost, rows: Sequence[tuple[str, str]], tokens: str, prompts: Prompts) -> Tensor:
-    """As concept_mask, of several (name, prompt): [B, T] on the host's device, each tiled to the length of the encoded
-    prompts."""
-    length = prompts.prompt_embeds.shape[1]
-    return torch.stack([tile(concept_mask(host, name, text, tokens), length) for name, text in rows]).to(host.device)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ..errors import ForgetError
 from ..host import DiffusionHost, Token
-from .concept import find_tokens
 from .feature_store import load_embeds, save_embeds
 from .recent import Recent
 from .templates import CAPTIONS, NEAR_TEMPLATES, NEUTRAL, NONSENSE, WORDS, fill, nonsense, plain_prompt, with_article
+from .tokens import find_tokens
 
 PADDING = 3  # tokens read after the end token; the further ones say the same again
 SAME_MEANING = 0.8  # likeness from which a word is another name of the concept

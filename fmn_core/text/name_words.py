@@ -7,9 +7,9 @@ from collections.abc import Collection, Sequence
 
 import torch.nn.functional as F
 
-from .concept import find_tokens
 from .features import TokenSpan, VocabularyIndex
 from .templates import plain_prompt
+from .tokens import find_tokens
 from .vocabulary import FUNCTION_WORDS
 
 # Likeness to its name from which a word is not held: on the demo model names with a word of .84 and less are forgotten

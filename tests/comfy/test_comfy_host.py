@@ -121,7 +121,7 @@ def test_embeddings_are_told_apart(comfy, loaded, tmp_path):
 
     from fmn_core.hosts.comfy.model import tokenize
     from fmn_core.hosts.comfy.text import missing_embeddings
-    from fmn_core.text.concept import find_tokens
+    from fmn_core.text.tokens import find_tokens
 
     for name in ("bar", "baz"):
         save_file({"emb_params": torch.randn(2, 96)}, tmp_path / f"{name}.safetensors")

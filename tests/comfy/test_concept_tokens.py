@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fmn_core.errors import ForgetError
-from fmn_core.text.concept import concept_mask
+from fmn_core.text.tokens import concept_mask
 
 
 def columns_of(host, name, prompt, tokens):

@@ -15,7 +15,7 @@ from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
 from fmn_core.lora.layers import CrossAttentionLoRA
 from fmn_core.patch.patch import fingerprint
-from fmn_core.text.concept import concept_mask
+from fmn_core.text.tokens import concept_mask
 from fmn_core.training.images import fit_pictures, region_of
 from fmn_core.training.losses import attention_resteering_loss
 from fmn_core.training.noise import add_noise

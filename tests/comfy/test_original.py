@@ -21,7 +21,8 @@ from fmn_core.erasure import resteering
 from fmn_core.erasure.forget import forget
 from fmn_core.hosts.diffusers.model import DiffusersHost
 from fmn_core.inversion.textual_inversion import invert
-from fmn_core.text.concept import concept_mask, make_concepts
+from fmn_core.text.concept import make_concepts
+from fmn_core.text.tokens import concept_mask
 from fmn_core.text.vocabulary import NOUNS
 from fmn_core.training.loop import TrainingRun
 

@@ -16,7 +16,7 @@ from fmn_core.errors import ForgetError
 from fmn_core.patch.apply import applied
 from fmn_core.patch.patch import Patch
 from fmn_core.patch.summary import summary
-from fmn_core.text.concept import find_tokens
+from fmn_core.text.tokens import find_tokens
 
 SMALL = {"steps": 2, "num_images": 1, "num_inference_steps": 2, "attack_rounds": 1}
 FAST = make_config()

@@ -46,7 +46,8 @@ from fmn_core.patch.patch import ALPHA, DOWN, UP, Patch  # noqa: E402
 from fmn_core.patch.stack import stack, unstack  # noqa: E402
 from fmn_core.patch.summary import summary  # noqa: E402
 from fmn_core.patch.weighted import WeightedPatch  # noqa: E402
-from fmn_core.text.concept import concept_mask, make_concepts  # noqa: E402
+from fmn_core.text.concept import make_concepts  # noqa: E402
+from fmn_core.text.tokens import concept_mask  # noqa: E402
 from fmn_core.training.checkpoint import Checkpoint, State  # noqa: E402
 
 SLOW = 5.0  # seconds for one answer

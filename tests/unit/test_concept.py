@@ -6,7 +6,8 @@ import pytest
 
 from fmn_core.errors import ForgetError
 from fmn_core.host import Token
-from fmn_core.text.concept import find_tokens, make_concepts
+from fmn_core.text.concept import make_concepts
+from fmn_core.text.tokens import find_tokens
 
 
 def test_special_tokens_never_match():
