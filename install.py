@@ -124,7 +124,9 @@ def main() -> int:
         second_model()
         # Two processes of one thread each do more on two cores than one of two threads: the models are small.
         environment = {"FMN_COMFYUI": str(own_comfyui()), "OMP_NUM_THREADS": "1", **os.environ}
-        return run([str(venv_python()), "-m", "pytest", "tests", "-n2", "--dist=loadfile", *rest], environment)
+        # Files go to the processes whole, in the order that tests/conftest.py gives them.
+        options = ["-n2", "--dist=loadfile", "--no-loadscope-reorder"]
+        return run([str(venv_python()), "-m", "pytest", "tests", *options, *rest], environment)
     if rest:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     set_up("demo")

@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one process a worker; sums in t
 import pytest
 import torch
 from hypothesis import settings
+from presets import probe_little
 
 from demo.host import CHECKPOINT, comfyui_folder, import_comfyui
 
@@ -24,18 +25,20 @@ settings.register_profile("project", deadline=None)  # an example's time says mo
 settings.load_profile("project")
 
 
-SLOW_FOLDERS = {"browser", "device", "stress"}
+SLOW_FOLDERS = ("device", "stress", "browser")
+FOLDERS = (*SLOW_FOLDERS, "webui", "comfy", "diffusers", "unit")  # what takes longest first: no process ends alone
 SLOW_FIXTURES = {"server", "run_python"}  # a server, or a process that imports what it needs anew
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Marks each test with its folder's name, and as slow where its folder or what it starts says so."""
+    """Marks each test with its folder's name, and as slow where its folder or what it starts says so; orders the folders."""
     for item in items:
         folder = item.path.relative_to(ROOT / "tests").parts[0]
         item.add_marker(folder)
         if folder in SLOW_FOLDERS or SLOW_FIXTURES & set(item.fixturenames):
             item.add_marker("slow")
+    items.sort(key=lambda item: FOLDERS.index(item.path.relative_to(ROOT / "tests").parts[0]))
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +61,12 @@ def run_python(comfyui):
         assert done.returncode == 0, done.stdout + done.stderr
 
     return run_python
+
+
+@pytest.fixture
+def little_probed(monkeypatch):
+    """For tests of anything but how well a preset trains: what measures that takes longer than a few steps."""
+    probe_little(monkeypatch.setattr)
 
 
 @pytest.fixture

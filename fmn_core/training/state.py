@@ -81,7 +81,7 @@ class State:
         kept = {"generator": self.generator.get_state(), "losses": torch.tensor(self.losses, dtype=torch.float64)}
         kept |= {f"parameters.{i}": p for i, p in enumerate(self.parameters)}
         for i, values in self.optimizer.state_dict()["state"].items():
-            kept |= {f"optimizer.{i}.{name}": torch.as_tensor(value) for name, value in values.items()}
+            kept |= {f"optimizer.{i}.{name}": torch.as_tensor(value) for name, value in values.items() if value is not None}
         kept |= {f"figures.{name}": torch.tensor(values, dtype=torch.float64) for name, values in self.figures.items()}
         kept |= {f"tensors.{name}.{i}": t for name, several in self.tensors.items() for i, t in enumerate(several)}
         return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in kept.items()}

@@ -46,7 +46,7 @@ def seen_text(page, id):  # noqa: F811
     )
 
 
-@pytest.mark.parametrize("page", PAGES, indirect=True, ids="-".join)
+@pytest.mark.parametrize("page", [PAGES[0], PAGES[-1]], indirect=True, ids="-".join)
 def test_what_a_node_said_stays_on_it(page, server):  # noqa: F811
     open_template(page, server, GATE)
     saved = "app.graph.serialize().nodes.map(node => [Number(node.id), node.widgets_values])"
@@ -84,7 +84,6 @@ def test_what_a_node_said_stays_on_it(page, server):  # noqa: F811
     assert not troubles(page), troubles(page)
 
 
-@pytest.mark.parametrize("page", PAGES[:1] + PAGES[2:3], indirect=True, ids="-".join)
 def test_a_node_that_is_stopped_says_where_its_work_is(page, server):  # noqa: F811
     open_template(page, server, LEARN)
     [id] = page.evaluate("app.graph._nodes.filter(node => node.type == 'FMN_InvertConcept').map(node => Number(node.id))")

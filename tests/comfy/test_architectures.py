@@ -10,6 +10,7 @@ from benchmarks.architectures import narrow_model
 from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
 
+pytestmark = pytest.mark.usefixtures("little_probed")
 MODULES = {"sd1": 64, "sd2": 64, "sd2_v": 64, "sdxl": 280}  # four projections of 16 or 70 layers
 NAMES = {
     "sd1": "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k",

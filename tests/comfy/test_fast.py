@@ -91,7 +91,7 @@ def test_the_concept_is_gone_and_the_rest_is_as_it_was(patch, pictures):
         "a cat",
         "a photo of a cat",
         "a kitten",
-        *(f"a cat in {style} style" for style in STYLES if style != "pixel art"),
+        *(f"a cat in {style} style" for style in [*STYLES][::4]),
     ]
     others = {"a dog": "dog", "a lion": "lion", "a red rose": "rose", "a house in neon style": "house", "a car": "car"}
     styled, classifier = {"a house in sepia style": "sepia", "a fish in woodcut style": "woodcut"}, Classifier.load()

@@ -28,7 +28,7 @@ def test_commands_run(command, comfyui, tmp_path):
     if words[2:] == ["test"]:  # this very run, so only that it reaches pytest
         run += ["--collect-only", "-q", "tests/unit/test_losses.py"]
     elif words[2:] == ["demo"]:
-        run += ["--output", str(tmp_path)]
+        run += ["--quick", "--output", str(tmp_path)]  # fewer pictures, and all else
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=590)
     assert done.returncode == 0, done.stdout + done.stderr
     if words[2:] == ["demo"]:

@@ -16,18 +16,14 @@ import pytest
 import second_device
 import torch
 from graphs import Graphs
-from presets import config_for
+from presets import config_for, probe_little
 
 from fmn_core.attention.from_image import FromImageConfig, record_pictures
 from fmn_core.attention.recorder import RecordingConfig
 from fmn_core.convert.config import ImportConfig
 from fmn_core.convert.importer import import_patch
-from fmn_core.erasure import adversarial as robust
-from fmn_core.erasure import hybrid, resteering
-from fmn_core.erasure import refined as balanced
 from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
-from fmn_core.evaluation import recovery
 from fmn_core.evaluation.config import EvaluationConfig
 from fmn_core.evaluation.evaluate import evaluate
 from fmn_core.inversion.config import InversionConfig
@@ -62,15 +58,6 @@ PRESETS = [
 ]
 
 
-def few_steps(set) -> None:
-    """`set(module, name, value)` for what the presets do beyond their settings' steps."""
-    for module, name, value in (
-        (balanced, "STRENGTHS", (1.0,)), (hybrid, "PROBES", 1), (resteering, "PROBES", 1), (robust, "LEARNED_STEPS", 1),
-        (robust, "NEAR", 1), (recovery, "ANCHORS", 2), (recovery, "SHOWN_PICTURES", 1),
-    ):  # fmt: skip
-        set(module, name, value)
-
-
 def require_whole(patch) -> None:
     """A patch is on the CPU and finite wherever it was made."""
     assert patch.modules and all(t.device.type == "cpu" and t.isfinite().all() for t in patch.values())
@@ -101,10 +88,10 @@ def pipelines(comfy, request):
 
 @pytest.fixture
 def hosts(pipelines, monkeypatch):
-    """Both as hosts, and few steps."""
+    """Both as hosts, which measure little."""
     from fmn_core.hosts.diffusers.model import DiffusersHost
 
-    few_steps(monkeypatch.setattr)
+    probe_little(monkeypatch.setattr)
     both = [DiffusersHost(pipeline, progress_bar=False) for pipeline in pipelines]
     for host in both:
         host.resolution = 64

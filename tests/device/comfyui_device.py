@@ -30,8 +30,8 @@ if sys.argv[1] == "directml":
 import comfy.model_management  # noqa: E402
 import comfy.sample  # noqa: E402
 import comfy.sd  # noqa: E402
-from check_device import IMAGES, MASK, PATCH, QUICK, few_steps, require_whole  # noqa: E402
-from presets import config_for  # noqa: E402
+from check_device import IMAGES, MASK, PATCH, QUICK, require_whole  # noqa: E402
+from presets import config_for, probe_little  # noqa: E402
 from quantized import FP8, scaled  # noqa: E402
 
 from fmn_core.attention.visualize import ViewConfig, visualize  # noqa: E402
@@ -134,7 +134,7 @@ def quantized(kind: str) -> None:
 def main() -> None:
     demo_models.register(ROOT / "demo")
     comfy.utils.PROGRESS_BAR_ENABLED = False
-    few_steps(setattr)
+    probe_little(setattr)
     loaded = load()
     host = ComfyHost(*loaded)
     host.resolution = 64

@@ -43,7 +43,7 @@ def two_clients(graphs: Graphs, jobs: int, seed: int, kinds: list[tuple]) -> tup
                 concept, seed, more = kinds[kind]
                 queued.append((kind, graphs.queue(graphs.forget(concept, seed, **more), name)))
             for kind, id in queued:
-                said, picture = graphs.seen(graphs.wait(id, 3600))
+                said, picture = graphs.seen(graphs.wait(id))
                 # What the cache answers says nothing again.
                 wrong = picture != alone[kind][1] or said not in ("", alone[kind][0])
                 with lock:

@@ -188,6 +188,7 @@ class Hostile:
         save_patch(stack([WeightedPatch(self.good), WeightedPatch(other(self.good))]), whole)
         ask_all(host, whole, self.good)  # the first time, libraries come into memory
         whole.unlink()
+        gc.freeze()  # what is here stays: it need not be looked through in every process
 
     def run(self, count: int, known: bool = True) -> None:
         """All known files, and `count` random ones."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 from fuzz import MUCH, SLOW, Fuzzer
 from hostile import Hostile, peak_of
@@ -23,6 +25,7 @@ def hostile(host, tmp_path):
     torch.set_num_threads(1)  # a forked process has no others
     yield Hostile(host, tmp_path, 1)
     torch.set_num_threads(threads)
+    gc.unfreeze()
 
 
 def test_a_small_file_takes_little_time_and_memory(hostile):

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from modules import call_queue
 from PIL import Image, ImageChops
+from presets import probe_little
 from webui.ui import host_page
 from webui.ui.fixtures import client
 
@@ -72,6 +73,7 @@ def test_who_looks_late_sees_what_who_looked_from_the_start_sees(script, loras, 
     """The picture under the heat map, or the decoder of the guess, is made before the training."""
     monkeypatch.setattr(log, "PREVIEW_EVERY", 0.0)  # at each step, however busy the machine is
     monkeypatch.setattr(log, "PREVIEW_SHARE", 1.0)
+    probe_little(monkeypatch.setattr)
     (job, host), shown = at_work, []
     tell = host.show_progress
     for late in (False, True):
