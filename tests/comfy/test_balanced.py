@@ -75,7 +75,7 @@ def test_advice_after_training_fits_how_it_ended():
     assert "steps" not in little and "fewer concepts" in near and not hybrid_warnings(ProbeResult(0.1, 0.1, 0.1), True, 2)
 
 
-def test_replaced_by_itself_changes_nothing_and_says_so(host):
+def test_replaced_by_itself_changes_nothing_and_says_so(little_probed, host):
     settings = replace(QUICK, mode="replace", target="cat")
     patch, _ = forget(host, "cat", settings)
     assert all((patch[module + UP].double() @ patch[module + DOWN].double()).abs().max() == 0 for module in patch.modules)
@@ -83,7 +83,7 @@ def test_replaced_by_itself_changes_nothing_and_says_so(host):
         forget(host, "cat", replace(settings, strict=True))
 
 
-def test_a_loss_that_is_not_finite_keeps_the_best_state(host, monkeypatch):
+def test_a_loss_that_is_not_finite_keeps_the_best_state(little_probed, host, monkeypatch):
     """The third step's first estimate is NaN; what comes out is finite, and says after which step."""
     predict, trained = host.predict, []
 
@@ -115,7 +115,7 @@ def test_each_picture_is_asked_for_by_its_own_concept(host):
 
 
 @pytest.mark.parametrize("mode", ["replace", "correct"])
-def test_modes(host, mode):
+def test_modes(little_probed, host, mode):
     patch, _ = forget(host, "lion", replace(QUICK, mode=mode, target="tiger", steps=2))
     report = patch.info["report"]
     assert report["target_error"]["after"] < 1 and list(report["erasure"]) == ["tiger" if mode == "correct" else "lion"]
@@ -138,7 +138,7 @@ def test_long_names_are_read_as_far_as_the_text_encoder_goes(host):
         assert patch.info["report"]["erasure"]["dog"] > 0.5
 
 
-def test_robust_keeps_the_last_good_state(host, monkeypatch):
+def test_robust_keeps_the_last_good_state(little_probed, host, monkeypatch):
     from fmn_core.erasure import adversarial as robust
 
     next_step, taken = HybridTraining.next_step, []
@@ -158,7 +158,7 @@ def test_robust_keeps_the_last_good_state(host, monkeypatch):
     assert len(losses) == 2 and "diverged after step 2 of" in patch.info["report"]["warnings"][0]
 
 
-def test_robust_takes_pictures_of_any_shape_and_the_largest_seed(host, monkeypatch):
+def test_robust_takes_pictures_of_any_shape_and_the_largest_seed(little_probed, host, monkeypatch):
     from fmn_core.erasure import adversarial as robust
 
     monkeypatch.setattr(robust, "LEARNED_STEPS", 2)
@@ -169,7 +169,7 @@ def test_robust_takes_pictures_of_any_shape_and_the_largest_seed(host, monkeypat
     assert len(losses) == 2
 
 
-def test_given_pictures_and_a_mask(host):
+def test_given_pictures_and_a_mask(little_probed, host):
     images = torch.rand(2, 80, 64, 3, generator=torch.Generator().manual_seed(0))
     mask = torch.zeros(1, 80, 64)
     mask[:, 20:40, 20:40] = 1
@@ -179,7 +179,7 @@ def test_given_pictures_and_a_mask(host):
         forget(host, "cat", QUICK, images=images, mask=mask * 0)
 
 
-def test_robust_learns_words_in_rounds_and_trains_against_them(host, monkeypatch):
+def test_robust_learns_words_in_rounds_and_trains_against_them(little_probed, host, monkeypatch):
     """Every attack adds a prompt for each template, and finds the model so far patched; the file is an ordinary one."""
     from fmn_core.erasure import adversarial as robust
 

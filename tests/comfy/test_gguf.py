@@ -26,6 +26,7 @@ from fmn_core.errors import ForgetError
 from fmn_core.patch.file import read_patch
 from fmn_core.patch.patch import DOWN, UP
 
+pytestmark = pytest.mark.usefixtures("little_probed")
 UNET = "model.diffusion_model."
 COLUMNS = 128  # of the prompt, in blocks of 32; the demo model has 112
 MIXED = ("Q4_0", "Q8_0", "BF16", "F16", "F32")  # from layer to layer, in one file

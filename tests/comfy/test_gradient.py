@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from presets import config_for
+from presets import config_for, probe_little
 
 from benchmarks.architectures import narrow_model
 from fmn_core.attention import capture as attention
@@ -24,7 +24,6 @@ from fmn_core.training.gradient import BRANCH, gradient_path, recomputable, reco
 from fmn_core.training.losses import attention_resteering_loss
 from fmn_core.training.memory import RECOMPUTED, estimate_memory
 
-pytestmark = pytest.mark.usefixtures("little_probed")
 QUICK = {"steps": 2, "num_images": 1, "num_inference_steps": 2, "resolution": 64, "attack_rounds": 1, "rank": 2}
 
 
@@ -184,6 +183,8 @@ def test_a_forward_ends_where_the_last_map_is_made(host):
 
 @pytest.mark.parametrize("preset", ["paper", "balanced"])
 def test_short_memory_changes_nothing_but_the_way(host, preset, monkeypatch, caplog):
+    if preset == "balanced":  # most of its time
+        probe_little(monkeypatch.setattr)
     settings = config_for(preset, visual_loss_weight=0.1, **QUICK)
     plain, _ = forget(host, "cat", settings)
     monkeypatch.setattr(type(host), "free_memory", lambda self: 0.0)
@@ -195,6 +196,9 @@ def test_short_memory_changes_nothing_but_the_way(host, preset, monkeypatch, cap
 
 @pytest.mark.parametrize("work", ["paper", "balanced", "invert"])
 def test_a_step_that_runs_out_of_memory_is_taken_again_with_less(host, work, monkeypatch, caplog):
+    if work == "balanced":
+        probe_little(monkeypatch.setattr)
+
     def run():
         if work == "invert":
             return invert_pictures(

@@ -12,7 +12,6 @@ from PIL import Image
 from presets import config_for
 
 from fmn_core.cli.main import main
-from fmn_core.erasure import adversarial as robust
 from fmn_core.erasure import hybrid, resteering
 from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
@@ -20,6 +19,7 @@ from fmn_core.text.concept import round_robin
 from fmn_core.training import noise
 from fmn_core.training.images import concept_pictures, read_folders
 
+pytestmark = pytest.mark.usefixtures("little_probed")
 SHORT = {"steps": 12, "num_images": 2, "num_inference_steps": 2, "resolution": 64, "attack_rounds": 1}
 QUICK = config_for("paper", **SHORT)
 NAMES = ("cat", "dog")
@@ -48,8 +48,6 @@ def pairs(host, monkeypatch):
     monkeypatch.setattr(host, "predict", watched)
     for module in (resteering, hybrid):
         monkeypatch.setattr(module, "add_noise", unhidden)
-    monkeypatch.setattr(robust, "LEARNED_STEPS", 1)
-    monkeypatch.setattr(robust, "NEAR", 1)
     return seen
 
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from presets import JOBS
 
 from fmn_core import log as module
-from fmn_core.erasure import adversarial as robust
 from fmn_core.erasure import hybrid, resteering
 from fmn_core.erasure.forget import forget
 from fmn_core.host import IMAGES_AT_ONCE
@@ -23,6 +22,7 @@ from fmn_core.log import PREVIEW_EVERY, Progress
 from fmn_core.plots.colormaps import overlay
 from fmn_core.training import preview as previews
 
+pytestmark = pytest.mark.usefixtures("little_probed")
 PICTURES = 2 * IMAGES_AT_ONCE + 1
 
 
@@ -68,15 +68,6 @@ def test_previews_are_made_at_the_first_and_last_step_and_in_between_by_the_cloc
 
 
 @pytest.fixture
-def few(monkeypatch):
-    """Fewer probes and learned words: what is tested is in the phases, not in their length."""
-    for each in (resteering, hybrid, inversion):
-        monkeypatch.setattr(each, "PROBES", 1)
-    monkeypatch.setattr(robust, "LEARNED_STEPS", 2)
-    monkeypatch.setattr(robust, "NEAR", 1)
-
-
-@pytest.fixture
 def made(monkeypatch):
     """How often what makes a preview was asked, and how many latents were decoded at once."""
     count, at_once = Counter(), []
@@ -111,7 +102,7 @@ def trained(host, name):
 
 @pytest.mark.parametrize("name", [*JOBS])
 def test_a_preview_is_made_where_it_is_seen_and_what_is_learned_is_the_same_without(
-    comfy, loaded, few, made, monkeypatch, name
+    comfy, loaded, made, monkeypatch, name
 ):
     from fmn_core.hosts.comfy.model import ComfyHost
 
@@ -133,7 +124,7 @@ def test_a_preview_is_made_where_it_is_seen_and_what_is_learned_is_the_same_with
     assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])
 
 
-def test_the_command_line_makes_no_previews(pipeline, few, made):
+def test_the_command_line_makes_no_previews(pipeline, made):
     count, at_once, watch = made
     trained(watch(DiffusersHost(pipeline, progress_bar=False)), "paper")
     assert not count and not at_once

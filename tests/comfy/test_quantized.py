@@ -13,6 +13,7 @@ from demo.host import CHECKPOINT
 from fmn_core.errors import ForgetError
 from fmn_core.patch.file import read_patch
 
+pytestmark = pytest.mark.usefixtures("little_probed")
 CAT, HOUSE = "a photo of a cat", "a photo of a house"
 
 

@@ -16,6 +16,7 @@ from fmn_core.inversion.textual_inversion import invert_pictures
 from fmn_core.patch.file import read_patch
 from fmn_core.text.concept import make_concepts
 
+pytestmark = pytest.mark.usefixtures("little_probed")
 SMALL = {"num_images": 1, "num_inference_steps": 1, "steps": 1, "resolution": 64}
 PATCH = ROOT / "demo/loras/forget-cat.safetensors"
 DRAWN = {"prompts": 1, "num_inference_steps": 1, "resolution": 64, "inversion": True, "inversion_steps": 1}

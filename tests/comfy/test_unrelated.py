@@ -18,15 +18,10 @@ from fmn_core.patch.patch import Patch
 from fmn_core.patch.summary import summary
 from fmn_core.text.tokens import find_tokens
 
+pytestmark = pytest.mark.usefixtures("little_probed")
 SMALL = {"steps": 2, "num_images": 1, "num_inference_steps": 2, "attack_rounds": 1}
 FAST = make_config()
 PRESETS = ("fast", "paper", "balanced", "robust")
-
-
-@pytest.fixture
-def short(monkeypatch):
-    """Attacks of `robust` of one step."""
-    monkeypatch.setattr("fmn_core.erasure.adversarial.LEARNED_STEPS", 1)
 
 
 def drift_of(host, *patches):
@@ -36,7 +31,7 @@ def drift_of(host, *patches):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_tells_how_far_unrelated_prompts_move(host, short, preset):
+def test_every_preset_tells_how_far_unrelated_prompts_move(host, preset):
     patch, _ = forget(host, "cat", config_for(preset, **SMALL))
     drift = patch.info["report"]["unrelated_drift"]
     assert drift == pytest.approx(drift_of(host, applied(host, patch)), rel=0.05), "the file's, but for its precision"
