@@ -24,7 +24,6 @@ from fmn_core.training.gradient import BRANCH, gradient_path, recomputable, reco
 from fmn_core.training.losses import attention_resteering_loss
 from fmn_core.training.memory import RECOMPUTED, estimate_memory
 
-pytestmark = pytest.mark.usefixtures("little_probed")
 QUICK = {"steps": 2, "num_images": 1, "num_inference_steps": 2, "resolution": 64, "attack_rounds": 1, "rank": 2}
 
 
