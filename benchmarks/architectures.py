@@ -13,10 +13,18 @@ NARROW = 32  # channels; the real ones have 320
 POOLED = 1280  # what SDXL's second text encoder gives beside its columns
 
 
-def make_model(family: str, channels: int = 320, context: int | None = None, pooled: int = POOLED, dtype=torch.float32):
+def make_model(
+    family: str,
+    channels: int = 320,
+    context: int | None = None,
+    pooled: int = POOLED,
+    *,
+    depth: int = 10,
+    dtype=torch.float32,
+):
     """MODEL of sd1, sd2, sd2_v or sdxl, in the host's own classes and on its blocks and layers, for the host's device.
 
-    With fewer channels than the real ones have, attention heads have 16 each.
+    With fewer channels than the real ones have, attention heads have 16 each. `depth`: transformer blocks in a row, at most.
     """
     import comfy.model_base
     import comfy.model_management
@@ -27,7 +35,7 @@ def make_model(family: str, channels: int = 320, context: int | None = None, poo
     kind = {"sd1": comfy.supported_models.SD15, "sdxl": comfy.supported_models.SDXL}.get(family, comfy.supported_models.SD20)
     config = kind(
         {
-            **kind.unet_config, **(BLOCKS_XL if sdxl else BLOCKS),
+            **kind.unet_config, **{name: at_most(depth, value) for name, value in (BLOCKS_XL if sdxl else BLOCKS).items()},
             "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": channels, "legacy": False,
             "context_dim": context or CONTEXT[family], "use_spatial_transformer": True, "dtype": dtype,
             "use_linear_in_transformer": family != "sd1", "num_classes": "sequential" if sdxl else None,
@@ -64,11 +72,16 @@ def narrow_clip(family: str):
     return clip
 
 
-def narrow_model(family: str):
-    """MODEL and CLIP that go together, both narrow."""
+def at_most(depth: int, blocks: int | list[int]) -> int | list[int]:
+    """Numbers of blocks, none of them above `depth`."""
+    return [min(depth, each) for each in blocks] if isinstance(blocks, list) else min(depth, blocks)
+
+
+def narrow_model(family: str, depth: int = 10):
+    """MODEL and CLIP that go together, both narrow, and with few transformer blocks in a row where `depth` says so."""
     clip = narrow_clip(family)
     context, pooled = clip.encode_from_tokens(clip.tokenize("a"), return_pooled=True)
-    return make_model(family, NARROW, context.shape[-1], pooled.shape[-1]), clip
+    return make_model(family, NARROW, context.shape[-1], pooled.shape[-1], depth=depth), clip
 
 
 def randomize(module: torch.nn.Module) -> None:

@@ -115,7 +115,7 @@ def test_each_picture_is_asked_for_by_its_own_concept(host):
 
 
 @pytest.mark.parametrize("mode", ["replace", "correct"])
-def test_modes(little_probed, host, mode):
+def test_modes(host, mode):
     patch, _ = forget(host, "lion", replace(QUICK, mode=mode, target="tiger", steps=2))
     report = patch.info["report"]
     assert report["target_error"]["after"] < 1 and list(report["erasure"]) == ["tiger" if mode == "correct" else "lion"]

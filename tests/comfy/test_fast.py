@@ -49,7 +49,7 @@ def pictures(loaded, comfy):
     def pictures(prompts, patch=None):
         host = ComfyHost(*loaded)
         with nullcontext() if patch is None else applied(host, patch):
-            return sample(host, prompts, range(len(prompts)))
+            return sample(host, prompts, range(len(prompts)), steps=10)
 
     return pictures
 

@@ -147,7 +147,7 @@ def models(comfy, wide, request, tmp_path_factory):
     pack = Pack(tmp_path_factory.mktemp("gguf"))
     with torch.inference_mode():
         if request.param == "SDXL":
-            model, clip = narrow_model("sdxl")
+            model, clip = narrow_model("sdxl", depth=2)
             weights = model.model.diffusion_model.state_dict()
             tensors = pack.tensors(weights, kinds_of(weights, "Q8_0"), "sdxl")
             ours = pack.rebuilt(model, tensors)

@@ -101,9 +101,7 @@ def trained(host, name):
 
 
 @pytest.mark.parametrize("name", [*JOBS])
-def test_a_preview_is_made_where_it_is_seen_and_what_is_learned_is_the_same_without(
-    comfy, loaded, made, monkeypatch, name
-):
+def test_a_preview_is_made_where_it_is_seen_and_what_is_learned_is_the_same_without(comfy, loaded, made, monkeypatch, name):
     from fmn_core.hosts.comfy.model import ComfyHost
 
     count, at_once, watch = made
