@@ -31,6 +31,7 @@ from .workflow import by_title, load_workflow
 OBJECTS = ("cat", "dog", "lion", "rabbit", "rose", "house", "car")  # forgotten one by one, the others kept
 PROMPTS = ("an emoji of a {}", "a {} in neon style")
 QUICK = 2  # kept things
+STEPS = 10  # of each picture
 TILE = 128
 
 
@@ -96,6 +97,8 @@ def run(server: ComfyServer, concept: str, out: Path, seconds: dict[str, float],
     workflow = load_workflow(PACK / "workflows/forget-a-concept.json", server.get("object_info"))
     id = by_title(workflow)
     workflow[id["Forget Concept"]]["inputs"]["concept"] = concept
+    for title in ("Before", "After"):
+        workflow[id[title]]["inputs"]["steps"] = STEPS
 
     def sample(name: str, prompt: str, titles: list[str]) -> dict[str, torch.Tensor]:
         """Pictures [B, H, W, 3] in 0..1 that the nodes with these titles save for a prompt about `name`."""
@@ -109,6 +112,8 @@ def run(server: ComfyServer, concept: str, out: Path, seconds: dict[str, float],
     with timed(seconds, "forget and first pictures"):
         first = sample(concept, PROMPTS[0], ["Pictures before", "Pictures after", "Heat maps before", "Heat maps after"])
     saved = max((server.output / "loras").glob("forget-*.safetensors"), key=lambda path: path.stat().st_mtime)
+    for title in ("Heat maps before", "Heat maps after"):  # which are shown of the first pictures alone
+        del workflow[id[title]]
     with timed(seconds, "pictures"):
         before, after = {}, {}
         for name in (concept, *kept):

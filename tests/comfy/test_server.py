@@ -296,9 +296,7 @@ def test_pictures_are_looked_at_and_recordings_saved(server, info):
 def test_an_interrupt_stops_training_and_the_next_job_runs(server, paper_job):
     workflow, _, _ = paper_job
     long = without_pictures(workflow)
-    Graphs(server).set_preset(
-        long, node_id(long, "Forget Concept"), "paper", steps=1000, seed=3, num_inference_steps=4
-    )
+    Graphs(server).set_preset(long, node_id(long, "Forget Concept"), "paper", steps=1000, seed=3, num_inference_steps=4)
     forget, seen = node_id(long, "Forget Concept"), []
     folder = server.work / "user/__forget_me_not/checkpoints"
     others = {*folder.glob("*")}  # of tests that ran before

@@ -73,7 +73,7 @@ def sample(model, clip, positive) -> torch.Tensor:
         noise = comfy.sample.prepare_noise(latent, 1)
         negative = encode(clip, "")
         latents = comfy.sample.sample(
-            model, noise, 2, 3.0, "euler", "normal", positive, negative, latent, seed=1, disable_pbar=True
+            model, noise, 1, 3.0, "euler", "normal", positive, negative, latent, seed=1, disable_pbar=True
         )
     return latents.cpu()
 
@@ -149,9 +149,7 @@ def main() -> None:
 
     jobs |= {
         "inversion": lambda: invert_pictures(host, InversionConfig(steps=1, batch_size=1), images=images, mask=mask),
-        "evaluation": lambda: evaluate(
-            host, patch, EvaluationConfig(prompts=1, num_inference_steps=1, resolution=64, inversion=True, inversion_steps=1)
-        ),
+        "evaluation": lambda: evaluate(host, patch, EvaluationConfig(prompts=1, num_inference_steps=1, resolution=64)),
         "patched": lambda: patched(loaded),
         "recorded": lambda: recorded(loaded),
         **{kind: lambda kind=kind: quantized(kind) for kind in ("cast", "scaled", "mixed")},

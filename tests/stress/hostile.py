@@ -206,6 +206,10 @@ class Hostile:
         _, _, first = peak_of(lambda: [])
         said, status, peak = peak_of(lambda: ask_all(self.host, path, self.good))
         answers = [Answer(*one) for one in said]
+        if any(answer.seconds > SLOW for answer in answers):  # what else the machine does slows computing down too
+            again, _, _ = peak_of(lambda: ask_all(self.host, path, self.good))
+            less = {what: seconds for what, _, seconds in again}
+            answers = [a._replace(seconds=min(a.seconds, less.get(a.what, a.seconds))) for a in answers]
         harms = [f"{a.what}: {a.came}" for a in answers if a.came.startswith("HARM")]
         harms += [f"{a.what}: {a.seconds:.1f} s" for a in answers if a.seconds > SLOW]
         memory = max(peak - first - size, 0)

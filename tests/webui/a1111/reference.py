@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from presets import probe_little
 
 from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
@@ -23,7 +25,9 @@ def reference(host) -> dict[str, torch.Tensor]:
         found = {"alphas": host.alphas_cumprod, "context": prompts.prompt_embeds}
         found["epsilon"] = host.predict(x, torch.tensor([700, 30]), prompts)
     for name, settings in SETTINGS.items():
-        patch, _ = forget(host, "cat", settings)
+        with pytest.MonkeyPatch.context() as patched:
+            probe_little(patched.setattr)
+            patch, _ = forget(host, "cat", settings)
         for module in patch.modules:
             up, down = (patch[f"{module}.lora_{part}.weight"].float() for part in ("up", "down"))
             found[f"{name} {module}"] = up @ down
