@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from itertools import combinations
 
 import pytest
@@ -112,9 +113,10 @@ def test_a_template_opens_and_runs_to_its_pictures(page, server, screenshots, pa
         arg=IMAGES,
     )
     require_tidy(page)
-    page.keyboard.press(".")  # fit the view
-    wait_for_frames(page, 40)
-    page.screenshot(path=screenshots / f"{path.stem}-{'-'.join(page.kind)}.png")
+    if "FMN_SCREENSHOTS" in os.environ:
+        page.keyboard.press(".")  # fit the view
+        wait_for_frames(page, 40)
+        page.screenshot(path=screenshots / f"{path.stem}-{'-'.join(page.kind)}.png")
     assert not troubles(page), troubles(page)
 
 
