@@ -16,44 +16,18 @@ import torch
 from conftest import ROOT
 from graphs import Graphs
 from PIL import Image
+from titles import node_id, pictures, titled, without_pictures
 
 from demo.classifier import Classifier
-from demo.run import find_python, load_pictures, with_node
+from demo.run import find_python, with_node
 from demo.server import ComfyServer, ServerError
-from demo.workflow import by_title, load_workflow
+from demo.workflow import load_workflow
 from fmn_core.patch.file import read_patch
-
-NODES = [
-    "FMN_ForgetConcept", "FMN_InvertConcept", "FMN_SavePatch", "FMN_ApplyPatch", "FMN_StackPatches", "FMN_GatePatch",
-    "FMN_EvaluatePatch", "FMN_InspectPatch", "FMN_RecordAttention", "FMN_RecordPictureAttention",
-    "FMN_VisualizeTokenAttention", "FMN_CompareTokenAttention", "FMN_SaveTokenAttention", "FMN_ImportPatch",
-    "FMN_ExportPatch", "FMN_ForgetSettings_fast", "FMN_ForgetSettings_paper", "FMN_ForgetSettings_balanced",
-    "FMN_ForgetSettings_robust",
-]  # fmt: skip
-WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 
 
 @pytest.fixture(scope="module")
 def info(server):
     return server.get("object_info")
-
-
-def titled(workflow):
-    return {node["_meta"]["title"]: node["inputs"] for node in workflow.values() if "_meta" in node}
-
-
-def node_id(workflow, title):
-    return by_title(workflow)[title]
-
-
-def without_pictures(workflow):
-    """A copy that draws nothing: what only pictures and heat maps ask for is not run."""
-    shown = [id for id, node in workflow.items() if node["class_type"] in ("PreviewImage", "SaveImage")]
-    return copy.deepcopy({id: node for id, node in workflow.items() if id not in shown})
-
-
-def pictures(server, workflow, outputs, title):
-    return load_pictures(server, outputs[node_id(workflow, title)]["images"])
 
 
 @pytest.fixture(scope="module")
@@ -72,68 +46,6 @@ def paper_job(server, job):
     titled(workflow)["Forget Concept"]["preset"] = "paper"
     outputs = server.run(workflow, lambda kind, data: events.append((kind, data)))
     return workflow, outputs, events
-
-
-def test_nodes_are_there_with_a_tooltip_on_every_input_and_output(info):
-    for name in NODES:
-        node = info[name]
-        assert node["category"] == "Forget-Me-Not" and node["description"]
-        for group in ("required", "optional"):
-            for input, (_, *options) in node["input"].get(group, {}).items():
-                assert options and options[0].get("tooltip"), f"{name}.{input}"
-        assert all(node["output_tooltips"]), name
-
-
-def test_no_help_that_the_page_may_take_for_markdown_has_marks_of_code(info):
-    for name in NODES:
-        node = info[name]
-        inputs = {**node["input"]["required"], **node["input"].get("optional", {})}
-        texts = [node["description"], *node["output_tooltips"], *(options["tooltip"] for _, options in inputs.values())]
-        assert "`" not in "".join(texts), name
-    for path in (ROOT / "workflows").glob("*.json"):
-        notes = [node["widgets_values"] for node in json.loads(path.read_text())["nodes"] if node["type"] == "MarkdownNote"]
-        assert notes and "`" not in str(notes), path.name
-
-
-def test_an_input_whose_0_is_no_value_says_so_in_its_name(info):
-    named = {
-        "FMN_ForgetSettings_paper": ("learning_rate", "resolution"),
-        "FMN_ForgetSettings_robust": ("learning_rate", "resolution"),
-        "FMN_EvaluatePatch": ("resolution",),
-        "FMN_InvertConcept": ("resolution",),
-        "FMN_ImportPatch": ("rank",),
-        "FMN_VisualizeTokenAttention": ("vmax",),
-    }
-    for name, inputs in named.items():
-        for input in inputs:
-            assert info[name]["input"]["required"][input][1]["display_name"] == f"{input} (0: auto)"
-
-
-def test_every_node_has_its_help_page(info, server):
-    for name in NODES:
-        page = (ROOT / f"web/docs/{name}.md").read_text()
-        for group in ("required", "optional"):
-            for input, (_, options) in info[name]["input"].get(group, {}).items():
-                row = next((line for line in page.splitlines() if line.startswith(f"| `{input}`")), "")
-                assert options["tooltip"] in row.replace("`", ""), f"{name}.md does not say of {input} what its tooltip says"
-        assert server.read(f"extensions/forget-me-not/docs/{name}.md").decode() == page
-
-
-def test_the_embedded_model_is_in_the_hosts_loader(info):
-    assert "emoji-sd-128.safetensors" in info["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0]
-
-
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_workflows_use_what_the_server_has_and_carry_a_thumbnail(path, info):
-    workflow = json.loads(path.read_text())
-    assert workflow["version"] == 0.4 and path.with_suffix(".jpg").exists()
-    for node in load_workflow(path, info).values():
-        known = info[node["class_type"]]["input"]
-        assert set(known["required"]) <= set(node["inputs"]) <= set(known["required"]) | set(known.get("optional", {}))
-
-
-def test_templates_are_listed_by_the_server(server):
-    assert sorted(server.get("workflow_templates")["forget-me-not"]) == [path.stem for path in WORKFLOWS]
 
 
 def test_the_concept_is_no_longer_recognised_and_a_kept_one_is(server, job):
@@ -322,59 +234,6 @@ def test_an_interrupt_stops_training_and_the_next_job_runs(server, paper_job):
     assert server.run(short)
 
 
-@pytest.mark.parametrize(
-    ("title", "change", "message"),
-    [
-        ("Forget Concept", {"concept": "  "}, "The concept is empty"),
-        ("Forget Concept", {"concept_type": "custom"}, "needs a template"),
-        ("Forget Concept", {"target": "dog"}, "The mode `remove` has no `target`"),
-        ("Forget Concept", {"preset": "paper", "preserve": "dog"}, "`paper` preserves nothing"),
-        ("Save Forget Patch", {"filename_prefix": "../../outside"}, "leads out of"),
-        ("Save Forget Patch", {"filename_prefix": "/tmp/outside"}, "leads out of"),
-        ("Save Forget Patch", {"filename_prefix": "a\0b"}, "holds characters that no file name should"),
-        ("Save Forget Patch", {"filename_prefix": "x" * 300}, "File name too long. Choose another name"),
-        ("Attention before", {"words": "dog"}, "`dog` is not in the recorded prompt"),
-    ],
-)
-def test_bad_input_gets_a_sentence(server, job, title, change, message):
-    bad = copy.deepcopy(job[0])
-    titled(bad)[title] |= change
-    with pytest.raises(ServerError, match=re.escape(message)):
-        server.run(bad)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"preset": "fast", "concept_type": "custom", "template": "a cat"}, "has no {}"),
-        ({"preset": "paper", "resolution": 8}, "use 0 for the model's own"),
-    ],
-)
-def test_bad_settings_get_a_sentence(server, job, settings, message):
-    bad = copy.deepcopy(job[0])
-    Graphs(server).set_preset(bad, node_id(bad, "Forget Concept"), **settings)
-    with pytest.raises(ServerError, match=re.escape(message)):
-        server.run(bad)
-
-
-def test_settings_of_another_preset_get_a_sentence(server, job):
-    bad = copy.deepcopy(job[0])
-    Graphs(server).set_preset(bad, node_id(bad, "Forget Concept"), "paper", steps=2)
-    titled(bad)["Forget Concept"]["preset"] = "balanced"
-    with pytest.raises(ServerError, match="the settings are for `paper`: connect Forget Settings \\(balanced\\)"):
-        server.run(bad)
-
-
-def test_a_file_that_is_no_patch_gets_a_sentence(server, job):
-    from safetensors.torch import save_file
-
-    save_file({"lora_unet_x.alpha": torch.ones(())}, server.output / "loras/plain.safetensors")
-    bad = copy.deepcopy(job[0])
-    titled(bad)["Apply FMN Patch"]["patch"] = "plain.safetensors"
-    with pytest.raises(ServerError, match="plain.safetensors is not a forget patch"):
-        server.run(bad)
-
-
 @pytest.mark.parametrize("prefix", ["", "folder/", "deep/er/x", "forget-%concept%"])
 def test_every_save_gets_a_name_that_no_lora_has(server, job, prefix):
     """Not in any of the host's LoRA folders: loaders ask by name and take the first they find."""
@@ -408,33 +267,6 @@ def test_pictures_from_the_graph_train_too(server, paper_job):
     workflow["900"]["inputs"]["width"] = 128
     with pytest.raises(ServerError, match="Pictures need a VAE"):
         server.run(workflow)
-
-
-IMPORTED = """
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
-
-sys.path.insert(0, "{comfyui}")
-import utils.install_util  # before the host's nodes put a folder with another `utils` first
-from demo.host import import_comfyui
-
-import_comfyui(Path("{comfyui}"))
-import comfy_api.latest, nodes, server
-
-before, name = set(sys.modules), "pack"
-spec = spec_from_file_location(name, "{root}/__init__.py", submodule_search_locations=["{root}"])
-sys.modules[name] = module_from_spec(spec)
-spec.loader.exec_module(sys.modules[name])
-new = {{module.split(".")[0] for module in set(sys.modules) - before}}
-assert name + ".nodes" in sys.modules
-assert not new - set(sys.stdlib_module_names) - {{name}}, new
-"""
-
-
-def test_importing_the_pack_imports_nothing_that_the_host_has_not(run_python, comfyui):
-    """What is heavy is imported when it is used: seconds of every start of the host."""
-    run_python("-c", IMPORTED.format(comfyui=comfyui, root=ROOT))
 
 
 def test_another_installed_comfyui_runs_the_job(tmp_path):

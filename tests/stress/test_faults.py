@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from faults import Bench, one_fault, one_full_disk, one_kill
+from bench import Bench
+from faults import one_fault
+from kills import one_full_disk, one_kill
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,9 @@ from webui.ui.gradio_page import VERSIONS, environment
 
 @pytest.mark.parametrize("flavour", VERSIONS)
 def test_the_checks_pass_in_the_webuis_process(comfyui, flavour):
-    options = ["-q", "-p", "webui.ui.fixtures", "-p", "no:cacheprovider", "--import-mode=importlib", "--noconftest"]
-    checks = [f"tests/webui/ui/check_{name}.py" for name in ("script", "api", "states")]
+    plugins = [word for name in ("webui.ui.fixtures", "webui.ui.drawing", "no:cacheprovider") for word in ("-p", name)]
+    options = ["-q", *plugins, "--import-mode=importlib", "--noconftest"]
+    checks = [f"tests/webui/ui/check_{name}.py" for name in ("script", "refusals", "maps", "api", "states")]
     command = [sys.executable, "-m", "pytest", *options, *checks]
     done = subprocess.run(command, cwd=ROOT, env=environment(flavour, comfyui), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

@@ -1,8 +1,8 @@
-from standin import (  # noqa: F401 (the webui's place for them)
+from standin import strict
+from standin_prompts import (  # noqa: F401 (the webui's place for them)
     get_learned_conditioning_prompt_schedules,
     get_multicond_prompt_list,
     parse_prompt_attention,
-    strict,
 )
 
 
