@@ -107,6 +107,15 @@ def host(loaded):
 
 
 @pytest.fixture(scope="session")
+def cats(loaded):
+    """Pictures of cats that the model makes, [2, H, W, 3]."""
+    from demo.evaluate import sample
+    from fmn_core.hosts.comfy.model import ComfyHost
+
+    return sample(ComfyHost(*loaded), ["a cat"] * 2, [1, 2], steps=10)
+
+
+@pytest.fixture(scope="session")
 def sample(comfy, loaded):
     """sample(model, prompt, ...) -> latents [B, 4, h, w], by the host's own sampler in inference mode."""
     _, clip, _ = loaded

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import resource
+import struct
 import time
 
 import torch
@@ -47,6 +49,18 @@ def corpus():
 
 
 CORPUS = corpus()
+
+
+def parts(raw):
+    """The header of a safetensors file, and its data."""
+    size = struct.unpack("<Q", raw[:8])[0]
+    return json.loads(raw[8 : 8 + size]), raw[8 + size :]
+
+
+def joined(header, data):
+    """The file of a header, read or in bytes, and its data."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
 
 
 def all_readers(loaded, folder):

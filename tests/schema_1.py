@@ -8,6 +8,10 @@ from conftest import ROOT
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from fmn_core.patch.file import read_patch
+from fmn_core.patch.stack import stack
+from fmn_core.patch.weighted import WeightedPatch
+
 CAR, CAT = (ROOT / f"demo/loras/forget-{name}.safetensors" for name in ("car", "cat"))
 WIDTH = 112  # of the demo model's text encoder
 # Every setting of schema 1: its name in schema 2, and the new word for each value that is chosen from a list.
@@ -99,6 +103,11 @@ def written(folder, info, tensors=None, name="old.safetensors"):
     path = folder / name
     save_file(dict(tensors or load_file(CAR)), path, {"fmn.patch": json.dumps(info)})
     return path
+
+
+def new_stack():
+    """The demo's patches, stacked today."""
+    return stack([WeightedPatch(read_patch(CAR)), WeightedPatch(read_patch(CAT), 0.5)])
 
 
 def old_stack(fresh, files):

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 import torch
-from file_readers import CORPUS, all_readers
+from file_readers import CORPUS, all_readers, joined, parts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
@@ -46,16 +46,6 @@ DTYPES = [
 @pytest.fixture(scope="module")
 def readers(loaded, tmp_path_factory):
     return all_readers(loaded, tmp_path_factory.mktemp("bad"))
-
-
-def parts(raw):
-    size = struct.unpack("<Q", raw[:8])[0]
-    return json.loads(raw[8 : 8 + size]), raw[8 + size :]
-
-
-def joined(header, data):
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + data
 
 
 def test_the_corpus_is_read(readers):

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 import torch
-from file_readers import CORPUS, all_readers, small_patch
+from file_readers import CORPUS, all_readers, joined, parts, small_patch
 from safetensors.torch import save
 
 from fmn_core.patch.patch import ALPHA, DOWN, UP, Patch
@@ -16,16 +16,6 @@ from fmn_core.patch.patch import ALPHA, DOWN, UP, Patch
 @pytest.fixture(scope="module")
 def readers(loaded, tmp_path_factory):
     return all_readers(loaded, tmp_path_factory.mktemp("bad"))
-
-
-def parts(raw):
-    size = struct.unpack("<Q", raw[:8])[0]
-    return json.loads(raw[8 : 8 + size]), raw[8 + size :]
-
-
-def joined(header, data):
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + data
 
 
 @pytest.mark.parametrize(

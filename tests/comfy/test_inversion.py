@@ -27,22 +27,6 @@ from fmn_core.training.sampling import sample_ddim
 QUICK = InversionConfig(steps=3, num_images=2, num_inference_steps=3, learning_rate=1e-2)
 
 
-@pytest.fixture
-def host(loaded):
-    from fmn_core.hosts.comfy.model import ComfyHost
-
-    return ComfyHost(*loaded)
-
-
-@pytest.fixture(scope="module")
-def cats(loaded):
-    """Pictures of cats that the model makes, [2, H, W, 3]."""
-    from demo.evaluate import sample
-    from fmn_core.hosts.comfy.model import ComfyHost
-
-    return sample(ComfyHost(*loaded), ["a cat"] * 2, [1, 2], steps=10)
-
-
 def learn(host, latents, config, mask=None, images=None):
     return invert(TrainingRun(host, config, images=images, mask=mask), latents)
 

@@ -20,22 +20,6 @@ QUICK = InversionConfig(steps=3, num_images=2, num_inference_steps=3, learning_r
 
 
 @pytest.fixture
-def host(loaded):
-    from fmn_core.hosts.comfy.model import ComfyHost
-
-    return ComfyHost(*loaded)
-
-
-@pytest.fixture(scope="module")
-def cats(loaded):
-    """Pictures of cats that the model makes, [2, H, W, 3]."""
-    from demo.evaluate import sample
-    from fmn_core.hosts.comfy.model import ComfyHost
-
-    return sample(ComfyHost(*loaded), ["a cat"] * 2, [1, 2], steps=10)
-
-
-@pytest.fixture
 def vectors(host):
     return {"clip_l": host.token_embeddings("cat dog rose")["clip_l"] + 0.1}
 

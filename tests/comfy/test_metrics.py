@@ -19,13 +19,6 @@ from fmn_core.training.noise import noise_drift
 
 
 @pytest.fixture(scope="module")
-def host(loaded):
-    from fmn_core.hosts.comfy.model import ComfyHost
-
-    return ComfyHost(*loaded)
-
-
-@pytest.fixture(scope="module")
 def patch():
     return read_patch(ROOT / "demo/loras/forget-cat.safetensors")
 

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from stacked import NAMES, delta, distance, few_patches, forgotten
 
 from fmn_core.erasure.config import make_config
 from fmn_core.erasure.forget import forget
@@ -20,8 +21,6 @@ from fmn_core.patch.stack import OWN, stack, unstack
 from fmn_core.patch.summary import summary
 from fmn_core.patch.weighted import WeightedPatch, reads_text
 
-NAMES = ("cat", "lion", "dog")
-
 
 @pytest.fixture(scope="module")
 def comfy_host(loaded):
@@ -32,20 +31,7 @@ def comfy_host(loaded):
 
 @pytest.fixture(scope="module")
 def patches(comfy_host):
-    """Three in closed form, and one that was trained, on q, k, v and out."""
-    trained = make_config(preset="paper", steps=3, num_images=1, num_inference_steps=2, target_modules="q,k,v,out", rank=2)
-    fast = make_config(preserve="house")
-    return [*(forget(comfy_host, name, fast)[0] for name in NAMES), forget(comfy_host, "fox", trained)[0]]
-
-
-def delta(patch, module):
-    return patch[module + UP].double() @ patch[module + DOWN].double()
-
-
-def distance(one, other):
-    """The largest relative difference of what two patches add to a projection."""
-    assert one.modules == other.modules
-    return max(((delta(one, m) - delta(other, m)).norm() / delta(other, m).norm().clamp(1e-9)).item() for m in one.modules)
+    return few_patches(comfy_host)
 
 
 def test_a_patch_alone_comes_out_as_it_went_in(patches):
@@ -60,11 +46,6 @@ def test_the_order_does_not_matter_and_a_patch_that_is_off_or_there_twice_neithe
     off = WeightedPatch(forgotten(patches[0], "tiger"), 0.0)
     assert whole == serialize(stack([*weighted, off]), "s")
     assert whole == serialize(stack([*weighted, weighted[1]]), "s")
-
-
-def forgotten(patch, name):
-    """A patch said to be of another concept."""
-    return Patch(dict(patch), patch.info | {"concept": name, "concepts": [patch.info["concepts"][0] | {"names": [name]}]})
 
 
 def test_strength_scales_linearly(patches):

@@ -6,10 +6,9 @@ import copy
 
 import pytest
 import torch
+from stacked import distance, few_patches, forgotten
 
 from fmn_core.cli.main import main
-from fmn_core.erasure.config import make_config
-from fmn_core.erasure.forget import forget
 from fmn_core.errors import ForgetError
 from fmn_core.patch.file import read_patch, save_patch
 from fmn_core.patch.gate import gate
@@ -18,37 +17,12 @@ from fmn_core.patch.stack import stack, unstack
 from fmn_core.patch.statistics import TextStatistics
 from fmn_core.patch.weighted import WeightedPatch
 
-NAMES = ("cat", "lion", "dog")
-
 
 @pytest.fixture(scope="module")
-def comfy_host(loaded):
+def patches(loaded):
     from fmn_core.hosts.comfy.model import ComfyHost
 
-    return ComfyHost(*loaded)
-
-
-@pytest.fixture(scope="module")
-def patches(comfy_host):
-    """Three in closed form, and one that was trained, on q, k, v and out."""
-    trained = make_config(preset="paper", steps=3, num_images=1, num_inference_steps=2, target_modules="q,k,v,out", rank=2)
-    fast = make_config(preserve="house")
-    return [*(forget(comfy_host, name, fast)[0] for name in NAMES), forget(comfy_host, "fox", trained)[0]]
-
-
-def delta(patch, module):
-    return patch[module + UP].double() @ patch[module + DOWN].double()
-
-
-def distance(one, other):
-    """The largest relative difference of what two patches add to a projection."""
-    assert one.modules == other.modules
-    return max(((delta(one, m) - delta(other, m)).norm() / delta(other, m).norm().clamp(1e-9)).item() for m in one.modules)
-
-
-def forgotten(patch, name):
-    """A patch said to be of another concept."""
-    return Patch(dict(patch), patch.info | {"concept": name, "concepts": [patch.info["concepts"][0] | {"names": [name]}]})
+    return few_patches(ComfyHost(*loaded))
 
 
 def test_the_command_stacks_files_and_takes_them_apart(patches, tmp_path, capsys):

@@ -8,7 +8,7 @@ from dataclasses import fields
 import pytest
 import torch
 from safetensors.torch import load_file
-from schema_1 import CAR, CAT, NEW_REPORT, REPORT, SETTINGS, WIDTH, old_stack, stored, written
+from schema_1 import CAR, CAT, NEW_REPORT, REPORT, SETTINGS, WIDTH, new_stack, old_stack, stored, written
 
 from fmn_core.erasure.config import PRESETS
 from fmn_core.errors import ForgetError
@@ -26,8 +26,7 @@ from fmn_core.patch.weighted import WeightedPatch
 
 @pytest.fixture(scope="module")
 def fresh():
-    """The demo's patches, stacked today."""
-    return stack([WeightedPatch(read_patch(CAR)), WeightedPatch(read_patch(CAT), 0.5)])
+    return new_stack()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from schema_1 import CAR, CAT, NEW_REPORT, REPORT, SETTINGS, WIDTH, old_stack, stored, written
+from schema_1 import CAR, CAT, NEW_REPORT, REPORT, SETTINGS, WIDTH, new_stack, old_stack, stored, written
 
 from fmn_core.errors import ForgetError
 from fmn_core.patch.file import read_patch
@@ -21,8 +21,7 @@ from fmn_core.patch.weighted import WeightedPatch
 
 @pytest.fixture(scope="module")
 def fresh():
-    """The demo's patches, stacked today."""
-    return stack([WeightedPatch(read_patch(CAR)), WeightedPatch(read_patch(CAT), 0.5)])
+    return new_stack()
 
 
 @pytest.fixture

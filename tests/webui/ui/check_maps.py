@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 from modules import images, processing
-from PIL import Image
-from webui.ui.drawing import values
+from webui.ui.drawing import image_grid, values
 
 from fmn_core.hosts.webui.model import current_host
 
@@ -34,16 +33,6 @@ def test_heat_maps_go_to_the_gallery_and_leave_the_picture_as_it_is(draw):
     assert len(processed.infotexts) == 4 and 'FMN heat map of: "a photo"' in processed.infotexts[3]
     assert [(each[2], each[-1]) for each in images.saved] == [(1, "-heat-a-photo"), (2, "-heat-a-photo")]
     assert p.extra_generation_params["FMN heat map words"] == "a photo" and hooks() == hooked
-
-
-def image_grid(pictures, rows):
-    """Pictures beside and below one another, as the webui's scripts have it."""
-    columns = math.ceil(len(pictures) / rows)
-    width, height = pictures[0].size
-    grid = Image.new("RGB", (columns * width, rows * height))
-    for number, picture in enumerate(pictures):
-        grid.paste(picture, (number % columns * width, number // columns * height))
-    return grid
 
 
 def prompt_matrix(p, size):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 
@@ -13,7 +12,7 @@ import torch
 from modules import processing, shared
 from modules.sd_samplers_common import InterruptedException
 from PIL import Image
-from webui.ui.drawing import values
+from webui.ui.drawing import image_grid, values
 
 from fmn_core.erasure.config import make_config
 from fmn_core.host import ENCODED_AT_ONCE
@@ -113,16 +112,6 @@ def test_a_checkpoint_put_into_the_same_model_is_another(script, monkeypatch):
     with torch.inference_mode():
         weight.copy_(kept)
     assert hash_of(host) == first
-
-
-def image_grid(pictures, rows):
-    """Pictures beside and below one another, as the webui's scripts have it."""
-    columns = math.ceil(len(pictures) / rows)
-    width, height = pictures[0].size
-    grid = Image.new("RGB", (columns * width, rows * height))
-    for number, picture in enumerate(pictures):
-        grid.paste(picture, (number % columns * width, number // columns * height))
-    return grid
 
 
 @pytest.mark.parametrize("width, height", [(256, 256), (512, 512), (512, 341), (341, 512), (1, 1)])

@@ -5,6 +5,7 @@ A plugin of pytest's (`-p webui.ui.drawing`), after `webui.ui.fixtures`.
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from modules import extra_networks, processing, shared
 from modules.scripts import ScriptRunner
+from PIL import Image
 from webui.ui.fixtures import NOTHING
 
 from fmn_core.patch.file import read_patch, serialize
@@ -94,3 +96,13 @@ def changed(file, change, **info):
 
 def same(key, tensor):
     return tensor
+
+
+def image_grid(pictures, rows):
+    """Pictures beside and below one another, as the webui's scripts have it."""
+    columns = math.ceil(len(pictures) / rows)
+    width, height = pictures[0].size
+    grid = Image.new("RGB", (columns * width, rows * height))
+    for number, picture in enumerate(pictures):
+        grid.paste(picture, (number % columns * width, number // columns * height))
+    return grid
