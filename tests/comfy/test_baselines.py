@@ -71,16 +71,17 @@ def test_what_bases_are_made_of_leaves_the_model_and_what_looks_at_nothing_adds_
 
 def test_the_quick_command_prints_a_table_in_which_fast_forgets_and_keeps(comfyui, tmp_path):
     file = tmp_path / "rows.json"
-    command = [sys.executable, "-m", "benchmarks.quality", "--quick", "--targets", "cat", "--methods", "fast"]
+    command = [sys.executable, "-m", "benchmarks.quality", "--quick", "--targets", "cat", "--methods", "fast", "UCE"]
     done = subprocess.run(
         [*command, "--json", str(file)], cwd=ROOT, capture_output=True, text=True,
         env={**os.environ, "FMN_COMFYUI": str(comfyui)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    base, fast = json.loads(file.read_text())
-    assert (base["method"], fast["method"]) == ("base", "fast")
+    base, fast, uce = json.loads(file.read_text())
+    assert (base["method"], fast["method"], uce["method"]) == ("base", "fast", "UCE")
     assert fast["ua"] >= 0.95 and fast["ira"] >= base["ira"] - 0.1 and fast["drift"] <= 0.01
     assert base["ua"] < 0.4 and base["drift"] == 0 and fast["base"]["ua"] == base["ua"]
+    assert fast["h"] > uce["h"]
 
 
 def test_a_part_taken_away_makes_another_patch(demo_host):

@@ -149,7 +149,9 @@ def main() -> None:
 
     jobs |= {
         "inversion": lambda: invert_pictures(host, InversionConfig(steps=1, batch_size=1), images=images, mask=mask),
-        "evaluation": lambda: evaluate(host, patch, EvaluationConfig(prompts=1, num_inference_steps=1, resolution=64)),
+        "evaluation": lambda: evaluate(
+            host, patch, EvaluationConfig(prompts=1, num_inference_steps=1, resolution=64, inversion=True, inversion_steps=1)
+        ),
         "patched": lambda: patched(loaded),
         "recorded": lambda: recorded(loaded),
         **{kind: lambda kind=kind: quantized(kind) for kind in ("cast", "scaled", "mixed")},
